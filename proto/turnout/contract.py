@@ -1,0 +1,83 @@
+"""Names, sizes and formats that sidecar and control plane must agree on.
+
+Data only: every computation has one home on one of the two sides, and `tests/vectors` proves that they
+agree.
+"""
+
+from typing import Final
+
+# -- Headers -----------------------------------------------------------------------------------------
+HEADER_VARIANT: Final = "x-variant"
+HEADER_STAMP: Final = "x-turnout"
+HEADER_UPSTREAM: Final = "x-turnout-upstream"
+HEADER_SHADOW: Final = "x-turnout-shadow"
+HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
+HEADER_REQUEST_ID: Final = "x-request-id"
+HEADER_PARAMETER_PREFIX: Final = "x-param-"
+# What a client may not say: Envoy removes these before it looks at the route.
+RESERVED_HEADERS: Final = (HEADER_VARIANT, HEADER_STAMP)
+RESERVED_HEADER_PREFIXES: Final = ("x-turnout-", HEADER_PARAMETER_PREFIX, "x-envoy-")
+
+# The stamp: one entry per assignment, separated by ',':
+#   <experiment>;<epoch>;<variant>;<stratum>;<unit hash as 16 lower-case hex digits>[;f]
+# A trailing ';f' marks a forced assignment. 16 hex digits: a fixed width that can be spliced.
+STAMP_SEPARATOR: Final = ","
+STAMP_FIELD_SEPARATOR: Final = ";"
+UNIT_HASH_HEX_DIGITS: Final = 16
+
+# -- Assignment --------------------------------------------------------------------------------------
+# bucket = xxh3_64(salt + NUL + unit) mod BUCKET_COUNT; weights are parts per million.
+BUCKET_COUNT: Final = 1_000_000
+HASH_VERSION: Final = 1
+LAYER_MODELS: Final = "models"
+UNIT_BYTES_MAX: Final = 4096  # a longer unit is no unit, and counted
+TENANT_KEY_BYTES: Final = 32  # keyed BLAKE2b, digest 8 bytes, read little endian
+
+# -- Snapshot file: MAGIC + BLAKE2b-256 of the payload + payload (the encoded Snapshot) -----------------
+SNAPSHOT_MAGIC: Final = b"TURNOUT\x01"
+SNAPSHOT_DIGEST_BYTES: Final = 32
+SNAPSHOT_FORMAT: Final = 1
+SNAPSHOT_BYTES_MAX: Final = 16 * 1024 * 1024
+
+# -- Evidence ----------------------------------------------------------------------------------------
+TIME_BUCKET_S: Final = 10
+# A unit's first bad event is kept once per slot; a lane's block begins with a slot and lives 12 of them.
+FIRST_BAD_SLOT_S: Final = 300
+FIRST_BAD_BLOCK_SLOTS: Final = 12
+FIRST_BAD_UNITS_MAX: Final = 65_536
+# DDSketch (Masson, Rim, Lee 2019, arXiv 1908.10693): bin i holds (gamma^(i-1), gamma^i] milliseconds.
+LATENCY_SKETCH_ALPHA: Final = 0.01
+LATENCY_SKETCH_GAMMA: Final = (1 + LATENCY_SKETCH_ALPHA) / (1 - LATENCY_SKETCH_ALPHA)
+LATENCY_MIN_MS: Final = 0.001
+
+# -- Spans (OTLP attributes) --------------------------------------------------------------------------
+ATTRIBUTE_REQUEST_ID: Final = "turnout.request_id"
+ATTRIBUTE_ENVOY_REQUEST_ID: Final = "guid:x-request-id"
+ATTRIBUTE_PREDICTION: Final = "turnout.prediction"
+ATTRIBUTE_LABEL: Final = "turnout.label"
+ATTRIBUTE_SCORE: Final = "turnout.score"
+ATTRIBUTE_COST: Final = "turnout.cost"
+# True on a span that answered a mirrored copy (the request carried x-turnout-shadow-of).
+ATTRIBUTE_SHADOW: Final = "turnout.shadow"
+
+# -- Envoy -------------------------------------------------------------------------------------------
+EXT_PROC_FILTER: Final = "turnout"  # the filter's configured name, and the key of its filter state
+EXT_PROC_STAT_PREFIX: Final = "turnout"
+HCM_STAT_PREFIX: Final = "turnout"
+ROUTE_CONFIG_NAME: Final = "turnout"
+ACCESS_LOG_SERVED: Final = "turnout_served"
+ACCESS_LOG_SHADOW: Final = "turnout_shadow"
+WORKERS_CLUSTER: Final = "turnout_workers"
+OTLP_CLUSTER: Final = "turnout_otlp"
+CLUSTER_PREFIX: Final = "turnout."
+# Routes are named turnout/<target>/<stamped|baseline>.
+ROUTE_NAME_PREFIX: Final = "turnout/"
+
+# -- Limits ------------------------------------------------------------------------------------------
+RESOURCE_BYTES_MAX: Final = 256 * 1024
+RESOURCE_DEPTH_MAX: Final = 20
+VARIANTS_MAX: Final = 64
+STEPS_MAX: Final = 32
+EXPERIMENTS_PER_TENANT_MAX: Final = 1000
+OUTCOMES_PER_CALL_MAX: Final = 10_000
+GRPC_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
