@@ -11,6 +11,9 @@ HEADER_VARIANT: Final = "x-variant"
 HEADER_STAMP: Final = "x-turnout"
 HEADER_UPSTREAM: Final = "x-turnout-upstream"
 HEADER_SHADOW: Final = "x-turnout-shadow"
+# On a request that is mirrored: <experiment>;<epoch>;<shadow variant>. The mirror policy copies it into
+# HEADER_SHADOW_OF on the copy, so that the marker is on copies alone.
+HEADER_SHADOW_VARIANT: Final = "x-turnout-shadow-variant"
 HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_PARAMETER_PREFIX: Final = "x-param-"
