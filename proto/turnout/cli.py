@@ -1,54 +1,115 @@
-"""The `turnout` command: finds its subcommands by entry point and loads only the one that is called."""
+"""The `turnout` command: finds its subcommands by entry point, imports only the one that is called.
+
+Owns the list of one-line helps, so that `turnout --help` imports neither side. Refuses to know
+anything else about a subcommand.
+"""
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
 
-import click
 import typer
+from typer.core import TyperGroup
 
 from turnout import __version__
 
-# Commands that hold state or start servers come first in the help.
-GROUP = "turnout.commands"
+GROUP: Final = "turnout.commands"
+
+# In the order in which they are listed. A command without a line here is listed last, without help.
+HELPS: Final = {
+    "sidecar": "Serve Envoy: choose each request's variant, fold its access log.",
+    "control": "Run the control plane: resources, rollouts, sidecars' config.",
+    "envoy": "Print Envoy configurations that work with a sidecar.",
+    "snapshot": "Build a snapshot from resource files, or show one.",
+    "lint": "Check resource files offline and name every violation.",
+    "apply": "Create or update the resources in files.",
+    "get": "List targets or experiments, or print one.",
+    "describe": "Tell an experiment's or a target's state, and why.",
+    "watch": "Follow experiments as they change.",
+    "results": "Show what is known of an experiment's variants.",
+    "start": "Start an experiment at its first step.",
+    "pause": "Freeze an experiment's step; safety still rolls back.",
+    "resume": "Go on with a paused experiment.",
+    "advance": "Go to an experiment's next step, whatever its checks say.",
+    "promote": "Make a candidate the target's baseline.",
+    "rollback": "Take all traffic from an experiment's candidates, for good.",
+    "undo": "Undo a promotion: the previous baseline serves again.",
+    "stop": "End an experiment without a verdict.",
+    "sidecars": "List the sidecars and which configuration each one serves.",
+}
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are entry points, imported on use: `turnout sidecar` never imports scipy."""
+class LazyGroup(TyperGroup):
+    """A group of entry points, imported on use: `turnout sidecar` never imports scipy.
 
-    def _found(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=GROUP)}
+    An entry point is a Typer application or a function with Typer's annotations. Contexts and
+    formatters are typed `Any` because Typer's releases differ in where they keep these classes.
+    """
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all subcommands, sorted."""
-        return sorted(self._found())
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all subcommands, in the order of `HELPS`."""
+        found = _found()
+        return [*(name for name in HELPS if name in found), *sorted(found.keys() - HELPS.keys())]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one subcommand; an entry point is a Typer application or a click command."""
-        point = self._found().get(cmd_name)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import one subcommand; None when there is none of that name."""
+        point = _found().get(cmd_name)
         if point is None:
             return None
         loaded = point.load()
-        if isinstance(loaded, typer.Typer):
-            loaded = typer.main.get_command(loaded)
-        loaded.name = cmd_name
-        return loaded  # type: ignore[no-any-return]
+        if not isinstance(loaded, typer.Typer):
+            app = _application()
+            app.command(name=cmd_name)(loaded)
+            loaded = app
+        command = typer.main.get_command(loaded)
+        command.name = cmd_name
+        return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands with the short help that their entry points' modules declare."""
-        super().format_commands(ctx, formatter)
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, HELPS.get(name, "")) for name in self.list_commands(ctx)])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete nothing: it would import every subcommand."""
+        return []
 
 
-@click.command(
+def _found() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _application() -> typer.Typer:
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"turnout {__version__}")
+        raise typer.Exit
+
+
+main = typer.Typer(
     cls=LazyGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Turnout: split, shadow and judge model versions on live traffic, beside every model pod.",
 )
-@click.version_option(__version__, prog_name="turnout")
-def main() -> None:
-    """Run the command line."""
+
+
+@main.callback()
+def _root(
+    *,
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Hold the options that all subcommands share: none but --version."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
