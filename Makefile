@@ -1,27 +1,84 @@
-# make demo | test | soak | bench | lint | proto | format | lock
+# make demo | test | soak | bench | lint | proto | format | lock | clean
+#   make demo KEEP=1           leaves the demo running and prints commands to try
+#   make test ARGS="-k split"  passes arguments on to pytest
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODEGEN := .venv-codegen
+LOCK := .venv-lock
+SOURCES := sidecar control proto envoy tests
+ARGS ?=
+KEEP ?=
 
-.PHONY: all venv demo test soak bench lint proto format lock clean
+.PHONY: all venv codegen tools demo test soak bench lint proto format lock clean
 all: venv
 venv: $(STAMP)
+codegen: $(CODEGEN)/.installed
 
 $(STAMP): requirements-dev.txt pyproject.toml
+	@echo "installing into $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --require-hashes --only-binary :all: -r requirements-dev.txt
-	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
-	touch $@
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-dev.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
+# The code generator has a venv of its own: it pins an older protobuf than the runtime's.
 $(CODEGEN)/.installed: requirements-codegen.txt
+	@echo "installing into $(CODEGEN)"
 	$(PYTHON) -m venv $(CODEGEN)
-	$(CODEGEN)/bin/pip install -q --require-hashes -r requirements-codegen.txt
-	touch $@
+	$(CODEGEN)/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-codegen.txt
+	@touch $@
 
-proto: $(CODEGEN)/.installed
+# grpcurl, for the tests that run the README's lines.
+tools:
+	@PYTHON=$(PYTHON) .ci/tools grpcurl
+
+demo: venv
+	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep)
+
+test: venv codegen tools
+	$(BIN)/pytest -m "not soak" $(ARGS)
+
+soak: venv codegen tools
+	$(BIN)/pytest -m soak $(ARGS)
+
+bench: venv
+	@.ci/tools wrk
+	$(BIN)/python -m tests.benchmarks.split $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+
+format: venv
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# The generated modules are checked in; tests/tidy regenerates them and compares.
+proto: codegen
 	cd proto && PATH=$(CURDIR)/$(CODEGEN)/bin:$$PATH ../$(CODEGEN)/bin/python -m grpc_tools.protoc -I. \
 	  --python_out=. --mypy_out=. turnout/envoy/*.proto turnout/v1alpha1/*.proto
 	cd proto && PATH=$(CURDIR)/$(CODEGEN)/bin:$$PATH ../$(CODEGEN)/bin/python -m grpc_tools.protoc -I. \
 	  --grpc_python_out=. --mypy_grpc_out=. turnout/v1alpha1/*_service.proto
+
+# Hash-locked requirements without any index address in them.
+lock: $(LOCK)/.installed
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links -o requirements.txt pyproject.toml
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra demo --extra test \
+	  -o requirements-dev.txt pyproject.toml
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links -o requirements-codegen.txt requirements-codegen.in
+
+$(LOCK)/.installed:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install -q --disable-pip-version-check --only-binary :all: uv==0.13.9
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(CODEGEN) $(LOCK) .tools .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
