@@ -1,0 +1,158 @@
+"""A reader of Envoy's admin interface.
+
+Owns the HTTP requests and what is made of the answers: which clusters are active with how many
+healthy hosts, and Envoy's own ext_proc counters. Refuses to change anything in Envoy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+from turnout.contract import EXT_PROC_FILTER, EXT_PROC_STAT_PREFIX, HCM_STAT_PREFIX
+
+TIMEOUT_S: Final = 2.0
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+FAILURE_MODE_ALLOWED: Final = (
+    f"http.{HCM_STAT_PREFIX}.ext_proc.{EXT_PROC_STAT_PREFIX}.failure_mode_allowed"
+)
+# Every number that is read, in one request.
+_FILTER: Final = (
+    r"^(http\.[^.]+\.ext_proc\..*|cluster_manager\.cds\.update_.*|http\.[^.]+\.rds\..*\.update_.*"
+    r"|.*extension_config_discovery\..*)$"
+)
+
+
+class AdminError(RuntimeError):
+    """Envoy's admin did not answer as expected; the message names the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyState:
+    """One look at Envoy.
+
+    Attributes:
+        healthy_hosts: Active cluster -> hosts that pass every check. A warming cluster is not here.
+        counters: Envoy's counters that are read, by full name.
+        uptime_s: Age of this Envoy.
+    """
+
+    healthy_hosts: Mapping[str, int]
+    counters: Mapping[str, int] = field(default_factory=dict)
+    uptime_s: int = 0
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that Envoy passed on without an answer of the sidecar, since it started."""
+        return self.counters.get(FAILURE_MODE_ALLOWED, 0)
+
+    @property
+    def rejections(self) -> tuple[str, ...]:
+        """Sentences about files that this Envoy has refused."""
+        found = []
+        for name, value in sorted(self.counters.items()):
+            if value and (name.endswith((".update_rejected", ".config_fail"))):
+                found.append(f"Envoy refused {value} update(s): {name}")
+        return tuple(found)
+
+    @property
+    def filter_reloads(self) -> int:
+        """How often this Envoy has taken a new configuration of the ext_proc filter."""
+        suffix = f"extension_config_discovery.http_filter.{EXT_PROC_FILTER}.config_reload"
+        return sum(value for name, value in self.counters.items() if name.endswith(suffix))
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of to a host."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Admin:
+    """Envoy's admin at `unix:PATH` or `HOST:PORT`."""
+
+    def __init__(self, address: str) -> None:
+        """Remember the address; nothing is opened."""
+        self.address = address
+
+    async def look(self) -> EnvoyState:
+        """Read clusters, counters and age.
+
+        Raises:
+            AdminError: No answer within TIMEOUT_S per request, or not what Envoy answers.
+        """
+        return await asyncio.to_thread(self._look)
+
+    def _look(self) -> EnvoyState:
+        query = quote(_FILTER, safe="")
+        return EnvoyState(
+            healthy_hosts=parse_clusters(self._get("/clusters?format=json")),
+            counters=parse_stats(self._get(f"/stats?format=json&filter={query}")),
+            uptime_s=parse_uptime(self._get("/server_info")),
+        )
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.address.startswith("unix:"):
+            return _UnixConnection(self.address.removeprefix("unix:"), TIMEOUT_S)
+        return http.client.HTTPConnection(self.address, timeout=TIMEOUT_S)
+
+    def _get(self, path: str) -> Any:
+        connection = self._connection()
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read(ANSWER_BYTES_MAX)
+            if answer.status != http.HTTPStatus.OK:
+                raise AdminError(f"Envoy's admin at {self.address}: {path} gave {answer.status}")
+            return json.loads(body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise AdminError(f"Envoy's admin at {self.address} is not there: {error}") from error
+        finally:
+            connection.close()
+
+
+def parse_clusters(answer: Any) -> dict[str, int]:
+    """Healthy hosts by cluster, from `/clusters?format=json`."""
+    found: dict[str, int] = {}
+    for status in answer.get("cluster_statuses", ()):
+        hosts = status.get("host_statuses", ())
+        found[status["name"]] = sum(_is_healthy(host.get("health_status", {})) for host in hosts)
+    return found
+
+
+def parse_stats(answer: Any) -> dict[str, int]:
+    """Counters and gauges by name, from `/stats?format=json`."""
+    return {
+        stat["name"]: int(stat["value"])
+        for stat in answer.get("stats", ())
+        if isinstance(stat.get("value"), int)
+    }
+
+
+def parse_uptime(answer: Any) -> int:
+    """Whole seconds since this Envoy started, from `/server_info`."""
+    matched = re.match(r"\d+", str(answer.get("uptime_current_epoch", "0")))
+    return int(matched[0]) if matched else 0
+
+
+def _is_healthy(status: Mapping[str, Any]) -> bool:
+    """Whether Envoy would send a request to a host: no failed check of any kind."""
+    failed = any(value is True for key, value in status.items() if key.startswith("failed_"))
+    removed = status.get("pending_dynamic_removal") is True
+    discovered = status.get("eds_health_status", "HEALTHY") in ("HEALTHY", "UNKNOWN")
+    return discovered and not failed and not removed

@@ -1,0 +1,136 @@
+"""Frames between a supervisor and its workers, over a Unix socket pair.
+
+Owns the framing and the four kinds of message. Refuses to know what a plan or a delta means. Both
+ends are one installation and are started together, so there is no version negotiation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Final
+
+# Length of the payload, then its kind.
+_HEADER: Final = struct.Struct("<IB")
+_U32: Final = struct.Struct("<I")
+# A snapshot (16 MiB at most) with its envelope, or a delta of 65,536 exposures (about 2 MiB).
+FRAME_BYTES_MAX: Final = 32 * 1024 * 1024
+
+
+class Kind(IntEnum):
+    """What a frame carries."""
+
+    PLAN = 1  # supervisor -> worker: a PlanOrder
+    APPLIED = 2  # worker -> supervisor: a PlanReport
+    HEARTBEAT = 3  # worker -> supervisor: empty
+    DELTA = 4  # worker -> supervisor: an encoded FoldDelta
+
+
+class FrameError(ValueError):
+    """The other end sent something that is not a frame: a bug, or a foreign process."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOrder:
+    """Everything a worker needs to build its plan.
+
+    Attributes:
+        generation: Rises by one at every order; the worker reports it back.
+        snapshot: An encoded Snapshot.
+        tenant_key: The key of unit hashes, 32 bytes.
+        dead: Experiment -> highest tombstoned epoch.
+        open_gates: (experiment, epoch) whose start gate is open; None = no gate, all are open.
+        slots: (experiment, epoch, variant) -> slot in the decided counters.
+    """
+
+    generation: int
+    snapshot: bytes
+    tenant_key: bytes
+    dead: dict[str, int] = field(default_factory=dict)
+    open_gates: frozenset[tuple[str, int]] | None = None
+    slots: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """A frame's payload."""
+        gates = None if self.open_gates is None else sorted(self.open_gates)
+        meta = json.dumps(
+            {
+                "generation": self.generation,
+                "key": self.tenant_key.hex(),
+                "dead": self.dead,
+                "open": gates,
+                "slots": [[*key, slot] for key, slot in self.slots.items()],
+            }
+        ).encode()
+        return _U32.pack(len(meta)) + meta + self.snapshot
+
+    @classmethod
+    def decode(cls, payload: bytes) -> PlanOrder:
+        """Read a frame's payload."""
+        (length,) = _U32.unpack_from(payload)
+        start = _U32.size + length
+        meta = json.loads(payload[_U32.size : start])
+        gates = meta["open"]
+        return cls(
+            generation=meta["generation"],
+            snapshot=payload[start:],
+            tenant_key=bytes.fromhex(meta["key"]),
+            dead=meta["dead"],
+            open_gates=None if gates is None else frozenset((name, epoch) for name, epoch in gates),
+            slots={(name, epoch, variant): slot for name, epoch, variant, slot in meta["slots"]},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A worker's answer to a PlanOrder.
+
+    Attributes:
+        generation: Of the order.
+        version: Of the snapshot that serves now; 0 = none.
+        error: Empty = the plan serves. Otherwise the plan that served before serves on.
+    """
+
+    generation: int
+    version: int
+    error: str = ""
+
+    def encode(self) -> bytes:
+        """A frame's payload."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> PlanReport:
+        """Read a frame's payload."""
+        return cls(**json.loads(payload))
+
+
+def frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """Bytes to write for one message.
+
+    Raises:
+        FrameError: The payload is larger than FRAME_BYTES_MAX.
+    """
+    if len(payload) > FRAME_BYTES_MAX:
+        raise FrameError(f"frame of {len(payload)} bytes, must be <= {FRAME_BYTES_MAX}")
+    return _HEADER.pack(len(payload), kind) + payload
+
+
+async def read_frame(reader: asyncio.StreamReader) -> tuple[Kind, bytes]:
+    """The next message.
+
+    Raises:
+        asyncio.IncompleteReadError: The other end is gone.
+        FrameError: Unknown kind, or longer than FRAME_BYTES_MAX.
+    """
+    length, kind = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+    if length > FRAME_BYTES_MAX:
+        raise FrameError(f"frame of {length} bytes, must be <= {FRAME_BYTES_MAX}")
+    try:
+        known = Kind(kind)
+    except ValueError:
+        raise FrameError(f"unknown kind of frame: {kind}") from None
+    return known, await reader.readexactly(length)
