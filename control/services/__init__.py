@@ -1,0 +1,1 @@
+"""gRPC servicers: decode -> pure call or controller command -> encode."""

@@ -1,0 +1,56 @@
+"""Puts refusals on the wire: decorators that every servicer method wears.
+
+Owns the mapping from `Refused` and from the store's failures to gRPC trailers. Refuses to decide
+what is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from control.refusals import Refused
+
+Reply = TypeVar("Reply")
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[Any, Any, Context], Awaitable[Reply]]
+StreamMethod = Callable[[Any, Any, Context], AsyncIterator[Reply]]
+
+CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def answers(method: Method[Reply]) -> Method[Reply]:
+    """Turn refusals of a unary method into a status with details."""
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, request: Any, context: Context) -> Reply:
+        try:
+            return await method(self, request, context)
+        except Refused as refused:
+            await abort(context, refused)
+            raise AssertionError("abort always raises") from refused
+
+    return wrapped
+
+
+def streams(method: StreamMethod[Reply]) -> StreamMethod[Reply]:
+    """Turn refusals of a server-streaming method into a status with details."""
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, request: Any, context: Context) -> AsyncIterator[Reply]:
+        try:
+            async for reply in method(self, request, context):
+                yield reply
+        except Refused as refused:
+            await abort(context, refused)
+
+    return wrapped
+
+
+async def abort(context: Context, refused: Refused) -> None:
+    """End the call with the refusal; raises grpc's own abort error."""
+    trailers = (("grpc-status-details-bin", refused.status().SerializeToString()),)
+    await context.abort(CODES[refused.code], refused.message, trailers)

@@ -1,0 +1,227 @@
+"""What all requests share: names, page tokens, field masks, who is asking.
+
+Owns the checks of request envelopes. Refuses to look inside a resource: `control.model` does.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+
+from control.refusals import Fault, exhausted, invalid, shorten
+from turnout import contract
+
+LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1000
+REQUEST_ID_BYTES_MAX: Final = 64
+REASON_BYTES_MAX: Final = 1024
+ACTOR_BYTES_MAX: Final = 128
+ACTOR_KEY: Final = "x-turnout-actor"
+
+MASK_RULE: Final = 'must be "labels", "spec" or a path below "spec"'
+LABEL_RULE: Final = "must be a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
+
+Resource = TypeVar("Resource", bound=Message)
+
+
+class Name(NamedTuple):
+    """A parsed resource name."""
+
+    tenant: str
+    id: str
+
+
+def tenant_of(parent: str, *, field: str = "parent") -> str:
+    """The tenant in `tenants/{tenant}`.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, not such a name.
+    """
+    parts = parent.split("/")
+    if len(parts) != 2 or parts[0] != "tenants" or not LABEL.fullmatch(parts[1]):
+        raise invalid([Fault(field, shorten(parent), "must be tenants/{tenant}")])
+    return parts[1]
+
+
+def name_of(name: str, collection: str, *, field: str = "name") -> Name:
+    """Tenant and id in `tenants/{tenant}/{collection}/{id}`.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, not such a name.
+    """
+    parts = name.split("/")
+    good = len(parts) == 4 and parts[0] == "tenants" and parts[2] == collection
+    if not good or not LABEL.fullmatch(parts[1]) or not LABEL.fullmatch(parts[3]):
+        rule = f"must be tenants/{{tenant}}/{collection}/{{id}}"
+        raise invalid([Fault(field, shorten(name), rule)])
+    return Name(parts[1], parts[3])
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuse a request id that is too long.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    if len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
+        rule = f"must be at most {REQUEST_ID_BYTES_MAX} bytes"
+        raise invalid([Fault("requestId", shorten(request_id), rule)])
+
+
+def check_reason(reason: str) -> None:
+    """Refuse a reason that is too long.
+
+    Raises:
+        Refused: INVALID_ARGUMENT.
+    """
+    if len(reason.encode()) > REASON_BYTES_MAX:
+        rule = f"must be at most {REASON_BYTES_MAX} bytes"
+        raise invalid([Fault("reason", shorten(reason), rule)])
+
+
+def check_size(message: Message) -> None:
+    """Refuse a resource above the size limit.
+
+    Raises:
+        Refused: RESOURCE_EXHAUSTED.
+    """
+    size = message.ByteSize()
+    if size > contract.RESOURCE_BYTES_MAX:
+        limit = contract.RESOURCE_BYTES_MAX
+        raise exhausted(
+            "RESOURCE_TOO_LARGE", f"the resource has {size} bytes; at most {limit} are allowed"
+        )
+
+
+def page_size(asked: int) -> int:
+    """How many rows a page has.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, negative.
+    """
+    if asked < 0:
+        raise invalid([Fault("pageSize", str(asked), f"must be 0..{PAGE_SIZE_MAX}")])
+    return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def page_token(key: str) -> str:
+    """An opaque token that continues after `key`."""
+    return base64.urlsafe_b64encode(b"1:" + key.encode()).decode().rstrip("=")
+
+
+def page_key(token: str) -> str:
+    """The key in a page token; empty for the first page.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, not a token of ours.
+    """
+    if not token:
+        return ""
+    try:
+        raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        version, _, key = raw.partition(b":")
+        if version == b"1":
+            return key.decode()
+    except (binascii.Error, ValueError):
+        pass
+    raise invalid([Fault("pageToken", shorten(token), "must be a next_page_token of this list")])
+
+
+def page_number(token: str) -> int | None:
+    """The row id in a page token of a numbered list; None for the first page.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, not a token of ours.
+    """
+    key = page_key(token)
+    if not key:
+        return None
+    if not key.isascii() or not key.isdigit() or len(key) > 18:
+        rule = "must be a next_page_token of this list"
+        raise invalid([Fault("pageToken", shorten(token), rule)])
+    return int(key)
+
+
+def actor_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Who is asking: the metadata x-turnout-actor, else the peer's address."""
+    for key, value in context.invocation_metadata() or ():
+        if key == ACTOR_KEY:
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            text = "".join(c for c in text if c.isprintable())[:ACTOR_BYTES_MAX]
+            if text:
+                return text
+    return str(context.peer())
+
+
+def merged(current: Resource, sent: Resource, mask: FieldMask) -> Resource:
+    """`current` with the masked fields of `sent`; an empty mask takes labels and spec.
+
+    Paths are relative to the resource: "labels", "spec", or below "spec" through singular messages
+    (snake_case or lowerCamelCase).
+
+    Raises:
+        Refused: INVALID_ARGUMENT, naming every path that cannot be masked.
+    """
+    result = type(current)()
+    result.CopyFrom(current)
+    faults = []
+    for path in mask.paths or ("labels", "spec"):
+        fields = _walk(result, path)
+        if fields is None:
+            faults.append(
+                Fault(
+                    "updateMask", shorten(path), 'must be "labels", "spec" or a path below "spec"'
+                )
+            )
+            continue
+        _copy_field(result, sent, fields)
+    if faults:
+        raise invalid(faults)
+    return result
+
+
+def _walk(message: Message, path: str) -> Sequence[Any] | None:
+    """Field descriptors along a path, None when the path is not allowed."""
+    parts = path.split(".")
+    if parts[0] not in {"labels", "spec"} or (parts[0] == "labels" and len(parts) > 1):
+        return None
+    descriptor: Any = message.DESCRIPTOR
+    fields: list[Any] = []
+    for part in parts:
+        if descriptor is None:
+            return None
+        field = descriptor.fields_by_name.get(part) or descriptor.fields_by_camelcase_name.get(part)
+        if field is None:
+            field = next((f for f in descriptor.fields if f.json_name == part), None)
+        if field is None:
+            return None
+        fields.append(field)
+        descriptor = None if field.is_repeated else field.message_type
+    return fields
+
+
+def _copy_field(target: Any, source: Any, fields: Sequence[Any]) -> None:
+    *above, last = fields
+    for field in above:
+        if not source.HasField(field.name):
+            # The parent is absent in what was sent: the masked field below it is cleared.
+            source = type(getattr(source, field.name))()
+        else:
+            source = getattr(source, field.name)
+        target = getattr(target, field.name)
+    target.ClearField(last.name)
+    if last.is_repeated:
+        getattr(target, last.name).MergeFrom(getattr(source, last.name))
+    elif last.message_type is not None:
+        if source.HasField(last.name):
+            getattr(target, last.name).CopyFrom(getattr(source, last.name))
+    elif not last.has_presence or source.HasField(last.name):
+        setattr(target, last.name, getattr(source, last.name))
