@@ -1,0 +1,42 @@
+"""Resources: from YAML or gRPC to messages that are known to be good, and their meaning.
+
+Pure: no clock, no chance, no socket. Every function that refuses something names every fault.
+"""
+
+from control.model.defaults import (
+    LATENCY_METRICS,
+    METRICS,
+    bad_event_kinds,
+    candidates,
+    experiment_with_defaults,
+    shadow_at,
+    slow_after,
+    split_at,
+    target_with_defaults,
+)
+from control.model.documents import API_VERSION, Document, Kind, load_yaml, read_yaml
+from control.model.names import ResourceName, is_label, parse_name, parse_parent
+from control.model.violations import InvalidDocument, Violation
+
+__all__ = [
+    "API_VERSION",
+    "LATENCY_METRICS",
+    "METRICS",
+    "Document",
+    "InvalidDocument",
+    "Kind",
+    "ResourceName",
+    "Violation",
+    "bad_event_kinds",
+    "candidates",
+    "experiment_with_defaults",
+    "is_label",
+    "load_yaml",
+    "parse_name",
+    "parse_parent",
+    "read_yaml",
+    "shadow_at",
+    "slow_after",
+    "split_at",
+    "target_with_defaults",
+]

@@ -1,0 +1,73 @@
+"""Names: DNS labels, resource names, header names."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from turnout.contract import RESERVED_HEADER_PREFIXES, RESERVED_HEADERS
+
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+LABEL_RULE: Final = "a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
+
+_RESOURCE: Final = re.compile(r"tenants/([^/]+)/(targets|experiments)/([^/]+)")
+RESOURCE_RULE: Final = "tenants/{tenant}/targets/{name} or tenants/{tenant}/experiments/{name}"
+
+_HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
+HEADER_RULE: Final = "a lower-case header name (RFC 9110 token) of 1 to 64 characters"
+
+
+class ResourceName(NamedTuple):
+    """Parts of a resource name; `collection` is "targets" or "experiments"."""
+
+    tenant: str
+    collection: str
+    name: str
+
+    def __str__(self) -> str:
+        """Render as tenants/{tenant}/{collection}/{name}."""
+        return f"tenants/{self.tenant}/{self.collection}/{self.name}"
+
+
+def is_label(text: str) -> bool:
+    """True for a DNS label."""
+    return _LABEL.fullmatch(text) is not None
+
+
+def parse_name(text: str) -> ResourceName:
+    """Split a resource name.
+
+    Raises:
+        ValueError: It is not `RESOURCE_RULE`, or a part is not a DNS label.
+    """
+    match = _RESOURCE.fullmatch(text)
+    if match is None or not (is_label(match[1]) and is_label(match[3])):
+        raise ValueError(f"{text!r} is not {RESOURCE_RULE}")
+    return ResourceName(match[1], match[2], match[3])
+
+
+def parse_parent(text: str) -> str:
+    """The tenant of tenants/{tenant}.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    prefix, _, tenant = text.partition("/")
+    if prefix != "tenants" or not is_label(tenant):
+        raise ValueError(f"{text!r} is not tenants/{{tenant}}")
+    return tenant
+
+
+def header_fault(name: str) -> str | None:
+    """The rule that a header name breaks; None when requests may be read by it.
+
+    Pseudo-headers are not readable by name here, and what Envoy takes from clients (`contract`'s
+    reserved names) is never there to be read.
+    """
+    if name.startswith(":"):
+        return "must not be a pseudo-header"
+    if _HEADER.fullmatch(name) is None:
+        return f"must be {HEADER_RULE}"
+    if name in RESERVED_HEADERS or name.startswith(RESERVED_HEADER_PREFIXES):
+        return "must not be a name that Turnout or Envoy reserves"
+    return None

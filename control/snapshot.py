@@ -1,0 +1,326 @@
+"""Snapshots: the only home of weights -> bucket ranges, and of the message that sidecars serve.
+
+Pure and canonical: equal inputs give equal bytes. Refuses ranges that do not tile the buckets, and
+inputs that a sidecar would refuse for their structure; rules about values are `control.model`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from control.model.defaults import (
+    bad_event_kinds,
+    experiment_with_defaults,
+    slow_after,
+    target_with_defaults,
+)
+from turnout.contract import (
+    BUCKET_COUNT,
+    CLUSTER_PREFIX,
+    SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_DIGEST_BYTES,
+    SNAPSHOT_FORMAT,
+    SNAPSHOT_MAGIC,
+)
+from turnout.v1alpha1.common_pb2 import Tombstone, Upstream
+from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
+from turnout.v1alpha1.snapshot_pb2 import (
+    BucketRange,
+    ClusterPlan,
+    ExperimentPlan,
+    Snapshot,
+    TargetPlan,
+)
+from turnout.v1alpha1.target_pb2 import Baseline, TargetSpec
+
+Ranges = tuple[tuple[int, int], ...]
+"""Sorted, disjoint, not adjacent [start, end) buckets."""
+Allocation = Mapping[str, Ranges]
+"""Variant -> its buckets. All variants together tile [0, BUCKET_COUNT)."""
+
+CLUSTER_HASH_BYTES: Final = 4
+SALT_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RunningExperiment:
+    """An experiment that enrols units or mirrors.
+
+    Attributes:
+        name: Id within the tenant.
+        spec: With or without defaults; its `salt` must be set.
+        epoch: > 0.
+        epoch_start_ms: Unix time in milliseconds.
+        allocation: Buckets of every variant, control included, as `allocate` gave them.
+        shadow: Candidate that is mirrored to and the fraction of units, or None.
+        baseline: What control is pinned to; None = the target's present baseline.
+    """
+
+    name: str
+    spec: ExperimentSpec
+    epoch: int
+    epoch_start_ms: int
+    allocation: Allocation
+    shadow: tuple[str, float] | None = None
+    baseline: Baseline | None = None
+
+
+def weight_ppm(fraction: float) -> int:
+    """A fraction of the units as buckets, rounded down.
+
+    Each fraction by itself, so that no candidate's share depends on another's; rounding down keeps
+    the sum of fractions that add up to 1 within the buckets.
+
+    Args:
+        fraction: 0..1.
+    """
+    return int(round(fraction * BUCKET_COUNT, 3))
+
+
+def allocate(
+    previous: Allocation, split: Mapping[str, float], *, control: str
+) -> dict[str, Ranges]:
+    """Buckets of every variant for a new split, moving as few units as can be.
+
+    A growing candidate takes control's lowest buckets. A shrinking one gives its highest back to
+    control; a candidate that is not in `split` gives back all. Units move from one candidate to
+    another only when control had too few to give.
+
+    Args:
+        previous: The buckets before; empty at the start of an experiment (all are control's).
+        split: Candidate -> fraction, 0..1, sum <= 1.
+        control: Name of the control variant; not in `split`.
+
+    Returns:
+        Control and every candidate of `split`, tiling [0, BUCKET_COUNT).
+
+    Raises:
+        ValueError: `previous` does not tile, or `split` names control or does not fit.
+    """
+    weights = {variant: weight_ppm(split[variant]) for variant in sorted(split)}
+    if control in weights or min(weights.values(), default=0) < 0:
+        raise ValueError(f"split {dict(split)} names {control} or has a negative fraction")
+    if sum(weights.values()) > BUCKET_COUNT:
+        raise ValueError(f"split {dict(split)} is more than 1")
+    before = dict(previous) or {control: ((0, BUCKET_COUNT),)}
+    if not tiles(before.values()):
+        raise ValueError("the previous ranges do not tile the buckets")
+    kept: dict[str, Ranges] = {}
+    freed: list[tuple[int, int]] = []
+    for variant in sorted(before.keys() - {control}):
+        keep, give = _cut(before[variant], weights.get(variant, 0))
+        kept[variant] = keep
+        freed.extend(give)
+    stock = before.get(control, ())
+    reserve = _normalised(freed)
+    after: dict[str, Ranges] = {}
+    for variant, weight in weights.items():
+        mine = kept.get(variant, ())
+        taken, stock = _cut(stock, weight - size(mine))
+        more, reserve = _cut(reserve, weight - size(mine) - size(taken))
+        after[variant] = _normalised((*mine, *taken, *more))
+    after[control] = _normalised((*stock, *reserve))
+    assert tiles(after.values()), "allocation must tile the buckets"
+    return after
+
+
+def size(ranges: Ranges) -> int:
+    """Number of buckets."""
+    return sum(end - start for start, end in ranges)
+
+
+def tiles(parts: Iterable[Ranges]) -> bool:
+    """True when the ranges cover [0, BUCKET_COUNT) and no bucket twice."""
+    position = 0
+    for start, end in sorted(piece for ranges in parts for piece in ranges):
+        if start != position or end <= start:
+            return False
+        position = end
+    return position == BUCKET_COUNT
+
+
+def _cut(ranges: Ranges, count: int) -> tuple[Ranges, Ranges]:
+    """The lowest `count` buckets (all when there are fewer, none when negative), and the rest."""
+    low: list[tuple[int, int]] = []
+    high: list[tuple[int, int]] = []
+    for start, end in ranges:
+        middle = min(end, start + max(count, 0))
+        count -= middle - start
+        if start < middle:
+            low.append((start, middle))
+        if middle < end:
+            high.append((middle, end))
+    return tuple(low), tuple(high)
+
+
+def _normalised(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)
+
+
+def derived_salt(tenant: str, name: str) -> str:
+    """The salt of an experiment that was given none, when equal files must give equal bytes."""
+    return hashlib.blake2b(f"{tenant}/{name}".encode(), digest_size=SALT_BYTES).hexdigest()
+
+
+def cluster_name(target: str, upstream: Upstream) -> str:
+    """Envoy's name of an upstream: a function of all that the cluster is built from."""
+    if upstream.cluster:
+        return upstream.cluster
+    parts = [upstream.address, upstream.http2, upstream.health_path]
+    parts += [upstream.tls.sni, upstream.tls.ca] if upstream.HasField("tls") else []
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=CLUSTER_HASH_BYTES)
+    return f"{CLUSTER_PREFIX}{target}.{digest.hexdigest()}"
+
+
+def build(
+    tenant: str,
+    version: int,
+    targets: Mapping[str, TargetSpec],
+    experiments: Iterable[RunningExperiment],
+    tombstones: Iterable[Tombstone] = (),
+) -> Snapshot:
+    """Make the snapshot of a tenant.
+
+    Args:
+        tenant: DNS label.
+        version: > 0, one more than the last of this tenant.
+        targets: Id -> spec, with or without defaults.
+        experiments: Those that enrol units or mirror.
+        tombstones: Of rolled-back epochs. An experiment at or below its tombstone is refused.
+
+    Raises:
+        ValueError: An experiment names no target of `targets`, its ranges do not tile the buckets,
+            it has no salt, or it is dead.
+    """
+    snapshot = Snapshot(format=SNAPSHOT_FORMAT, tenant=tenant, version=version)
+    dead: dict[str, Tombstone] = {}
+    for tombstone in tombstones:
+        held = dead.get(tombstone.experiment)
+        if held is None or tombstone.epoch > held.epoch:
+            dead[tombstone.experiment] = tombstone
+    snapshot.tombstones.extend(dead[name] for name in sorted(dead))
+    snapshot.targets.extend(_target_plan(name, targets[name]) for name in sorted(targets))
+    for running in sorted(experiments, key=lambda running: running.name):
+        if running.spec.target not in targets:
+            raise ValueError(f"experiment {running.name} names no target: {running.spec.target}")
+        if running.name in dead and running.epoch <= dead[running.name].epoch:
+            raise ValueError(f"experiment {running.name} was rolled back at epoch {running.epoch}")
+        baseline = running.baseline or targets[running.spec.target].baseline
+        snapshot.experiments.append(_experiment_plan(tenant, running, baseline))
+    return snapshot
+
+
+def _target_plan(name: str, given: TargetSpec) -> TargetPlan:
+    spec = target_with_defaults(given)
+    return TargetPlan(
+        name=name,
+        hosts=spec.match.hosts,
+        path_prefix=spec.match.path_prefix,
+        methods=spec.match.methods,
+        headers=spec.match.headers,
+        baseline=_cluster_plan(name, spec.baseline.upstream),
+        model=spec.baseline.model if spec.baseline.HasField("model") else None,
+        timeout=spec.timeout,
+    )
+
+
+def _cluster_plan(target: str, upstream: Upstream) -> ClusterPlan:
+    return ClusterPlan(cluster=cluster_name(target, upstream), upstream=upstream)
+
+
+def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline) -> ExperimentPlan:
+    spec = experiment_with_defaults(running.spec)
+    if not spec.salt:
+        raise ValueError(f"experiment {running.name} has no salt")
+    if not tiles(running.allocation.values()):
+        raise ValueError(f"experiment {running.name}: its ranges do not tile the buckets")
+    plan = ExperimentPlan(
+        name=running.name,
+        epoch=running.epoch,
+        epoch_start_unix_ms=running.epoch_start_ms,
+        target=spec.target,
+        unit=spec.unit,
+        layer=spec.layer.name,
+        layer_salt=derived_salt(tenant, f"layers/{spec.layer.name}"),
+        layer_ranges=_messages(((0, BUCKET_COUNT),)),
+        segment=spec.segment if spec.HasField("segment") else None,
+        strata=spec.strata,
+        salt=spec.salt,
+        kinds=bad_event_kinds(spec),
+        slow_after=slow_after(spec),
+    )
+    _add_variants(plan, spec, running.allocation, baseline)
+    if running.shadow is not None:
+        variant, fraction = running.shadow
+        plan.shadow.variant = variant
+        plan.shadow.ranges.extend(_messages(_cut(((0, BUCKET_COUNT),), weight_ppm(fraction))[0]))
+    return plan
+
+
+def _add_variants(
+    plan: ExperimentPlan, spec: ExperimentSpec, allocation: Allocation, baseline: Baseline
+) -> None:
+    for variant in sorted(spec.variants, key=lambda variant: variant.name != spec.control):
+        control = variant.name == spec.control
+        added = plan.variants.add(
+            name=variant.name,
+            control=control,
+            ranges=_messages(allocation.get(variant.name, ())),
+            parameters=variant.parameters,
+        )
+        upstream = baseline.upstream if control else variant.upstream
+        added.cluster.CopyFrom(_cluster_plan(spec.target, upstream))
+        if control and baseline.HasField("model"):
+            added.model.CopyFrom(baseline.model)
+        elif variant.HasField("model"):
+            added.model.CopyFrom(variant.model)
+    unknown = allocation.keys() - {variant.name for variant in spec.variants}
+    if unknown:
+        raise ValueError(f"experiment {plan.name}: ranges of unknown variants {sorted(unknown)}")
+
+
+def _messages(ranges: Ranges) -> list[BucketRange]:
+    return [BucketRange(start=start, end=end) for start, end in ranges]
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The canonical bytes of a snapshot: maps sorted by key.
+
+    Raises:
+        ValueError: More than `contract.SNAPSHOT_BYTES_MAX` bytes.
+    """
+    payload = snapshot.SerializeToString(deterministic=True)
+    if len(payload) > SNAPSHOT_BYTES_MAX:
+        raise ValueError(f"a snapshot of {len(payload)} bytes is over {SNAPSHOT_BYTES_MAX}")
+    return payload
+
+
+def to_file(payload: bytes) -> bytes:
+    """The contents of a snapshot file: header, checksum, payload."""
+    digest = hashlib.blake2b(payload, digest_size=SNAPSHOT_DIGEST_BYTES).digest()
+    return SNAPSHOT_MAGIC + digest + payload
+
+
+def from_file(data: bytes) -> bytes:
+    """The payload of a snapshot file.
+
+    Raises:
+        ValueError: It is not one, or its checksum is wrong.
+    """
+    start = len(SNAPSHOT_MAGIC) + SNAPSHOT_DIGEST_BYTES
+    payload = data[start:]
+    if len(data) < start or not data.startswith(SNAPSHOT_MAGIC):
+        raise ValueError("not a snapshot file")
+    if to_file(payload) != data:
+        raise ValueError("the snapshot file's checksum is wrong")
+    return payload
