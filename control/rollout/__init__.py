@@ -1,0 +1,1 @@
+"""The rollout: observe -> assess -> decide -> persist -> publish, pure up to `decide`."""
