@@ -1,0 +1,139 @@
+"""The life of one request: the bytes Envoy sent, to the bytes it gets back.
+
+Owns the order of the tests (target, unit, segment, bucket) and what each outcome is called. Refuses
+what is not a request-headers message. No clock, no chance (a random unit is asked of the caller),
+no state: counting is the caller's, with the outcome.
+
+Values are never decoded: a unit with invalid UTF-8 is a unit. Empty is no unit; longer than
+UNIT_BYTES_MAX is an invalid one. Of two unit headers the first counts.
+"""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from sidecar.plan import NO_SLOT, Experiment, Plan
+from turnout.contract import UNIT_BYTES_MAX
+from turnout.envoy.ext_proc_pb2 import ProcessingRequest
+
+RANDOM_UNIT_BYTES: Final = 16
+
+
+class Outcome(IntEnum):
+    """How a request was answered."""
+
+    STAMPED = 0
+    NO_TARGET = 1
+    NO_EXPERIMENT = 2  # none runs on the target, or its epoch is tombstoned
+    NO_SNAPSHOT = 3
+    NO_UNIT = 4
+    INVALID_UNIT = 5
+    NOT_IN_SEGMENT = 6
+    WAITING = 7  # the start gate is closed: nobody is enrolled, in either arm
+    SHED = 8
+
+
+class Answer(NamedTuple):
+    """What to send, and what to count."""
+
+    response: bytes | None  # None: Trailers-Only status 0; Envoy then serves the baseline
+    outcome: Outcome
+    target: str  # "" when none matched
+    slot: int  # decided counter to raise, or NO_SLOT
+    duplicate_unit: bool  # several unit values: the first was taken
+
+
+class MalformedRequest(ValueError):
+    """The peer sent what is not a ProcessingRequest with request headers."""
+
+
+# Answers that need no plan.
+ANSWER_NO_SNAPSHOT: Final = Answer(None, Outcome.NO_SNAPSHOT, "", NO_SLOT, duplicate_unit=False)
+ANSWER_SHED: Final = Answer(None, Outcome.SHED, "", NO_SLOT, duplicate_unit=False)
+_ANSWER_NO_TARGET: Final = Answer(None, Outcome.NO_TARGET, "", NO_SLOT, duplicate_unit=False)
+
+
+def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> Answer:
+    """Decide one request.
+
+    Args:
+        plan: The plan that serves.
+        request: One encoded ProcessingRequest.
+        random_unit: Makes RANDOM_UNIT_BYTES fresh random bytes; called only for random units.
+
+    Raises:
+        MalformedRequest: The bytes are not a ProcessingRequest with request headers.
+    """
+    headers, repeated = _headers(request)
+    target = plan.match(headers)
+    if target is None:
+        return _ANSWER_NO_TARGET
+    experiment = target.experiment
+    if experiment is None:
+        return _unstamped(Outcome.NO_EXPERIMENT, target.name)
+    if not experiment.open:
+        return _unstamped(Outcome.WAITING, target.name)
+    duplicate = False
+    if experiment.header:
+        unit = headers.get(experiment.header, b"")
+        if repeated is not None and experiment.header in repeated:
+            unit = repeated[experiment.header]
+            duplicate = True
+    elif experiment.random:
+        unit = random_unit()
+    else:
+        unit, duplicate = _cookie(experiment, headers.get("cookie", b""))
+    if not unit:
+        return _unstamped(Outcome.NO_UNIT, target.name, duplicate)
+    if len(unit) > UNIT_BYTES_MAX:
+        return _unstamped(Outcome.INVALID_UNIT, target.name, duplicate)
+    segment = experiment.segment
+    if segment is not None and not segment(headers):
+        return _unstamped(Outcome.NOT_IN_SEGMENT, target.name, duplicate)
+    arm = experiment.assign(unit)
+    response = arm.head + plan.hasher.hex_digits(unit) + arm.tail
+    return Answer(response, Outcome.STAMPED, target.name, arm.slot, duplicate)
+
+
+def _unstamped(outcome: Outcome, target: str, duplicate_unit: bool = False) -> Answer:
+    return Answer(None, outcome, target, NO_SLOT, duplicate_unit)
+
+
+def _headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | None]:
+    """Values by name, repeated ones joined; and the first value of each repeated name.
+
+    Raises:
+        MalformedRequest: As `process`.
+    """
+    try:
+        message = ProcessingRequest.FromString(request)
+    except DecodeError as error:
+        raise MalformedRequest("not an encoded ProcessingRequest") from error
+    if not message.HasField("request_headers"):
+        raise MalformedRequest(f"no request headers but {message.WhichOneof('request')}")
+    headers: dict[str, bytes] = {}
+    first: dict[str, bytes] | None = None
+    for header in message.request_headers.headers.headers:
+        name = header.key
+        if name not in headers:
+            headers[name] = header.raw_value
+            continue
+        if first is None:
+            first = {}
+        first.setdefault(name, headers[name])
+        # RFC 9113 section 8.2.3 for cookies, RFC 9110 section 5.3 for the others.
+        separator = b"; " if name == "cookie" else b","
+        headers[name] += separator + header.raw_value
+    return headers, first
+
+
+def _cookie(experiment: Experiment, cookies: bytes) -> tuple[bytes, bool]:
+    """The first cookie of the unit's name, and whether there are more of that name."""
+    values = [
+        value.strip()
+        for name, equals, value in (pair.partition(b"=") for pair in cookies.split(b";"))
+        if equals and name.strip() == experiment.cookie
+    ]
+    return (values[0], len(values) > 1) if values else (b"", False)
