@@ -69,60 +69,63 @@ class RunningExperiment:
     baseline: Baseline | None = None
 
 
-def weight_ppm(fraction: float) -> int:
-    """A fraction of the units as buckets, rounded down.
+def weights_ppm(split: Mapping[str, float]) -> dict[str, int]:
+    """Fractions of the units as buckets (parts per million).
 
-    Each fraction by itself, so that no candidate's share depends on another's; rounding down keeps
-    the sum of fractions that add up to 1 within the buckets.
+    Each fraction by itself and rounded down, so that no candidate's share depends on another's and
+    fractions that add up to 1 fit.
 
     Args:
-        fraction: 0..1.
+        split: Candidate -> fraction, 0..1.
     """
-    return int(round(fraction * BUCKET_COUNT, 3))
+    return {name: int(round(fraction * BUCKET_COUNT, 3)) for name, fraction in split.items()}
+
+
+def grow(previous: Allocation, split: Mapping[str, float], *, control: str) -> dict[str, Ranges]:
+    """`allocate` for fractions."""
+    return allocate(previous, weights_ppm(split), control=control)
 
 
 def allocate(
-    previous: Allocation, split: Mapping[str, float], *, control: str
+    previous: Allocation, weights_ppm: Mapping[str, int], *, control: str
 ) -> dict[str, Ranges]:
-    """Buckets of every variant for a new split, moving as few units as can be.
+    """Buckets of every variant for new weights, moving as few units as can be.
 
     A growing candidate takes control's lowest buckets. A shrinking one gives its highest back to
-    control; a candidate that is not in `split` gives back all. Units move from one candidate to
-    another only when control had too few to give.
+    control; a candidate without a weight gives back all. Units move from one candidate to another
+    only when control had too few to give.
 
     Args:
         previous: The buckets before; empty at the start of an experiment (all are control's).
-        split: Candidate -> fraction, 0..1, sum <= 1.
-        control: Name of the control variant; not in `split`.
+        weights_ppm: Candidate -> buckets, >= 0. Control's own weight may be there and is what the
+            candidates leave.
+        control: Name of the control variant.
 
     Returns:
-        Control and every candidate of `split`, tiling [0, BUCKET_COUNT).
+        Control and every candidate of `weights_ppm`, tiling [0, BUCKET_COUNT).
 
     Raises:
-        ValueError: `previous` does not tile, or `split` names control or does not fit.
+        ValueError: `previous` does not tile, or the weights do not fit.
     """
-    weights = {variant: weight_ppm(split[variant]) for variant in sorted(split)}
-    if control in weights or min(weights.values(), default=0) < 0:
-        raise ValueError(f"split {dict(split)} names {control} or has a negative fraction")
-    if sum(weights.values()) > BUCKET_COUNT:
-        raise ValueError(f"split {dict(split)} is more than 1")
+    weights = {name: weights_ppm[name] for name in sorted(weights_ppm) if name != control}
+    rest = BUCKET_COUNT - sum(weights.values())
+    if rest < 0 or min(weights.values(), default=0) < 0 or weights_ppm.get(control, rest) != rest:
+        raise ValueError(f"weights {dict(weights_ppm)} do not fit {BUCKET_COUNT} buckets")
     before = dict(previous) or {control: ((0, BUCKET_COUNT),)}
     if not tiles(before.values()):
         raise ValueError("the previous ranges do not tile the buckets")
     kept: dict[str, Ranges] = {}
     freed: list[tuple[int, int]] = []
-    for variant in sorted(before.keys() - {control}):
-        keep, give = _cut(before[variant], weights.get(variant, 0))
-        kept[variant] = keep
-        freed.extend(give)
-    stock = before.get(control, ())
-    reserve = _normalised(freed)
+    for name in sorted(before.keys() - {control}):
+        kept[name], given = _cut(before[name], weights.get(name, 0))
+        freed.extend(given)
+    stock, reserve = before.get(control, ()), _normalised(freed)
     after: dict[str, Ranges] = {}
-    for variant, weight in weights.items():
-        mine = kept.get(variant, ())
+    for name, weight in weights.items():
+        mine = kept.get(name, ())
         taken, stock = _cut(stock, weight - size(mine))
         more, reserve = _cut(reserve, weight - size(mine) - size(taken))
-        after[variant] = _normalised((*mine, *taken, *more))
+        after[name] = _normalised((*mine, *taken, *more))
     after[control] = _normalised((*stock, *reserve))
     assert tiles(after.values()), "allocation must tile the buckets"
     return after
@@ -261,9 +264,9 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
     )
     _add_variants(plan, spec, running.allocation, baseline)
     if running.shadow is not None:
-        variant, fraction = running.shadow
-        plan.shadow.variant = variant
-        plan.shadow.ranges.extend(_messages(_cut(((0, BUCKET_COUNT),), weight_ppm(fraction))[0]))
+        plan.shadow.variant, fraction = running.shadow
+        count = weights_ppm({plan.shadow.variant: fraction})[plan.shadow.variant]
+        plan.shadow.ranges.extend(_messages(_cut(((0, BUCKET_COUNT),), count)[0]))
     return plan
 
 

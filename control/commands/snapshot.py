@@ -32,7 +32,7 @@ app = typer.Typer(
 # What an offline build says of things that only a control plane can count.
 _VERSION = 1
 _EPOCH = 1
-_EPOCH_START_MS = 0
+_EPOCH_START_MS = 1  # before any request, and no 0: that would say that there is none
 
 
 def build(files: list[Path]) -> bytes:
@@ -56,7 +56,7 @@ def _assemble(bundle: Bundle) -> Snapshot:
     for name, spec in sorted(bundle.experiments.items()):
         if not spec.salt:
             spec.salt = snapshots.derived_salt(bundle.tenant, name)
-        allocation = snapshots.allocate({}, split_at(spec, 0), control=spec.control)
+        allocation = snapshots.grow({}, split_at(spec, 0), control=spec.control)
         running.append(
             snapshots.RunningExperiment(
                 name=name,

@@ -144,15 +144,13 @@ def slow_after(spec: ExperimentSpec) -> Duration | None:
 def bad_event_kinds(spec: ExperimentSpec) -> list[BadEventKind.ValueType]:
     """Kinds of bad events that have a safety lane.
 
-    Errors always; slow with an SLO; wrong when accuracy is a guardrail, a check or the primary
-    metric.
+    Errors always; slow with an SLO; wrong when accuracy is a guardrail or the primary metric.
     """
     kinds: list[BadEventKind.ValueType] = [BAD_EVENT_KIND_ERROR]
     if slow_after(spec) is not None:
         kinds.append(BAD_EVENT_KIND_SLOW)
     named = {guardrail.metric for guardrail in spec.metrics.guardrails}
     named.add(spec.metrics.primary.metric)
-    named.update(check for step in spec.steps for check in step.canary.checks)
     if "accuracy" in named:
         kinds.append(BAD_EVENT_KIND_WRONG)
     return kinds
