@@ -10,7 +10,7 @@ from control.rollout import codec
 from control.rollout.words import Action, Phase, Reason, State
 from turnout import contract
 
-BLOCK_EVERY_MS = contract.FIRST_BAD_SLOT_S * 1000
+BLOCK_EVERY_MS = contract.FIRST_BAD_SLOT_S * contract.FIRST_BAD_BLOCK_EVERY * 1000
 
 Ranges = tuple[tuple[int, int], ...]
 
