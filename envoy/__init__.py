@@ -1,0 +1,1 @@
+"""Runnable Envoy configurations and the demo. Not part of the distribution."""

@@ -1,0 +1,112 @@
+"""Envoy's own counters, read from its admin interface: what the demo's figures are held against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from envoy.demo.client import Connection
+from turnout import contract
+
+_HTTP = f"http.{contract.HCM_STAT_PREFIX}."
+_EXT_PROC = f"{_HTTP}ext_proc.{contract.EXT_PROC_STAT_PREFIX}."
+_CLUSTER = re.compile(r"cluster\.(?P<name>.+)\.upstream_rq_(?:total|completed)$")
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyCounts:
+    """Counters since Envoy started, or the difference of two readings."""
+
+    counters: Mapping[str, int]
+
+    def __sub__(self, earlier: EnvoyCounts) -> EnvoyCounts:
+        return EnvoyCounts(
+            {
+                name: value - earlier.counters.get(name, 0)
+                for name, value in self.counters.items()
+                if value != earlier.counters.get(name, 0)
+            }
+        )
+
+    def value(self, name: str) -> int:
+        """One counter; a counter that Envoy has not made yet is 0."""
+        return self.counters.get(name, 0)
+
+    @property
+    def requests(self) -> int:
+        """Requests from clients that Envoy answered."""
+        return self.value(f"{_HTTP}downstream_rq_completed")
+
+    @property
+    def errors(self) -> int:
+        """Answers of 500 and more to clients."""
+        return self.value(f"{_HTTP}downstream_rq_5xx")
+
+    @property
+    def unstamped(self) -> int:
+        """Requests for which the sidecar gave no answer."""
+        return self.value(f"{_EXT_PROC}failure_mode_allowed")
+
+    @property
+    def asked(self) -> int:
+        """Requests for which the sidecar was asked."""
+        return self.value(f"{_EXT_PROC}streams_started")
+
+    def upstream(self, address_of: Mapping[str, str]) -> dict[str, int]:
+        """Requests per cluster: cluster name -> total.
+
+        Args:
+            address_of: Cluster name -> HOST:PORT, as `EnvoyStats.addresses` says.
+        """
+        found = dict.fromkeys(address_of, 0)
+        for counter, value in self.counters.items():
+            match = _CLUSTER.match(counter)
+            if match and counter.endswith("_total") and match["name"] in found:
+                found[match["name"]] += value
+        return found
+
+
+class EnvoyStats:
+    """Reads one Envoy.
+
+    Args:
+        admin: `unix:PATH` of the admin interface.
+    """
+
+    def __init__(self, admin: str) -> None:
+        self._admin = admin
+
+    async def _get(self, path: str) -> str:
+        connection = Connection(self._admin)
+        try:
+            reply = await connection.request("GET", path)
+        finally:
+            connection.close()
+        return reply.body.decode()
+
+    async def ready(self) -> bool:
+        """Whether Envoy serves."""
+        try:
+            return (await self._get("/ready")).strip() == "LIVE"
+        except OSError:
+            return False
+
+    async def read(self) -> EnvoyCounts:
+        """All counters and gauges now."""
+        counters = {}
+        for line in (await self._get("/stats?type=Counters")).splitlines():
+            name, _, value = line.rpartition(": ")
+            if value.isdigit():
+                counters[name] = int(value)
+        return EnvoyCounts(counters)
+
+    async def addresses(self) -> dict[str, str]:
+        """Cluster name -> HOST:PORT of its (first) host, for the clusters that have one."""
+        found: dict[str, str] = {}
+        for line in (await self._get("/clusters")).splitlines():
+            name, separator, rest = line.partition("::")
+            address = rest.partition("::")[0]
+            if separator and re.fullmatch(r"[\d.]+:\d+", address):
+                found.setdefault(name, address)
+        return found

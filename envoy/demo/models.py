@@ -1,0 +1,116 @@
+"""The demo's data set and its four model versions: two honest, one that breaks, one that is wrong.
+
+Owns the split of scikit-learn's handwritten digits into rows to learn from and rows to serve. The
+models are real: fitted at the first start and kept on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+MODEL_NAME: Final = "digits"
+PIXELS: Final = 64
+VERSIONS: Final = ("1", "2", "3", "4")
+# v3 fails on an input when the input's hash falls into this share: always the same inputs.
+FAILING_PER_MILLE: Final = 180
+_SEED: Final = 0
+_TRAINING_ROWS: Final = 897
+
+
+class Digits(NamedTuple):
+    """Rows of 64 grey values (0..16) and the digits they show."""
+
+    rows: Floats
+    labels: NDArray[np.int64]
+
+
+class Answer(NamedTuple):
+    """A model's answer to one row."""
+
+    digit: int
+    # How sure the model is, 0..1.
+    score: float
+
+
+def digits() -> tuple[Digits, Digits]:
+    """The data set in two halves: to learn from, and to serve. The same halves on every machine."""
+    from sklearn.datasets import load_digits
+
+    rows, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(_SEED).permutation(len(labels))
+    learn, serve = order[:_TRAINING_ROWS], order[_TRAINING_ROWS:]
+    return Digits(rows[learn], labels[learn]), Digits(rows[serve], labels[serve])
+
+
+def fails(row: bytes) -> bool:
+    """Whether v3 breaks on this input: a property of the input, so that it is reproducible."""
+    digest = hashlib.blake2b(row, digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 1000 < FAILING_PER_MILLE
+
+
+class Classifier:
+    """A fitted scikit-learn model behind one verb."""
+
+    def __init__(self, version: str, fitted: Any) -> None:
+        self.version = version
+        self._fitted = fitted
+
+    def answer(self, row: Floats) -> Answer:
+        """Classify one row of 64 values."""
+        if hasattr(self._fitted, "predict_proba"):
+            weights = self._fitted.predict_proba(row.reshape(1, -1))[0]
+        else:
+            margins = self._fitted.decision_function(row.reshape(1, -1))[0]
+            weights = np.exp(margins - margins.max())
+            weights /= weights.sum()
+        best = int(np.argmax(weights))
+        return Answer(int(self._fitted.classes_[best]), float(weights[best]))
+
+
+def fit(version: str) -> Classifier:
+    """Fit one version.
+
+    Raises:
+        ValueError: There is no such version.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+    from sklearn.tree import DecisionTreeClassifier
+
+    learn, _ = digits()
+    if version == "1":  # honest: a linear model on two thirds of the data
+        return Classifier(
+            version, LogisticRegression(max_iter=2000).fit(learn.rows[:600], learn.labels[:600])
+        )
+    if version in ("2", "3"):  # honest and a bit better; v3 is v2 with a bug in its server
+        return Classifier(version, SVC(kernel="linear").fit(learn.rows, learn.labels))
+    if version == "4":  # far too small: fast, always answers, often wrong
+        return Classifier(
+            version,
+            DecisionTreeClassifier(max_depth=4, random_state=_SEED).fit(learn.rows, learn.labels),
+        )
+    raise ValueError(f"no version {version!r}; there are {', '.join(VERSIONS)}")
+
+
+def load(version: str, directory: Path) -> Classifier:
+    """The fitted model, from disk when it was fitted by the same scikit-learn before."""
+    import sklearn
+
+    path = directory / f"{MODEL_NAME}-{version}-sklearn-{sklearn.__version__}.pickle"
+    if path.exists():
+        classifier: Classifier = pickle.loads(path.read_bytes())
+        return classifier
+    classifier = fit(version)
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".new")
+    draft.write_bytes(pickle.dumps(classifier))
+    draft.replace(path)
+    return classifier
