@@ -179,6 +179,26 @@ class AccessLogCommon(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class CustomTagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     START_TIME_FIELD_NUMBER: _builtins.int
     TIME_TO_LAST_UPSTREAM_RX_BYTE_FIELD_NUMBER: _builtins.int
     TIME_TO_LAST_DOWNSTREAM_TX_BYTE_FIELD_NUMBER: _builtins.int
@@ -186,6 +206,7 @@ class AccessLogCommon(_message.Message):
     RESPONSE_FLAGS_FIELD_NUMBER: _builtins.int
     ROUTE_NAME_FIELD_NUMBER: _builtins.int
     FILTER_STATE_OBJECTS_FIELD_NUMBER: _builtins.int
+    CUSTOM_TAGS_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     UPSTREAM_REQUEST_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     upstream_cluster: _builtins.str
@@ -202,6 +223,8 @@ class AccessLogCommon(_message.Message):
     @_builtins.property
     def filter_state_objects(self) -> _containers.MessageMap[_builtins.str, _any_pb2.Any]: ...
     @_builtins.property
+    def custom_tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
     def duration(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
@@ -213,12 +236,13 @@ class AccessLogCommon(_message.Message):
         response_flags: Global___ResponseFlags | None = ...,
         route_name: _builtins.str = ...,
         filter_state_objects: _abc.Mapping[_builtins.str, _any_pb2.Any] | None = ...,
+        custom_tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         duration: _duration_pb2.Duration | None = ...,
         upstream_request_attempt_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "response_flags", b"response_flags", "start_time", b"start_time", "time_to_last_downstream_tx_byte", b"time_to_last_downstream_tx_byte", "time_to_last_upstream_rx_byte", b"time_to_last_upstream_rx_byte"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "filter_state_objects", b"filter_state_objects", "response_flags", b"response_flags", "route_name", b"route_name", "start_time", b"start_time", "time_to_last_downstream_tx_byte", b"time_to_last_downstream_tx_byte", "time_to_last_upstream_rx_byte", b"time_to_last_upstream_rx_byte", "upstream_cluster", b"upstream_cluster", "upstream_request_attempt_count", b"upstream_request_attempt_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_tags", b"custom_tags", "duration", b"duration", "filter_state_objects", b"filter_state_objects", "response_flags", b"response_flags", "route_name", b"route_name", "start_time", b"start_time", "time_to_last_downstream_tx_byte", b"time_to_last_downstream_tx_byte", "time_to_last_upstream_rx_byte", b"time_to_last_upstream_rx_byte", "upstream_cluster", b"upstream_cluster", "upstream_request_attempt_count", b"upstream_request_attempt_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

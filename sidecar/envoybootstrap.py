@@ -1,0 +1,303 @@
+"""The bootstrap of an Envoy that works with a sidecar.
+
+Owns what never changes while Envoy runs: the listener, the strip of reserved headers, the filters'
+places, both access logs, the tracer, the workers' cluster. Refuses everything that depends on a
+snapshot: that is in the watched files (`envoyfiles`).
+"""
+
+from typing import Final, NamedTuple
+
+from sidecar.envoyfiles import CLUSTERS_FILE, EXT_PROC, FILTER_FILE, ROUTES_FILE
+from sidecar.envoyyaml import TYPE, Json, assignment, dump, is_ip, seconds, socket_address
+from turnout import contract
+
+# The access log carries these and no others, so that new units and segments need no new log.
+LOGGED_HEADERS: Final = (
+    contract.HEADER_STAMP,
+    contract.HEADER_REQUEST_ID,
+    contract.HEADER_SHADOW_OF,
+)
+# 2 MiB is about 4,500 entries (450 bytes each); Envoy drops what is beyond. A backlog comes as one
+# gRPC message, which must stay below the 4 MiB that gRPC servers take by default.
+ACCESS_LOG_BUFFER_BYTES: Final = 2 * 1024 * 1024
+ACCESS_LOG_FLUSH_S: Final = 0.5
+CONNECTIONS_MAX: Final = 50_000
+
+_CALL_STATUS: Final = f"%FILTER_STATE({contract.EXT_PROC_FILTER}:FIELD:request_header_call_status)%"
+
+
+class BootstrapOptions(NamedTuple):
+    """What an Envoy needs to know to start beside a sidecar.
+
+    Attributes:
+        listen_host: IP address on which requests arrive.
+        listen_port: Its port.
+        sidecar: Path of the workers' sockets, without the number: worker i listens on PATH.i.
+        workers: Number of workers, >= 1.
+        envoy_dir: Absolute path of the directory that holds the three watched directories.
+        admin: Path of the Unix socket of Envoy's admin.
+        otlp_host: Host that takes spans, "" = no tracing.
+        otlp_port: Its port.
+        sampling: Percentage of requests that are traced, 0..100.
+        node: Envoy's node id.
+    """
+
+    listen_host: str
+    listen_port: int
+    sidecar: str
+    workers: int
+    envoy_dir: str
+    admin: str
+    otlp_host: str = ""
+    otlp_port: int = 0
+    sampling: float = 1.0
+    node: str = "turnout"
+
+
+def bootstrap(options: BootstrapOptions) -> str:
+    """Print Envoy's bootstrap. The three watched files must exist when Envoy starts."""
+    static_clusters = [_workers_cluster(options)]
+    if options.otlp_host:
+        static_clusters.append(_otlp_cluster(options))
+    return dump(
+        {
+            "node": {"id": options.node, "cluster": "turnout"},
+            "admin": {"address": {"pipe": {"path": options.admin, "mode": 0o600}}},
+            "dynamic_resources": {"cds_config": _watched(options, CLUSTERS_FILE)},
+            "static_resources": {
+                "listeners": [_listener(options)],
+                "clusters": static_clusters,
+            },
+            "overload_manager": {"resource_monitors": [_connection_limit()]},
+        }
+    )
+
+
+def _connection_limit() -> Json:
+    return {
+        "name": "envoy.resource_monitors.global_downstream_max_connections",
+        "typed_config": {
+            "@type": TYPE
+            + "envoy.extensions.resource_monitors.downstream_connections.v3"
+            + ".DownstreamConnectionsConfig",
+            "max_active_downstream_connections": CONNECTIONS_MAX,
+        },
+    }
+
+
+def _watched(options: BootstrapOptions, file: str) -> Json:
+    path = f"{options.envoy_dir}/{file}"
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {
+            "path": path,
+            "watched_directory": {"path": path.rpartition("/")[0]},
+        },
+    }
+
+
+def _listener(options: BootstrapOptions) -> Json:
+    return {
+        "name": "turnout",
+        "address": socket_address(options.listen_host, options.listen_port),
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": _connection_manager(options),
+                    }
+                ]
+            }
+        ],
+    }
+
+
+def _connection_manager(options: BootstrapOptions) -> Json:
+    manager: Json = {
+        "@type": TYPE
+        + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": contract.HCM_STAT_PREFIX,
+        "codec_type": "AUTO",
+        "generate_request_id": True,
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        # Outcomes are joined by request id: Envoy must not write the trace decision into it.
+        "request_id_extension": {
+            "typed_config": {
+                "@type": TYPE + "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig",
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
+        "server_header_transformation": "PASS_THROUGH",
+        "normalize_path": True,
+        "request_headers_timeout": "10s",
+        "common_http_protocol_options": {"max_headers_count": 200},
+        "early_header_mutation_extensions": [_strip()],
+        "access_log": [_access_log(contract.ACCESS_LOG_SERVED)],
+        "rds": {
+            "route_config_name": contract.ROUTE_CONFIG_NAME,
+            "config_source": _watched(options, ROUTES_FILE),
+        },
+        "http_filters": [_ext_proc_filter(options), _router()],
+    }
+    if options.otlp_host:
+        manager["tracing"] = _tracing(options)
+    return manager
+
+
+def _strip() -> Json:
+    """Remove what a client may not say. In a later filter the route would be chosen already."""
+    names = [{"exact": name} for name in contract.RESERVED_HEADERS]
+    prefixes = [{"prefix": prefix} for prefix in contract.RESERVED_HEADER_PREFIXES]
+    return {
+        "name": "envoy.http.early_header_mutation.header_mutation",
+        "typed_config": {
+            "@type": TYPE
+            + "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [
+                {"remove_on_match": {"key_matcher": matcher}} for matcher in (*names, *prefixes)
+            ],
+        },
+    }
+
+
+def _ext_proc_filter(options: BootstrapOptions) -> Json:
+    return {
+        "name": contract.EXT_PROC_FILTER,
+        "config_discovery": {
+            "config_source": _watched(options, FILTER_FILE),
+            "type_urls": [TYPE + EXT_PROC + "ExternalProcessor"],
+        },
+    }
+
+
+def _router() -> Json:
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {
+            "@type": TYPE + "envoy.extensions.filters.http.router.v3.Router",
+            "suppress_envoy_headers": True,
+            "upstream_log": [
+                _access_log(contract.ACCESS_LOG_SHADOW)
+                | {
+                    "filter": {
+                        "header_filter": {
+                            "header": {"name": contract.HEADER_SHADOW_OF, "present_match": True}
+                        }
+                    }
+                }
+            ],
+        },
+    }
+
+
+def _access_log(log_name: str) -> Json:
+    return {
+        "name": "envoy.access_loggers.http_grpc",
+        "typed_config": {
+            "@type": TYPE + "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            "common_config": {
+                "log_name": log_name,
+                "transport_api_version": "V3",
+                "buffer_flush_interval": seconds(ACCESS_LOG_FLUSH_S),
+                "buffer_size_bytes": ACCESS_LOG_BUFFER_BYTES,
+                "custom_tags": [{"tag": contract.ACCESS_LOG_CALL_STATUS, "value": _CALL_STATUS}],
+                "grpc_service": {
+                    "envoy_grpc": {
+                        "cluster_name": contract.WORKERS_CLUSTER,
+                        "skip_envoy_headers": True,
+                    }
+                },
+            },
+            "additional_request_headers_to_log": list(LOGGED_HEADERS),
+            "additional_response_headers_to_log": ["grpc-status"],
+            "additional_response_trailers_to_log": ["grpc-status"],
+        },
+    }
+
+
+def _tracing(options: BootstrapOptions) -> Json:
+    return {
+        "random_sampling": {"value": options.sampling},
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": TYPE + "envoy.config.trace.v3.OpenTelemetryConfig",
+                "service_name": options.node,
+                "grpc_service": {
+                    "envoy_grpc": {"cluster_name": contract.OTLP_CLUSTER},
+                    "timeout": "1s",
+                },
+            },
+        },
+        "custom_tags": [
+            {"tag": tag, "request_header": {"name": name}}
+            for tag, name in (
+                ("turnout.variant", contract.HEADER_VARIANT),
+                ("turnout.stamp", contract.HEADER_STAMP),
+            )
+        ],
+    }
+
+
+def _workers_cluster(options: BootstrapOptions) -> Json:
+    """The workers. Each part that was left out in trials showed as lost stamps."""
+    pipes = [{"pipe": {"path": f"{options.sidecar}.{i}"}} for i in range(options.workers)]
+    return {
+        "name": contract.WORKERS_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "0.05s",
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": 64,
+                    "max_pending_requests": 4096,
+                    "max_requests": 4096,
+                    "max_retries": 1024,
+                }
+            ]
+        },
+        "outlier_detection": {
+            "consecutive_5xx": 1,
+            "interval": "0.2s",
+            "base_ejection_time": "1s",
+            "max_ejection_percent": 100,
+        },
+        "health_checks": [
+            {
+                "timeout": "0.2s",
+                "interval": "0.5s",
+                "no_traffic_interval": "0.5s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "grpc_health_check": {},
+            }
+        ],
+        "load_assignment": assignment(contract.WORKERS_CLUSTER, pipes),
+        "typed_extension_protocol_options": _http2_options(),
+    }
+
+
+def _otlp_cluster(options: BootstrapOptions) -> Json:
+    return {
+        "name": contract.OTLP_CLUSTER,
+        "type": "STATIC" if is_ip(options.otlp_host) else "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
+        "connect_timeout": "1s",
+        "load_assignment": assignment(
+            contract.OTLP_CLUSTER, [socket_address(options.otlp_host, options.otlp_port)]
+        ),
+        "typed_extension_protocol_options": _http2_options(),
+    }
+
+
+def _http2_options() -> Json:
+    return {
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }
+    }
