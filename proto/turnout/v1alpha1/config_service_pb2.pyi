@@ -264,10 +264,19 @@ class DeltaBatch(_message.Message):
     FIRST_BAD_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     EXPOSURES_FIELD_NUMBER: _builtins.int
+    EXPOSURES_DROPPED_FIELD_NUMBER: _builtins.int
+    REPEATED_REQUESTS_FIELD_NUMBER: _builtins.int
+    MALFORMED_STAMPS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     seq: _builtins.int
     """1, 2, 3, ... within the instance."""
     created_unix_ms: _builtins.int
+    exposures_dropped: _builtins.int
+    """Exposures that found no room in their batch: the requests are counted, labels cannot join them."""
+    repeated_requests: _builtins.int
+    """Entries whose request id had been exposed before: the first exposure won."""
+    malformed_stamps: _builtins.int
+    """Entries whose stamp or mirror marker no sidecar wrote."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountDelta]: ...
     @_builtins.property
@@ -286,10 +295,13 @@ class DeltaBatch(_message.Message):
         first_bad: _abc.Iterable[Global___FirstBadDelta] | None = ...,
         targets: _abc.Iterable[Global___TargetDelta] | None = ...,
         exposures: _abc.Iterable[Global___ExposureBatch] | None = ...,
+        exposures_dropped: _builtins.int = ...,
+        repeated_requests: _builtins.int = ...,
+        malformed_stamps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "created_unix_ms", b"created_unix_ms", "exposures", b"exposures", "first_bad", b"first_bad", "instance_id", b"instance_id", "seq", b"seq", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "created_unix_ms", b"created_unix_ms", "exposures", b"exposures", "exposures_dropped", b"exposures_dropped", "first_bad", b"first_bad", "instance_id", b"instance_id", "malformed_stamps", b"malformed_stamps", "repeated_requests", b"repeated_requests", "seq", b"seq", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
