@@ -1,0 +1,15 @@
+"""The only place where the sidecar reads a clock; everything else is told the time."""
+
+from __future__ import annotations
+
+import time
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: for what is stored or sent."""
+    return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> int:
+    """Milliseconds that only go forward: for waiting and for ages."""
+    return time.monotonic_ns() // 1_000_000
