@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import typer
 
-from control.model import Document, InvalidDocument, Violation, read_yaml
+from control.model import (
+    Document,
+    InvalidDocument,
+    Violation,
+    check_documents,
+    read_yaml,
+    unimplemented,
+)
 from turnout.contract import RESOURCE_BYTES_MAX
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
@@ -20,6 +26,7 @@ DEFAULT_TENANT: Final = "default"
 
 EXIT_FAILED: Final = 1
 EXIT_INVALID: Final = 3
+EXIT_UNIMPLEMENTED: Final = 7
 
 
 class Located(NamedTuple):
@@ -42,49 +49,89 @@ class InvalidFiles(InvalidDocument):
         super().__init__(item.violation for item in located)
 
 
-@dataclass(slots=True)
-class Bundle:
-    """The resources of some files, all of one tenant."""
+class Unimplemented(Exception):
+    """Files that name features this version does not have; `features` has each with its file."""
 
-    tenant: str = DEFAULT_TENANT
-    targets: dict[str, TargetSpec] = field(default_factory=dict)
-    experiments: dict[str, ExperimentSpec] = field(default_factory=dict)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Contents of a file, or of standard input for "-"; a little more than is accepted at most."""
-    if str(path) == "-":
-        return sys.stdin.buffer.read(RESOURCE_BYTES_MAX + 1)
-    with path.open("rb") as stream:
-        return stream.read(RESOURCE_BYTES_MAX + 1)
+    def __init__(self, features: list[str]) -> None:
+        self.features = features
+        super().__init__(", ".join(features))
 
 
-def read_files(paths: list[Path]) -> Bundle:
-    """Read and check files that must stand by themselves.
+class Bundle(NamedTuple):
+    """The resources of some files: what a snapshot is built from.
+
+    Attributes:
+        tenant: Of all of them.
+        targets: Id -> spec.
+        experiments: Id -> spec.
+    """
+
+    tenant: str
+    targets: dict[str, TargetSpec]
+    experiments: dict[str, ExperimentSpec]
+
+
+def read_documents(
+    paths: Sequence[Path], *, tenant: str = DEFAULT_TENANT, whole: bool = False
+) -> list[tuple[str, Document]]:
+    """Read and check files; the documents in their order, each with its file.
+
+    Args:
+        paths: "-" is standard input.
+        tenant: Of documents that name none.
+        whole: The files must stand by themselves.
 
     Raises:
-        InvalidFiles: With every violation.
+        InvalidFiles: With every violation in all files.
+        Unimplemented: Nothing is invalid, and features are named that do not exist yet.
         OSError: A file cannot be read.
     """
     located: list[Located] = []
-    documents: list[tuple[str, Document]] = []
+    found: list[tuple[str, Document]] = []
     for path in paths:
         try:
-            found, violations = read_yaml(read_bytes(path))
+            documents, violations = read_yaml(read_bytes(path))
         except InvalidDocument as error:
-            found, violations = [], list(error.violations)
+            documents, violations = [], list(error.violations)
         located.extend(Located(str(path), violation) for violation in violations)
-        documents.extend((str(path), document) for document in found)
+        found.extend((str(path), document) for document in documents)
+    checked = check_documents([document for _, document in found], tenant=tenant, whole=whole)
+    for (file, _), violations in zip(found, checked, strict=True):
+        located.extend(Located(file, violation) for violation in violations)
     if located:
         raise InvalidFiles(located)
-    bundle = Bundle()
-    for _, document in documents:
-        bundle.tenant = document.tenant or bundle.tenant
+    features = [
+        f"{file}:{document.line_of(feature)}: {feature}"
+        for file, document in found
+        for feature in unimplemented(document)
+    ]
+    if features:
+        raise Unimplemented(features)
+    return found
+
+
+def read_bundle(paths: Sequence[Path]) -> Bundle:
+    """Read and check files that must stand by themselves.
+
+    Raises:
+        InvalidFiles, Unimplemented, OSError: As `read_documents`.
+    """
+    bundle = Bundle(DEFAULT_TENANT, {}, {})
+    for _, document in read_documents(paths, whole=True):
+        bundle = bundle._replace(tenant=document.tenant or DEFAULT_TENANT)
         if isinstance(document.spec, TargetSpec):
             bundle.targets[document.name] = document.spec
         else:
             bundle.experiments[document.name] = document.spec
     return bundle
+
+
+def read_bytes(path: Path) -> bytes:
+    """Contents of a file, or of standard input for "-"; at most a byte more than is accepted."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read(RESOURCE_BYTES_MAX + 1)
+    with path.open("rb") as stream:
+        return stream.read(RESOURCE_BYTES_MAX + 1)
 
 
 @contextmanager
@@ -96,6 +143,10 @@ def refuse() -> Iterator[None]:
         for item in error.located:
             typer.echo(str(item), err=True)
         raise typer.Exit(EXIT_INVALID) from error
+    except Unimplemented as error:
+        for feature in error.features:
+            typer.echo(f"{feature}: not implemented", err=True)
+        raise typer.Exit(EXIT_UNIMPLEMENTED) from error
     except OSError as error:
         typer.echo(f"{error.filename or 'file'}: {error.strerror or error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error

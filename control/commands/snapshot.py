@@ -15,7 +15,7 @@ from control.commands.files import (
     Bundle,
     InvalidFiles,
     Located,
-    read_files,
+    read_bundle,
     refuse,
 )
 from control.model import Violation, shadow_at, split_at
@@ -46,9 +46,10 @@ def build(files: list[Path]) -> bytes:
 
     Raises:
         InvalidDocument: With every violation in all files.
+        Unimplemented: A feature is named that this version does not have.
         OSError: A file cannot be read.
     """
-    return snapshots.encode(_assemble(read_files(files)))
+    return snapshots.encode(_assemble(read_bundle(files)))
 
 
 def _assemble(bundle: Bundle) -> Snapshot:
@@ -80,7 +81,7 @@ def build_command(
     """Make a snapshot file: every experiment at its first step.
 
     The same files give the same bytes. Exit codes: 0 written, 1 a file cannot be read or written,
-    2 usage, 3 a resource is invalid.
+    2 usage, 3 a resource is invalid, 7 it names a feature that is not implemented.
     """
     with refuse():
         data = snapshots.to_file(build(files))

@@ -3,6 +3,7 @@
 Pure: no clock, no chance, no socket. Every function that refuses something names every fault.
 """
 
+from control.model.bundle import check_documents, unimplemented
 from control.model.defaults import (
     LATENCY_METRICS,
     METRICS,
@@ -15,7 +16,11 @@ from control.model.defaults import (
     target_with_defaults,
 )
 from control.model.documents import API_VERSION, Document, Kind, load_yaml, read_yaml
-from control.model.names import ResourceName, is_label, parse_name, parse_parent
+from control.model.experiments import validate_experiment
+from control.model.names import ResourceName, is_label, parse_name
+from control.model.rules import check_labels
+from control.model.targets import validate_target
+from control.model.unimplemented import unimplemented_experiment, unimplemented_target
 from control.model.violations import InvalidDocument, Violation
 
 __all__ = [
@@ -29,14 +34,20 @@ __all__ = [
     "Violation",
     "bad_event_kinds",
     "candidates",
+    "check_documents",
+    "check_labels",
     "experiment_with_defaults",
     "is_label",
     "load_yaml",
     "parse_name",
-    "parse_parent",
     "read_yaml",
     "shadow_at",
     "slow_after",
     "split_at",
     "target_with_defaults",
+    "unimplemented",
+    "unimplemented_experiment",
+    "unimplemented_target",
+    "validate_experiment",
+    "validate_target",
 ]

@@ -25,6 +25,8 @@ from turnout.v1alpha1.target_pb2 import TargetSpec
 
 LATENCY_METRICS: Final = ("latency_p50", "latency_p90", "latency_p95", "latency_p99")
 METRICS: Final = ("error_rate", *LATENCY_METRICS, "accuracy")
+# Metrics that the design has and this version has not: UNIMPLEMENTED, not unknown.
+PLANNED_METRICS: Final = ("score", "cost", "clicks", "conversions", "revenue", "client_error_rate")
 
 TIMEOUT_DEFAULT_S: Final = 60
 KEEP_PREVIOUS_DEFAULT_S: Final = 24 * 3600

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from control.model import durations, text
 from control.model.text import Mapping, Node, Scalar, Sequence
-from control.model.violations import InvalidDocument, Report, Violation, join
+from control.model.violations import UNKNOWN_FIELD, InvalidDocument, Report, Violation, join
 from turnout.v1alpha1.common_pb2 import Margin
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
@@ -53,6 +53,7 @@ class Document:
         etag: Of the state it was read from; empty when there is none.
         spec: The spec, without defaults.
         lines: Line of the file for every path that was written.
+        faults: What was wrong with the spelling; the spec is without it.
     """
 
     kind: Kind
@@ -62,6 +63,7 @@ class Document:
     etag: str
     spec: TargetSpec | ExperimentSpec
     lines: dict[str, int] = field(compare=False, repr=False)
+    faults: tuple[Violation, ...] = field(compare=False, repr=False)
 
     def line_of(self, path: str) -> int:
         """Line of `path`, or of the nearest thing around it that was written."""
@@ -95,11 +97,17 @@ def read_yaml(data: bytes) -> tuple[list[Document], list[Violation]]:
         InvalidDocument: The text itself is not acceptable.
     """
     nodes = [node for node in text.parse(data) if not (isinstance(node, Scalar) and node.is_null())]
-    report = Report()
     if not nodes:
-        report.add("(file)", "empty", "must hold at least one resource", 1)
-    documents = [document for node in nodes if (document := _document(node, report)) is not None]
-    return documents, report.violations
+        return [], [Violation("(file)", "empty", "must hold at least one resource", 1)]
+    documents: list[Document] = []
+    violations: list[Violation] = []
+    for node in nodes:
+        report = Report()
+        document = _document(node, report)
+        violations += report.violations
+        if document is not None:
+            documents.append(document)
+    return documents, violations
 
 
 def _document(node: Node, report: Report) -> Document | None:
@@ -131,7 +139,8 @@ def _document(node: Node, report: Report) -> Document | None:
     else:
         report.add("spec", "missing", "required", node.line)
     known: Kind = "Target" if kind == "Target" else "Experiment"
-    return Document(known, spec=spec, lines=reader.lines, **metadata)
+    faults = tuple(report.violations)
+    return Document(known, spec=spec, lines=reader.lines, faults=faults, **metadata)
 
 
 def _metadata(reader: _Reader, node: Node | None, parent: Mapping) -> dict[str, Any]:
@@ -170,7 +179,7 @@ class _Reader:
             if key not in known:
                 near = difflib.get_close_matches(key[:64], known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                self.report.add(join(path, key), key, f"unknown field; {hint}", value.line)
+                self.report.add(join(path, key), key, f"{UNKNOWN_FIELD}; {hint}", value.line)
         return {key: value for key, value in node.entries if key in known}
 
     def message(self, node: Node, message: Message, path: str) -> None:

@@ -46,18 +46,6 @@ def parse_name(text: str) -> ResourceName:
     return ResourceName(match[1], match[2], match[3])
 
 
-def parse_parent(text: str) -> str:
-    """The tenant of tenants/{tenant}.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    prefix, _, tenant = text.partition("/")
-    if prefix != "tenants" or not is_label(tenant):
-        raise ValueError(f"{text!r} is not tenants/{{tenant}}")
-    return tenant
-
-
 def header_fault(name: str) -> str | None:
     """The rule that a header name breaks; None when requests may be read by it.
 
@@ -66,6 +54,8 @@ def header_fault(name: str) -> str | None:
     """
     if name.startswith(":"):
         return "must not be a pseudo-header"
+    if name == "host":
+        return "must not be host: Envoy calls it :authority; match hosts on the target"
     if _HEADER.fullmatch(name) is None:
         return f"must be {HEADER_RULE}"
     if name in RESERVED_HEADERS or name.startswith(RESERVED_HEADER_PREFIXES):

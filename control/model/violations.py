@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 SHOWN_CHARACTERS_MAX: Final = 80
+UNKNOWN_FIELD: Final = "unknown field"
 
 
 class Violation(NamedTuple):

@@ -1,0 +1,93 @@
+"""Rules about targets."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from control.model.rules import (
+    DAY,
+    HOUR,
+    MILLISECOND,
+    ZERO,
+    alternatives,
+    check_duration,
+    check_label,
+    check_model,
+    check_path,
+    check_predicate,
+    check_unique,
+    check_upstream,
+    is_host_pattern,
+)
+from control.model.violations import Report, Violation
+from turnout.contract import RESOURCE_BYTES_MAX
+from turnout.v1alpha1.target_pb2 import RequestMatch, TargetSpec
+
+HOSTS_MAX: Final = 32
+METHODS_MAX: Final = 16
+MATCH_HEADERS_MAX: Final = 16
+# A target becomes one Envoy route for each way to satisfy its header predicates.
+MATCH_ROUTES_MAX: Final = 64
+KEEP_PREVIOUS_MAX: Final = type(DAY)(seconds=30 * DAY.seconds)
+
+_METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
+
+
+def validate_target(tenant: str, name: str, spec: TargetSpec) -> list[Violation]:
+    """Every rule that a target breaks; empty when it may be stored.
+
+    Args:
+        tenant: Id of the tenant.
+        name: Id of the target.
+        spec: With or without defaults.
+    """
+    report = Report()
+    check_label(report, "tenant", tenant)
+    check_label(report, "name", name)
+    if spec.ByteSize() > RESOURCE_BYTES_MAX:
+        report.add("spec", f"{spec.ByteSize()} bytes", f"at most {RESOURCE_BYTES_MAX} bytes")
+        return report.violations
+    if not spec.HasField("match"):
+        report.add("spec.match", "missing", "required; {} is any request")
+    _check_match(report, "spec.match", spec.match)
+    if spec.HasField("baseline") and spec.baseline.HasField("upstream"):
+        check_upstream(report, "spec.baseline.upstream", spec.baseline.upstream)
+    else:
+        report.add("spec.baseline.upstream", "missing", "required; it serves what is not tried")
+    if spec.baseline.HasField("model"):
+        check_model(report, "spec.baseline.model", spec.baseline.model)
+    if spec.HasField("timeout"):
+        check_duration(report, "spec.timeout", spec.timeout, MILLISECOND, HOUR)
+    if spec.HasField("keep_previous"):
+        path = "spec.keepPrevious"
+        check_duration(report, path, spec.keep_previous, ZERO, KEEP_PREVIOUS_MAX)
+    return report.violations
+
+
+def _check_match(report: Report, path: str, match: RequestMatch) -> None:
+    if len(match.hosts) > HOSTS_MAX:
+        report.add(f"{path}.hosts", f"{len(match.hosts)} hosts", f"at most {HOSTS_MAX}")
+    for index, host in enumerate(match.hosts[:HOSTS_MAX]):
+        if not is_host_pattern(host):
+            rule = 'must be "*", a lower-case host name, or "*.suffix"'
+            report.add(f"{path}.hosts[{index}]", host, rule)
+    check_unique(report, f"{path}.hosts", match.hosts[:HOSTS_MAX])
+    if match.path_prefix:
+        check_path(report, f"{path}.pathPrefix", match.path_prefix)
+    if len(match.methods) > METHODS_MAX:
+        report.add(f"{path}.methods", f"{len(match.methods)} methods", f"at most {METHODS_MAX}")
+    for index, method in enumerate(match.methods[:METHODS_MAX]):
+        if not _METHOD.fullmatch(method):
+            report.add(f"{path}.methods[{index}]", method, "must be a method in upper case")
+    check_unique(report, f"{path}.methods", match.methods[:METHODS_MAX])
+    if len(match.headers) > MATCH_HEADERS_MAX:
+        value = f"{len(match.headers)} predicates"
+        report.add(f"{path}.headers", value, f"at most {MATCH_HEADERS_MAX}")
+        return
+    faults = len(report.violations)
+    for index, predicate in enumerate(match.headers):
+        check_predicate(report, f"{path}.headers[{index}]", predicate)
+    if len(report.violations) == faults and alternatives(match.headers) > MATCH_ROUTES_MAX:
+        rule = f"at most {MATCH_ROUTES_MAX} combinations: each is a route of Envoy's"
+        report.add(f"{path}.headers", f"{alternatives(match.headers)} combinations", rule)
