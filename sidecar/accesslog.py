@@ -51,8 +51,8 @@ _FLAG_FIELDS: Final = (
     ("downstream_connection_termination", FLAG_DC),
     ("downstream_remote_reset", FLAG_DR),
 )
-# OK, CANCELLED, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, FAILED_PRECONDITION,
-# OUT_OF_RANGE, UNAUTHENTICATED: the caller's doing. Every other status is the server's.
+# OK, CANCELLED, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+# FAILED_PRECONDITION, OUT_OF_RANGE, UNAUTHENTICATED: the caller's doing. Others are the server's.
 GRPC_STATUS_NO_ERROR: Final = frozenset({0, 1, 3, 5, 6, 7, 9, 11, 16})
 
 # ext_proc's call status where Envoy passed the request on without an answer. 10 is not among them:

@@ -1,7 +1,7 @@
 """A snapshot as a file's bytes: MAGIC + BLAKE2b-256 of the payload + payload.
 
-Owns the framing and its check; refuses bytes that are cut, changed or foreign. The payload's meaning
-is not looked at (and the same frame serves other small files), and the disk is `disk`'s.
+Owns the framing and its check; refuses bytes that are cut, changed or foreign. The payload's
+meaning is not looked at (the same frame serves other small files), and the disk is `disk`'s.
 """
 
 import hashlib

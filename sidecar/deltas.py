@@ -1,0 +1,286 @@
+"""Increments as bytes, and as numbered batches that are kept until they are acknowledged.
+
+Owns the encoding of a FoldDelta (the same between worker and supervisor as on the config stream)
+and the queue of batches. Refuses bytes that do not decode. Sending is the caller's.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from sidecar.fold import (
+    ANSWER_COUNTS,
+    CountKey,
+    Counts,
+    Exposure,
+    ExposureKey,
+    FirstBad,
+    FoldDelta,
+    SlotKey,
+    TargetCounts,
+)
+from turnout.v1alpha1.common_pb2 import BadEventKind
+from turnout.v1alpha1.config_service_pb2 import (
+    CountDelta,
+    DeltaBatch,
+    ExposureBatch,
+    FirstBadDelta,
+    Role,
+    TargetDelta,
+)
+
+# A batch a second: ten minutes without the control plane. With 200 exposures a second that is 4 MB,
+# at the most 600 x 2.6 MB; the byte limit stops before.
+PENDING_BATCHES_MAX: Final = 600
+PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
+_HASH_BYTES: Final = 8
+# Offsets of one exposure batch fit into 32 bits: rows that are further apart go into two batches.
+_SPAN_BITS: Final = 31
+
+
+class MalformedDelta(ValueError):
+    """The bytes are not an encoded delta."""
+
+
+# -- Encoding -------------------------------------------------------------------------------------
+
+
+def encode(delta: FoldDelta) -> bytes:
+    """A delta as bytes, from worker to supervisor."""
+    return to_message(delta).SerializeToString()
+
+
+def decode(data: bytes) -> FoldDelta:
+    """The delta of `encode`.
+
+    Raises:
+        MalformedDelta: The bytes are not one.
+    """
+    try:
+        return from_message(DeltaBatch.FromString(data))
+    except DecodeError as error:
+        raise MalformedDelta("not an encoded DeltaBatch") from error
+
+
+def to_message(delta: FoldDelta) -> DeltaBatch:
+    """A delta as a batch without number; sorted, so that equal deltas are equal messages."""
+    batch = DeltaBatch(
+        exposures_dropped=delta.exposures_dropped,
+        repeated_requests=delta.repeated_requests,
+        malformed_stamps=delta.malformed_stamps,
+    )
+    batch.counts.extend(_count_delta(key, delta.counts[key]) for key in sorted(delta.counts))
+    for slot in sorted(delta.first_bad):
+        batch.first_bad.extend(_first_bad_deltas(slot, delta.first_bad[slot]))
+    batch.targets.extend(_target_delta(name, delta.targets[name]) for name in sorted(delta.targets))
+    for key in sorted(delta.exposures):
+        batch.exposures.extend(_exposure_batches(key, delta.exposures[key]))
+    return batch
+
+
+def from_message(batch: DeltaBatch) -> FoldDelta:
+    """The delta of a batch.
+
+    Raises:
+        MalformedDelta: Packed arrays do not agree in length.
+    """
+    delta = FoldDelta(
+        exposures_dropped=batch.exposures_dropped,
+        repeated_requests=batch.repeated_requests,
+        malformed_stamps=batch.malformed_stamps,
+    )
+    for message in batch.counts:
+        delta.counts.setdefault(_count_key(message), Counts()).merge(_counts(message))
+    for bad in batch.first_bad:
+        key = SlotKey(bad.experiment, bad.epoch, bad.kind, bad.slot)
+        first_bad = delta.first_bad.setdefault(key, FirstBad())
+        first_bad.shift = max(first_bad.shift, bad.sample_shift)
+        first_bad.units.setdefault(bad.variant, set()).update(_unpack(bad.unit_hashes))
+    for target in batch.targets:
+        answers = delta.targets.setdefault(target.target, TargetCounts())
+        answers.merge(_target_counts(target))
+    for exposures in batch.exposures:
+        rows = delta.exposures.setdefault(_exposure_key(exposures), [])
+        rows.extend(_exposure_rows(exposures))
+    return delta
+
+
+def _count_delta(key: CountKey, counts: Counts) -> CountDelta:
+    bins = sorted(counts.latency)
+    return CountDelta(
+        experiment=key.experiment,
+        epoch=key.epoch,
+        variant=key.variant,
+        stratum=key.stratum,
+        role=Role.ValueType(key.role),
+        bucket_unix_s=key.bucket_s,
+        decided=counts.decided,
+        requests=counts.requests,
+        errors=counts.errors,
+        slow=counts.slow,
+        client_cancelled=counts.client_cancelled,
+        client_errors=counts.client_errors,
+        latency_bins=bins,
+        latency_counts=[counts.latency[index] for index in bins],
+        latency_sum_ms=counts.latency_sum_ms,
+        latency_zero=counts.latency_zero,
+        first_bad_unix_ms=counts.first_bad_ms,
+        forced=counts.forced,
+    )
+
+
+def _count_key(message: CountDelta) -> CountKey:
+    return CountKey(
+        message.experiment,
+        message.epoch,
+        message.variant,
+        message.stratum,
+        message.role,
+        message.bucket_unix_s,
+    )
+
+
+def _counts(message: CountDelta) -> Counts:
+    if len(message.latency_bins) != len(message.latency_counts):
+        raise MalformedDelta("latency_bins and latency_counts differ in length")
+    return Counts(
+        decided=message.decided,
+        requests=message.requests,
+        errors=message.errors,
+        slow=message.slow,
+        client_cancelled=message.client_cancelled,
+        client_errors=message.client_errors,
+        latency=dict(zip(message.latency_bins, message.latency_counts, strict=True)),
+        latency_zero=message.latency_zero,
+        latency_sum_ms=message.latency_sum_ms,
+        first_bad_ms=message.first_bad_unix_ms,
+        forced=message.forced,
+    )
+
+
+def _first_bad_deltas(slot: SlotKey, first_bad: FirstBad) -> Iterator[FirstBadDelta]:
+    for variant in sorted(first_bad.units):
+        yield FirstBadDelta(
+            experiment=slot.experiment,
+            epoch=slot.epoch,
+            variant=variant,
+            kind=BadEventKind.ValueType(slot.kind),
+            slot=slot.slot,
+            sample_shift=first_bad.shift,
+            unit_hashes=_pack(sorted(first_bad.units[variant])),
+        )
+
+
+def _target_delta(target: str, counts: TargetCounts) -> TargetDelta:
+    message = TargetDelta(target=target, unstamped=counts.unstamped)
+    for name in ANSWER_COUNTS:
+        setattr(message, name, getattr(counts, name))
+    return message
+
+
+def _target_counts(message: TargetDelta) -> TargetCounts:
+    counts = TargetCounts(unstamped=dict(message.unstamped))
+    for name in ANSWER_COUNTS:
+        setattr(counts, name, getattr(message, name))
+    return counts
+
+
+def _exposure_batches(key: ExposureKey, rows: Sequence[Exposure]) -> Iterator[ExposureBatch]:
+    spans: dict[int, list[Exposure]] = {}
+    for row in rows:
+        spans.setdefault(row.time_ms >> _SPAN_BITS, []).append(row)
+    for span in spans.values():
+        base_ms = min(row.time_ms for row in span)
+        yield ExposureBatch(
+            experiment=key.experiment,
+            epoch=key.epoch,
+            variant=key.variant,
+            stratum=key.stratum,
+            forced=key.forced,
+            base_unix_ms=base_ms,
+            unit_hashes=_pack([row.unit_hash for row in span]),
+            request_hashes=_pack([row.request_hash for row in span]),
+            offset_ms=[row.time_ms - base_ms for row in span],
+        )
+
+
+def _exposure_key(message: ExposureBatch) -> ExposureKey:
+    return ExposureKey(
+        message.experiment, message.epoch, message.variant, message.stratum, message.forced
+    )
+
+
+def _exposure_rows(message: ExposureBatch) -> Iterator[Exposure]:
+    units, requests = _unpack(message.unit_hashes), _unpack(message.request_hashes)
+    if not len(units) == len(requests) == len(message.offset_ms):
+        raise MalformedDelta("unit_hashes, request_hashes and offset_ms differ in length")
+    for offset_ms, unit, request in zip(message.offset_ms, units, requests, strict=True):
+        yield Exposure(message.base_unix_ms + offset_ms, unit, request)
+
+
+def _pack(hashes: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(hashes)}Q", *hashes)
+
+
+def _unpack(data: bytes) -> tuple[int, ...]:
+    if len(data) % _HASH_BYTES:
+        raise MalformedDelta(f"packed hashes have {len(data)} bytes, not a multiple of 8")
+    return struct.unpack(f"<{len(data) // _HASH_BYTES}Q", data)
+
+
+# -- The queue ------------------------------------------------------------------------------------
+
+
+class DeltaLog:
+    """Numbered batches of one supervisor's life, kept until the control plane has them on disk."""
+
+    def __init__(self, instance_id: str) -> None:
+        """Begin at number 1.
+
+        Args:
+            instance_id: Random for each start; numbers are unique within it.
+        """
+        self.instance_id = instance_id
+        # Batches that were thrown away unacknowledged since the start.
+        self.dropped = 0
+        self._next_seq = 1
+        # seq -> (batch, bytes), oldest first.
+        self._pending: dict[int, tuple[DeltaBatch, int]] = {}
+        self._pending_bytes = 0
+
+    def append(self, delta: FoldDelta, created_ms: int) -> DeltaBatch:
+        """Number a delta and keep it; the oldest batches give way when there are too many.
+
+        Args:
+            delta: May be empty: a batch that says "nothing happened" shows that we are alive.
+            created_ms: Unix time.
+        """
+        batch = to_message(delta)
+        batch.instance_id = self.instance_id
+        batch.seq = self._next_seq
+        batch.created_unix_ms = created_ms
+        self._next_seq += 1
+        size = batch.ByteSize()
+        self._pending[batch.seq] = (batch, size)
+        self._pending_bytes += size
+        while len(self._pending) > 1 and (
+            len(self._pending) > PENDING_BATCHES_MAX or self._pending_bytes > PENDING_BYTES_MAX
+        ):
+            self._forget(next(iter(self._pending)))
+            self.dropped += 1
+        return batch
+
+    def ack(self, seq: int) -> None:
+        """Forget one batch, which the control plane has on disk; unknown numbers change nothing."""
+        if seq in self._pending:
+            self._forget(seq)
+
+    def pending(self) -> list[DeltaBatch]:
+        """Unacknowledged batches, oldest first: what to send again on a new stream."""
+        return [batch for batch, _ in self._pending.values()]
+
+    def _forget(self, seq: int) -> None:
+        _, size = self._pending.pop(seq)
+        self._pending_bytes -= size
