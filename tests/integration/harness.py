@@ -1,0 +1,460 @@
+"""Real processes for integration tests: Envoy, sidecar, control plane; pods and clients here.
+
+Owns ports, directories, starting, waiting and stopping. Refuses to sleep instead of waiting for a
+condition, and to end a process that it did not start. Everything listens on loopback or on Unix
+sockets below a short directory in /tmp (a socket's path has 107 bytes).
+
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = one_experiment(v1, v2, fractions={"v2": 0.2})
+        await stage.envoy(snapshot)
+        await stage.sidecar(snapshot=snapshot)
+        await stage.enrols()
+        answers = await stage.send([Request(headers={"x-user-id": "u1"})])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from sidecar.snapshotfile import encode
+from tests.integration.client import Client, Load, Request, Response, Tally
+from tests.integration.fakecontrol import FakeControl
+from tests.integration.pods import HEALTH_PATH, Pod, Seen
+from tests.integration.snapshots import one_experiment, one_target, ranges_of
+from tests.integration.waiting import LOOPBACK, free_port, wait_for
+from turnout.v1alpha1.snapshot_pb2 import Snapshot
+
+__all__ = [
+    "HEALTH_PATH",
+    "Child",
+    "Client",
+    "ControlPlane",
+    "Envoy",
+    "FakeControl",
+    "Load",
+    "Pod",
+    "Request",
+    "Response",
+    "Seen",
+    "Sidecar",
+    "Stage",
+    "Tally",
+    "free_port",
+    "one_experiment",
+    "one_target",
+    "ranges_of",
+    "wait_for",
+]
+
+BIN: Final = Path(sys.executable).parent
+STOP_S: Final = 10.0
+EXT_PROC: Final = "http.turnout.ext_proc.turnout."
+ANY_USER: Final = "anybody"
+TENANT: Final = "risk"
+
+C = TypeVar("C", bound="Child")
+
+
+class Child:
+    """A process of ours, its output in a file."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Started and not ended."""
+        return self._process is not None and self._process.returncode is None
+
+    def output(self) -> str:
+        """What it wrote so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    async def spawn(self, *command: str | Path) -> None:
+        """Start it."""
+        with self.log.open("ab") as out:
+            self._process = await asyncio.create_subprocess_exec(
+                *map(str, command), stdout=out, stderr=out, stdin=asyncio.subprocess.DEVNULL
+            )
+
+    async def kill(self, sig: int = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(sig)
+        try:
+            return await asyncio.wait_for(self._process.wait(), STOP_S)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+            raise AssertionError(
+                f"{self.name} did not end within {STOP_S:g} s of signal {sig}\n{self.output()}"
+            ) from None
+
+    async def stop(self) -> int:
+        """End it as an operator would."""
+        return await self.kill(signal.SIGTERM) if self.running else 0
+
+    def alive(self) -> bool:
+        """True; AssertionError with its output when it has ended."""
+        if not self.running:
+            raise AssertionError(f"{self.name} ended\n{self.output()[-4_000:]}")
+        return True
+
+
+class Envoy(Child):
+    """Envoy, and its admin interface."""
+
+    def __init__(self, log: Path, admin: Path, port: int) -> None:
+        super().__init__("envoy", log)
+        self.admin = admin
+        self.port = port
+
+    async def get(self, path: str) -> str:
+        """GET from the admin interface."""
+        reader, writer = await asyncio.open_unix_connection(str(self.admin))
+        try:
+            request = f"GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"
+            writer.write(request.encode())
+            answer = await reader.read(-1)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if b"transfer-encoding: chunked" in head.lower():
+            body = _unchunk(body)
+        return body.decode()
+
+    async def ready(self) -> bool:
+        """Whether requests are served."""
+        self.alive()
+        try:
+            return (await self.get("/ready")).strip() == "LIVE"
+        except OSError:
+            return False
+
+    async def stats(self, prefix: str) -> dict[str, int]:
+        """Counters and gauges below a prefix, without it."""
+        text = await self.get(f"/stats?format=json&type=All&filter=^{prefix}")
+        found = json.loads(text)["stats"]
+        return {s["name"].removeprefix(prefix): s["value"] for s in found if "value" in s}
+
+    async def ext_proc(self) -> dict[str, int]:
+        """The filter's own counters."""
+        return await self.stats(EXT_PROC)
+
+    async def healthy(self, cluster: str) -> bool:
+        """Whether a cluster has a healthy host."""
+        return (await self.stats(f"cluster.{cluster}.")).get("membership_healthy", 0) > 0
+
+
+def _unchunk(data: bytes) -> bytes:
+    body = b""
+    while data:
+        size, _, rest = data.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            break
+        body, data = body + rest[:length], rest[length + 2 :]
+    return body
+
+
+class Sidecar(Child):
+    """A supervisor with its workers."""
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers that live now."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [pid for pid in map(int, children) if "sidecar.worker" in _command_line(pid)]
+
+    def kill_workers(self, sig: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to every worker, and return their ids."""
+        pids = self.workers()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sig)
+        return pids
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+class ControlPlane(Child):
+    """`turnout control`."""
+
+    def __init__(self, log: Path, port: int, store: Path) -> None:
+        super().__init__("control", log)
+        self.port = port
+        self.store = store
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{LOOPBACK}:{self.port}"
+
+
+class Stage:
+    """One Envoy with one sidecar and all around it; everything ends with it.
+
+    Attributes:
+        directory: A short directory that is removed at the end.
+        port: Where Envoy listens.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+        self.port = free_port()
+        self.metrics_port = free_port()
+        self._children: list[Child] = []
+        self._pods: list[Pod] = []
+        self._fakes: list[FakeControl] = []
+        self._loads: list[Load] = []
+        self._client: Client | None = None
+        self._envoy: Envoy | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.gather(*(load.abort() for load in self._loads))
+        if self._client is not None:
+            self._client.close()
+        for child in reversed(self._children):
+            if child.running:
+                await child.kill(signal.SIGKILL if isinstance(child, Envoy) else signal.SIGTERM)
+        await asyncio.gather(*(fake.stop() for fake in self._fakes))
+        await asyncio.gather(*(pod.close() for pod in self._pods))
+        if error[0] is not None:
+            for child in self._children:
+                print(f"--- {child.name}\n{child.output()[-4_000:]}")
+        shutil.rmtree(self.directory)
+
+    # -- Parts -------------------------------------------------------------------------------------
+
+    @property
+    def envoy_dir(self) -> Path:
+        """Where Envoy's watched files are."""
+        return self.directory / "e"
+
+    @property
+    def socket(self) -> Path:
+        """The workers' sockets, without their number."""
+        return self.directory / "w"
+
+    @property
+    def admin(self) -> Path:
+        """Envoy's admin socket."""
+        return self.directory / "a"
+
+    async def pod(self, name: str, *, record: bool = False) -> Pod:
+        """Open a pod."""
+        pod = await Pod(name, record=record).open()
+        self._pods.append(pod)
+        return pod
+
+    async def envoy(
+        self,
+        snapshot: Snapshot | None = None,
+        *,
+        files: Sequence[Path] = (),
+        workers: int = 2,
+        concurrency: int = 2,
+        args: Sequence[str] = (),
+    ) -> Envoy:
+        """Write a bootstrap with the real command, and start Envoy on it.
+
+        Args:
+            snapshot: The targets; or
+            files: resource files with the targets.
+            workers: Workers' sockets.
+            concurrency: Envoy's threads.
+            args: More options of `turnout envoy bootstrap`.
+        """
+        given = [part for file in files for part in ("-f", str(file))]
+        if snapshot is not None:
+            given = ["--snapshot", str(self.snapshot_file(snapshot, "first"))]
+        await self.run(
+            "envoy", "bootstrap", *given,
+            "--listen", f"{LOOPBACK}:{self.port}",
+            "--sidecar", f"unix:{self.socket}",
+            "--workers", str(workers),
+            "--envoy-dir", str(self.envoy_dir),
+            "--admin", f"unix:{self.admin}",
+            *args, "-o", str(self.directory),
+        )  # fmt: skip
+        return await self.start_envoy(concurrency=concurrency)
+
+    async def start_envoy(self, *, concurrency: int = 2) -> Envoy:
+        """Start Envoy on the bootstrap that is there."""
+        envoy = self._own(Envoy(self.directory / "envoy.log", self.admin, self.port))
+        await envoy.spawn(
+            BIN / "envoy", "-c", self.directory / "bootstrap.yaml", "--disable-hot-restart",
+            "--concurrency", str(concurrency), "-l", "warning",
+        )  # fmt: skip
+        self._envoy = envoy
+        await wait_for(envoy.ready, "Envoy is ready")
+        return envoy
+
+    async def sidecar(
+        self,
+        *,
+        snapshot: Snapshot | None = None,
+        control: str = "",
+        state: str = "state",
+        node: str = "node-1",
+        workers: int = 2,
+        envoy_admin: bool = True,
+        args: Sequence[str] = (),
+    ) -> Sidecar:
+        """Start `turnout sidecar`, stand-alone on a snapshot or with a control plane."""
+        command = [
+            "sidecar", "--listen", f"unix:{self.socket}", "--workers", str(workers),
+            "--state-dir", str(self.directory / state), "--node", node,
+            "--envoy-dir", str(self.envoy_dir),
+            "--metrics", f"{LOOPBACK}:{self.metrics_port}",
+        ]  # fmt: skip
+        if envoy_admin:
+            command += ["--envoy-admin", f"unix:{self.admin}"]
+        if snapshot is not None:
+            command += ["--snapshot", str(self.snapshot_file(snapshot, "served"))]
+        if control:
+            command += ["--control", control, "--tenant", TENANT]
+        sidecar = self._own(Sidecar("sidecar", self.directory / "sidecar.log"))
+        await sidecar.spawn(BIN / "turnout", *command, *args)
+        return sidecar
+
+    async def fake_control(self) -> FakeControl:
+        """Start a control plane that does what the test says."""
+        fake = FakeControl(free_port())
+        await fake.start()
+        self._fakes.append(fake)
+        return fake
+
+    async def control(self, *args: str, port: int = 0, store: str = "control.db") -> ControlPlane:
+        """Start `turnout control`; a store that is there goes on."""
+        plane = ControlPlane(
+            self.directory / "control.log", port or free_port(), self.directory / store
+        )
+        self._own(plane)
+        await plane.spawn(
+            BIN / "turnout", "control", "--listen", plane.address,
+            "--store", f"sqlite:{plane.store}", *args,
+        )  # fmt: skip
+
+        async def accepts() -> bool:
+            plane.alive()
+            return await _accepts(plane.port)
+
+        await wait_for(accepts, "the control plane accepts connections")
+        return plane
+
+    async def run(self, *command: str, code: int = 0) -> str:
+        """Run `turnout` to its end and return its output (both streams)."""
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / "turnout"), *command,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        text = output.decode()
+        assert process.returncode == code, f"turnout {command[0]}: {process.returncode}\n{text}"
+        return text
+
+    def snapshot_file(self, snapshot: Snapshot, name: str) -> Path:
+        """Write a snapshot file, header included."""
+        path = self.directory / f"{name}.snapshot"
+        path.write_bytes(encode(snapshot.SerializeToString(deterministic=True)))
+        return path
+
+    def _own(self, child: C) -> C:
+        self._children.append(child)
+        return child
+
+    # -- Traffic -----------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> Client:
+        """Connections to Envoy, kept between calls."""
+        if self._client is None:
+            self._client = Client(self.port)
+        return self._client
+
+    async def send(self, requests: Iterable[Request]) -> list[Response]:
+        """Send all and return the answers in order."""
+        return await self.client.send(requests)
+
+    async def users(self, names: Iterable[str]) -> list[Response]:
+        """One request of each user."""
+        return await self.send(Request(headers={"x-user-id": name}) for name in names)
+
+    def load(
+        self, request: Callable[[int], Request], *, connections: int = 4, pause_s: float = 0.004
+    ) -> Load:
+        """Start requests in the background."""
+        load = Load(self.port, request, connections=connections, pause_s=pause_s)
+        self._loads.append(load)
+        load.start()
+        return load
+
+    async def enrols(self, *, path: str = Request().path, user: str = ANY_USER) -> None:
+        """Wait until a request of a user is stamped."""
+
+        async def stamped() -> bool:
+            answers = await self.send([Request(path=path, headers={"x-user-id": user})])
+            return bool(answers[0].variant)
+
+        await wait_for(stamped, "a request is stamped")
+
+    async def metric(self, name: str) -> float:
+        """Sum of a metric of the sidecar over its labels."""
+        text = await _http_get(self.metrics_port, "/metrics")
+        values = [
+            float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines()
+            if line.split("{")[0].split(" ")[0] == name
+        ]
+        return sum(values)
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(LOOPBACK, port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+async def _http_get(port: int, path: str) -> str:
+    client = Client(port, connections=1)
+    try:
+        answer: Any = await client.exchange(Request(path=path, host=LOOPBACK).encode())
+    finally:
+        client.close()
+    return str(answer.body.decode())
