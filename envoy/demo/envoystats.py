@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ from turnout import contract
 
 _HTTP = f"http.{contract.HCM_STAT_PREFIX}."
 _EXT_PROC = f"{_HTTP}ext_proc.{contract.EXT_PROC_STAT_PREFIX}."
-_CLUSTER = re.compile(r"cluster\.(?P<name>.+)\.upstream_rq_(?:total|completed)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,35 @@ class EnvoyCounts:
         """Requests for which the sidecar was asked."""
         return self.value(f"{_EXT_PROC}streams_started")
 
-    def upstream(self, address_of: Mapping[str, str]) -> dict[str, int]:
-        """Requests per cluster: cluster name -> total.
+
+class ClusterMeter:
+    """Requests per upstream address since the start, through clusters that come and go.
+
+    A cluster that Envoy removes takes its counters along, and starts from 0 when it returns.
+    Sampled several times a second, the sum over all its lives is exact: clusters leave long after
+    their last request.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._totals: Counter[str] = Counter()
+
+    def sample(self, counts: EnvoyCounts, addresses: Mapping[str, str]) -> None:
+        """Add what happened since the last sample.
 
         Args:
-            address_of: Cluster name -> HOST:PORT, as `EnvoyStats.addresses` says.
+            counts: All counters now.
+            addresses: Cluster name -> HOST:PORT, as `EnvoyStats.addresses` says.
         """
-        found = dict.fromkeys(address_of, 0)
-        for counter, value in self.counters.items():
-            match = _CLUSTER.match(counter)
-            if match and counter.endswith("_total") and match["name"] in found:
-                found[match["name"]] += value
-        return found
+        now = {name: counts.value(f"cluster.{name}.upstream_rq_total") for name in addresses}
+        for name, total in now.items():
+            before = self._last.get(name, 0)
+            self._totals[addresses[name]] += total - before if total >= before else total
+        self._last = now
+
+    def totals(self) -> Counter[str]:
+        """HOST:PORT -> requests."""
+        return self._totals.copy()
 
 
 class EnvoyStats:

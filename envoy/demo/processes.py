@@ -97,6 +97,11 @@ class Process:
         """Whether it has not ended."""
         return self._child.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._child.poll()
+
     def tail(self) -> str:
         """The last lines of its log."""
         if not self.log.exists():

@@ -1,0 +1,304 @@
+"""The five acts: what is tried, and what must be true at the end of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+import grpc
+
+from envoy.demo.console import state_name
+from envoy.demo.ledger import Line
+from envoy.demo.processes import wait_for
+from envoy.demo.result import Row
+from envoy.demo.scene import Scene
+from turnout.v1alpha1.experiment_pb2 import REASON_LANE_WRONG, Experiment, State
+
+# A request that was on its way while the split changed may still carry the old variant.
+SETTLE_S: Final = 1.5
+ZERO_WITHIN_S: Final = 30.0
+WORKERS_AWAY_S: Final = 4.0
+CONTROL_AWAY_S: Final = 6.0
+
+Act = Callable[[Scene], Awaitable[None]]
+
+
+def _ended(experiment: Experiment) -> bool:
+    return experiment.status.state not in (State.STATE_DRAFT, State.STATE_RUNNING)
+
+
+async def _take_end(scene: Scene) -> Experiment:
+    """The experiment as it stands; its state and reason go into the result."""
+    experiment = await scene.console.get(scene.experiment)
+    scene.result.final_state = state_name(experiment.status.state)
+    scene.result.reason = experiment.status.reason
+    return experiment
+
+
+# -- Act 1 -----------------------------------------------------------------------------------------
+
+
+async def shadow(scene: Scene) -> None:
+    """Every request is copied to v2; users are served by v1 alone."""
+    result = scene.result
+    await scene.open("shadow.yaml")
+    copied = 0
+
+    async def watched() -> bool:
+        nonlocal copied
+        scene.stack.check()
+        copied = (await scene.variant_results())["v2"].shadow_requests
+        scene.status = f"shadow, {copied} copies counted"
+        return copied >= 500
+
+    async with scene.progress.live(scene.line):
+        await wait_for(watched, timeout_s=40, what="500 copies to be counted")
+    # The step asks for 12 s; the labels of its last requests come 3 s later.
+    await scene.flow(14)
+    await scene.traffic.end()
+    sent = 0
+
+    async def counted() -> bool:
+        nonlocal copied, sent
+        copied = (await scene.variant_results())["v2"].shadow_requests
+        sent = (await scene.upstream_requests())["2"]
+        return copied == sent
+
+    with contextlib.suppress(TimeoutError):  # the claim says how they differ
+        await wait_for(counted, timeout_s=10, what="Turnout and Envoy to agree on the copies")
+    result.claim(
+        "Turnout counted every copy that Envoy sent to v2",
+        copied == sent and copied > 0,
+        f"{copied} of {sent}",
+    )
+    scene.shadowed, scene.copies = "2", copied
+    row = (await scene.variant_results())["v2"]
+    stopped = await scene.console.stop(scene.experiment, "the shadow was watched long enough")
+    scene.progress.event(f"{scene.experiment}: {state_name(stopped.status.state)}")
+    await _take_end(scene)
+    result.claim("the shadow ended as STOPPED", result.final_state == "STOPPED", result.reason)
+    result.claim(
+        "no user saw an answer of v2",
+        not scene.ledger.served_by("2"),
+        f"{scene.ledger.users()} users",
+    )
+    result.claim("no copy failed", row.shadow_errors == 0, row.shadow_errors or "")
+    result.claim(
+        "labels made the copies' accuracy known",
+        row.shadow_labelled > 0,
+        f"{row.shadow_correct} of {row.shadow_labelled} right",
+    )
+    await scene.close()
+    result.variants["v2"] = Row(
+        requests=copied,
+        errors=row.shadow_errors,
+        accuracy=row.shadow_correct / row.shadow_labelled if row.shadow_labelled else None,
+        p50_ms=None,
+        p95_ms=row.shadow_latency_p95_ms or None,
+    )
+
+
+# -- Act 2 -----------------------------------------------------------------------------------------
+
+
+async def promotion(scene: Scene) -> None:
+    """v2 is ramped up and becomes the baseline; then the sidecar's workers are killed."""
+    result = scene.result
+    await scene.open("canary.yaml")
+    await scene.until(_ended, timeout_s=120, what="the promotion")
+    await _take_end(scene)
+    result.claim("v2 was promoted", result.final_state == "PROMOTED", result.reason)
+    back = _went_back(scene.ledger.lines, "v2")
+    result.claim("no user left v2 while it grew", not back, back[:3] if back else "")
+    await _everyone_on_v2(scene)
+    await _without_workers(scene)
+    await scene.close()
+
+
+def _went_back(lines: list[Line], candidate: str) -> list[str]:
+    """Users who were on the candidate and later, stamped, were not."""
+    first: dict[str, float] = {}
+    back = set()
+    for line in sorted(lines, key=lambda line: line.sent_s):
+        if line.variant == candidate:
+            first.setdefault(line.user, line.done_s)
+        elif line.variant and line.sent_s > first.get(line.user, float("inf")) + SETTLE_S:
+            back.add(line.user)
+    return sorted(back)
+
+
+async def _everyone_on_v2(scene: Scene) -> None:
+    """Wait until Envoy's default route is v2's: half a second of answers by v2 alone."""
+
+    async def switched() -> bool:
+        since_s = time.monotonic() - 0.5
+        recent = [line.model for line in scene.ledger.lines[-200:] if line.sent_s > since_s]
+        return len(recent) > 20 and set(recent) == {"2"}
+
+    async with scene.progress.live(scene.line):
+        took_s = await wait_for(switched, timeout_s=20, what="v2 to serve everyone")
+    scene.progress.event(f"v2 serves everyone, {took_s:.1f} s after the promotion was seen")
+
+
+async def _without_workers(scene: Scene) -> None:
+    """Kill both workers and keep the supervisor from starting new ones for a while."""
+    scene.stack.signal_supervisor(signal.SIGSTOP)
+    try:
+        pids = scene.stack.worker_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        begin_s = time.monotonic()
+        scene.progress.event(f"both workers killed (pids {', '.join(map(str, pids))})", style="red")
+        await scene.flow(WORKERS_AWAY_S)
+        end_s = time.monotonic()
+    finally:
+        scene.stack.signal_supervisor(signal.SIGCONT)
+    lines = [line for line in scene.ledger.lines if begin_s < line.sent_s < end_s]
+    by_v2 = sum(line.model == "2" and not line.failed for line in lines)
+    scene.result.claim(
+        "with both workers dead everyone was served by v2",
+        len(pids) == 2 and len(lines) > 100 and by_v2 == len(lines),
+        f"{by_v2} of {len(lines)} requests, {scene.ledger.users(lines)} users",
+    )
+
+    async def back() -> bool:
+        return len(set(scene.stack.worker_pids()) - set(pids)) == 2
+
+    await wait_for(back, timeout_s=20, what="the workers to come back")
+    scene.progress.event("the supervisor started new workers")
+
+
+# -- Acts 3 and 4 ----------------------------------------------------------------------------------
+
+
+async def broken(scene: Scene) -> None:
+    """v3 answers 500 on some inputs: rolled back for errors."""
+    await _rolled_back(scene, "broken.yaml", version="3")
+    errors = scene.result.variants["v3"].errors
+    scene.result.claim("v3 failed requests itself", errors > 0, errors)
+    scene.result.claim("the reason names errors", "error" in scene.result.reason.lower())
+
+
+async def wrong(scene: Scene) -> None:
+    """v4 answers 200 and is wrong: rolled back for accuracy."""
+    await _rolled_back(scene, "wrong.yaml", version="4")
+    decision = (await scene.console.get(scene.experiment)).status.last_decision
+    scene.result.claim(
+        "the reason names accuracy",
+        "accuracy" in scene.result.reason.lower() and decision.reason == REASON_LANE_WRONG,
+        scene.result.reason,
+    )
+    scene.result.claim("v4 answered every request with 200", not scene.result.variants["v4"].errors)
+
+
+async def _rolled_back(scene: Scene, resource: str, *, version: str) -> None:
+    result = scene.result
+    await scene.open(resource)
+    await scene.until(_ended, timeout_s=90, what="the rollback")
+    await scene.flow(3)  # so that a late request to the bad model would be seen
+    await _take_end(scene)
+    result.claim(
+        f"v{version} was rolled back", result.final_state == "ROLLED_BACK", result.final_state
+    )
+    await scene.close(excused=version if version == "3" else None, bad=version)
+    zero_s = result.seconds_to_zero
+    result.claim(
+        f"v{version} had no traffic within {ZERO_WITHIN_S:.0f} s of its first bad answer",
+        zero_s is not None and zero_s <= ZERO_WITHIN_S,
+        "never seen" if zero_s is None else f"{zero_s:.1f} s",
+    )
+    last_s = scene.ledger.last_served_s(version)
+    after = [line for line in scene.ledger.lines if last_s is not None and line.sent_s > last_s]
+    result.claim(
+        f"v2 served everyone after that, for {SETTLE_S} s and more",
+        bool(after)
+        and after[-1].sent_s - after[0].sent_s > SETTLE_S
+        and all(line.model == "2" for line in after),
+        f"{len(after)} requests",
+    )
+
+
+# -- Act 5 -----------------------------------------------------------------------------------------
+
+
+async def outage(scene: Scene) -> None:
+    """The control plane is killed and comes back; nobody's variant changes."""
+    result = scene.result
+    await scene.open("split.yaml")
+    await scene.until(
+        lambda experiment: experiment.status.state == State.STATE_RUNNING,
+        timeout_s=10,
+        what="the split to run",
+    )
+    await scene.flow(6)
+    before = await scene.console.get(scene.experiment)
+    scene.stack.kill("control")
+    begin_s = time.monotonic()
+    scene.progress.event("the control plane is killed", style="red")
+    await scene.flow(CONTROL_AWAY_S)
+    end_s = time.monotonic()
+    await scene.stack.start_control()
+    scene.progress.event("the control plane runs again")
+    await _sidecar_back(scene)
+    await scene.flow(4)
+    after = await _take_end(scene)
+    result.reason = result.reason or "runs on after the control plane came back"
+    lines = [line for line in scene.ledger.lines if begin_s < line.sent_s < end_s]
+    split = sum(line.variant == "v1" for line in lines) / max(1, len(lines))
+    stamped = sum(bool(line.variant) for line in lines)
+    result.claim(
+        "the split went on without the control plane",
+        # 30 % of 2,000 users; 6 s show some 900 of them: 0.2 to 0.4 is beyond 6 sigma.
+        len(lines) > 100 and stamped >= 0.99 * len(lines) and 0.2 < split < 0.4,
+        f"v1 {split:.0%} of {len(lines)} requests, {stamped} stamped",
+    )
+    moved = scene.ledger.moved()
+    result.claim("no user changed variant", not moved, moved[:3] if moved else "")
+    result.claim(
+        "the experiment runs on, in the same epoch",
+        result.final_state == "RUNNING" and before.status.epoch == after.status.epoch,
+        f"epoch {before.status.epoch} and {after.status.epoch}",
+    )
+    await scene.close()
+
+
+async def _sidecar_back(scene: Scene) -> None:
+    async def connected() -> bool:
+        try:
+            return any(sidecar.connected for sidecar in await scene.console.sidecars())
+        except grpc.aio.AioRpcError:
+            return False
+
+    async with scene.progress.live(scene.line):
+        took_s = await wait_for(connected, timeout_s=45, what="the sidecar to connect again")
+    scene.progress.event(f"the sidecar is connected again after {took_s:.1f} s")
+
+
+class Part(NamedTuple):
+    """An act on the playbill.
+
+    Attributes:
+        play: Plays it.
+        name, title: As in `ActResult`.
+        experiment: Id of its experiment.
+        baseline: Variant that serves what is not stamped.
+    """
+
+    play: Act
+    name: str
+    title: str
+    experiment: str
+    baseline: str
+
+
+ACTS: Final = (
+    Part(shadow, "shadow", "Act 1: v2 in the shadow of v1", "shadow-v2", "v1"),
+    Part(promotion, "promotion", "Act 2: v2 promoted, workers killed", "canary-v2", "v1"),
+    Part(broken, "errors", "Act 3: v3 fails, rolled back", "canary-v3", "v2"),
+    Part(wrong, "accuracy", "Act 4: v4 is wrong, rolled back", "canary-v4", "v2"),
+    Part(outage, "outage", "Act 5: control plane killed", "split-v1", "v2"),
+)
