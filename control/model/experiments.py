@@ -188,14 +188,15 @@ def _check_variants(report: Report, spec: ExperimentSpec) -> None:
     if not 2 <= len(spec.variants) <= VARIANTS_MAX:
         value = f"{len(spec.variants)} variants"
         report.add("spec.variants", value, f"must be 2 to {VARIANTS_MAX}, control among them")
-    variants = spec.variants[:VARIANTS_MAX]
-    names = [variant.name for variant in variants]
+    names = [variant.name for variant in spec.variants]
     if spec.control not in names:
         value = spec.control or "missing"
         report.add("spec.control", value, "required; the name of one of the variants")
+    if len(spec.variants) > VARIANTS_MAX:
+        return  # thousands of faults would hide this one
     check_unique(report, "spec.variants", names, ".name")
     needs_upstream = _layer_name(spec) == LAYER_MODELS
-    for index, variant in enumerate(variants):
+    for index, variant in enumerate(spec.variants):
         path = f"spec.variants[{index}]"
         check_label(report, f"{path}.name", variant.name)
         _check_parameters(report, f"{path}.parameters", variant)

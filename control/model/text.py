@@ -63,14 +63,7 @@ class Scalar:
         """The number, NaN and infinities included, or None when it is not one."""
         if not self.plain or not _FLOAT.fullmatch(self.text):
             return None
-        return float(
-            self.text.replace(".inf", "inf")
-            .replace(".nan", "nan")
-            .replace(".Inf", "inf")
-            .replace(".NaN", "nan")
-            .replace(".INF", "inf")
-            .replace(".NAN", "nan")
-        )
+        return float(self.text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +113,8 @@ def parse(data: bytes) -> list[Node]:
             (encoding, size, syntax, depth) the faults up to there.
     """
     if len(data) > RESOURCE_BYTES_MAX:
-        rule = f"a file has at most {RESOURCE_BYTES_MAX} bytes"
-        raise InvalidDocument([Violation("(file)", f"{len(data)} bytes", rule)])
+        value = f"more than {RESOURCE_BYTES_MAX} bytes"
+        raise InvalidDocument([Violation("(file)", value, "too large")])
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -53,9 +53,8 @@ class Report:
 
 def join(path: str, name: str) -> str:
     """Path of field or map entry `name` below `path`."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        name = f"[{show(name)}]"
-        return path + name
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        return f"{path}[{show(name)}]"
     return f"{path}.{name}" if path else name
 
 
