@@ -88,8 +88,8 @@ async def _with_company(
     traffic = Traffic(stack.envoy_address, digits()[1], labels)
     company = [asyncio.create_task(part) for part in (traffic.run(), labels.run(), stack.meter())]
     play = asyncio.create_task(_play(stack, console, traffic, progress, only))
+    waiting: set[asyncio.Task[Any]] = {play, *company}
     try:
-        waiting: set[asyncio.Task[Any]] = {play, *company}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in company:
             if task.done():
@@ -100,9 +100,9 @@ async def _with_company(
             await _keep(stack, traffic, progress)
         return acts
     finally:
-        for task in (play, *company):
-            task.cancel()
-        await asyncio.gather(play, *company, return_exceptions=True)
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await console.close()
 
 
