@@ -1,7 +1,8 @@
 """Frozen dataclasses <-> canonical JSON.
 
-Owns one encoding: keys sorted, no white space, NaN and infinity refused. Equal values give equal bytes,
-so that a decision can be replayed and compared byte for byte. Refuses unknown and missing fields.
+Owns one encoding: keys sorted, no white space, NaN and infinity refused. Equal values give equal
+bytes, so that a decision can be replayed and compared byte for byte. Refuses unknown and missing
+fields.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ def _decode(kind: Any, plain: object) -> object:
         return _decode_dataclass(cast("type", kind), plain)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         try:
-            return kind(plain)
+            return kind(cast("str", plain))
         except ValueError as error:
             raise CorruptJson(str(error)) from error
     if kind is float and type(plain) in (int, float):

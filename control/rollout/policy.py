@@ -1,27 +1,22 @@
 """What an experiment's spec asks of the rollout: parsed once, with every default filled in.
 
-The only reader of `ExperimentSpec` in the rollout; frozen and JSON-able, because a decision replays from
-it. Validates nothing: the spec has passed `control.model`.
+The only reader of `ExperimentSpec` in the rollout; frozen and JSON-able, because a decision replays
+from it. Validates nothing: the spec has passed `control.model`.
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-
+from control.model import defaults
+from control.model.durations import milliseconds
 from control.rollout.words import Kind, Phase
+from control.snapshot import weights_ppm
 from turnout import contract
 from turnout.v1alpha1 import common_pb2, experiment_pb2
 
-MINIMUM_REQUESTS = 30
-ALPHA = 0.001
-WINDOW_LENGTH_MS = 900_000
-WINDOW_DIFFERENCE = 0.05
-WINDOW_MINIMUM_REQUESTS = 300
-BREAKER_WINDOWS = 3
-BREAKER_MINIMUM_REQUESTS = 20
-METRIC_ERROR_RATE = "error_rate"
-METRIC_ACCURACY = "accuracy"
-METRIC_LATENCY_PREFIX = "latency_p"
+METRIC_ERROR_RATE: Final = "error_rate"
+METRIC_ACCURACY: Final = "accuracy"
+METRIC_LATENCY_PREFIX: Final = "latency_p"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class Margin:
 
 @dataclass(frozen=True, slots=True)
 class GuardrailPolicy:
-    """One guardrail; `maximum_harm` None = any significant harm fails; `slo_ms` for latency only."""
+    """One guardrail; no `maximum_harm`: any significant harm fails; `slo_ms`: latency only."""
 
     metric: str
     maximum_harm: Margin | None = None
@@ -53,7 +48,8 @@ class StepPolicy:
 
     Attributes:
         phase: Its kind.
-        split_ppm: Every variant (control too) -> parts per million; only control for shadow steps.
+        split_ppm: Every variant (control too) -> parts per million; a shadow step keeps the
+            split before it.
         shadow_variant, shadow_ppm: For shadow steps.
         dwell_ms: How long at least.
         checks: Guardrail metrics that must pass.
@@ -66,16 +62,16 @@ class StepPolicy:
     shadow_ppm: int = 0
     dwell_ms: int = 0
     checks: tuple[str, ...] = ()
-    minimum_requests: int = MINIMUM_REQUESTS
+    minimum_requests: int = defaults.REQUESTS_MIN_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
 class WindowPolicy:
     """The window rule."""
 
-    length_ms: int = WINDOW_LENGTH_MS
-    difference: float = WINDOW_DIFFERENCE
-    minimum_requests: int = WINDOW_MINIMUM_REQUESTS
+    length_ms: int = 1000 * defaults.WINDOW_LENGTH_DEFAULT_S
+    difference: float = defaults.WINDOW_DIFFERENCE_DEFAULT
+    minimum_requests: int = defaults.WINDOW_REQUESTS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,8 @@ class BreakerPolicy:
 
     error_rate: float | None = None
     latency_p99_ms: float | None = None
-    windows: int = BREAKER_WINDOWS
-    minimum_requests: int = BREAKER_MINIMUM_REQUESTS
+    windows: int = defaults.BREAKER_WINDOWS_DEFAULT
+    minimum_requests: int = defaults.BREAKER_REQUESTS_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ class Policy:
     unit_random: bool = False
     guardrails: tuple[GuardrailPolicy, ...] = ()
     promote_on_finish: bool = False
-    alpha: float = ALPHA
+    alpha: float = defaults.ALPHA_DEFAULT
     window: WindowPolicy = field(default_factory=WindowPolicy)
     breaker: BreakerPolicy | None = None
     kinds: tuple[Kind, ...] = (Kind.ERROR,)
@@ -119,34 +115,39 @@ class Policy:
 
     @staticmethod
     def from_spec(spec: experiment_pb2.ExperimentSpec) -> "Policy":
-        """The policy of a validated spec."""
-        candidates = tuple(v.name for v in spec.variants if v.name != spec.control)
-        guardrails = tuple(_guardrail(g) for g in spec.metrics.guardrails)
-        slow_after_ms = min((g.slo_ms for g in guardrails if g.slo_ms is not None), default=None)
-        measured = {g.metric for g in guardrails} | {spec.metrics.primary.metric}
-        kinds = [Kind.ERROR]
-        if slow_after_ms is not None:
-            kinds.append(Kind.SLOW)
-        if METRIC_ACCURACY in measured:
-            kinds.append(Kind.WRONG)
-        safety = spec.safety
+        """The policy of a validated spec, with or without its defaults filled in.
+
+        Raises:
+            ValueError: A step of a kind that is not implemented.
+        """
+        full = defaults.experiment_with_defaults(spec)
+        slow_after = defaults.slow_after(full)
         return Policy(
-            control=spec.control,
-            candidates=candidates,
-            steps=tuple(_step(step, spec.control, candidates) for step in spec.steps),
-            unit_random=spec.unit.random,
-            guardrails=guardrails,
-            promote_on_finish=spec.on_finish == experiment_pb2.ON_FINISH_PROMOTE,
-            alpha=safety.alpha if safety.HasField("alpha") else ALPHA,
-            window=_window(safety.window),
-            breaker=_breaker(safety.breaker) if safety.HasField("breaker") else None,
-            kinds=tuple(kinds),
-            slow_after_ms=slow_after_ms,
+            control=full.control,
+            candidates=tuple(defaults.candidates(full)),
+            steps=tuple(_step(full, index) for index in range(len(full.steps))),
+            unit_random=full.unit.random,
+            guardrails=tuple(_guardrail(g) for g in full.metrics.guardrails),
+            promote_on_finish=full.on_finish == experiment_pb2.ON_FINISH_PROMOTE,
+            alpha=full.safety.alpha,
+            window=WindowPolicy(
+                length_ms=int(milliseconds(full.safety.window.length)),
+                difference=full.safety.window.difference,
+                minimum_requests=full.safety.window.minimum_requests,
+            ),
+            breaker=_breaker(full.safety.breaker) if full.safety.HasField("breaker") else None,
+            kinds=tuple(kind_of(number) for number in defaults.bad_event_kinds(full)),
+            slow_after_ms=None if slow_after is None else milliseconds(slow_after),
         )
 
 
-def _ms(duration: Duration) -> int:
-    return int(duration.seconds * 1000 + duration.nanos // 1_000_000)
+def kind_of(number: common_pb2.BadEventKind.ValueType) -> Kind:
+    """The contract's kind of bad event by its number.
+
+    Raises:
+        ValueError: No such kind.
+    """
+    return Kind(common_pb2.BadEventKind.Name(number).removeprefix("BAD_EVENT_KIND_"))
 
 
 def _margin(margin: common_pb2.Margin) -> Margin | None:
@@ -156,89 +157,51 @@ def _margin(margin: common_pb2.Margin) -> Margin | None:
     if which == "relative":
         return Margin(relative=margin.relative)
     if which == "absolute_duration":
-        return Margin(absolute=float(_ms(margin.absolute_duration)))
+        return Margin(absolute=milliseconds(margin.absolute_duration))
     return Margin(absolute=margin.absolute)
 
 
 def _guardrail(guardrail: experiment_pb2.Guardrail) -> GuardrailPolicy:
-    return GuardrailPolicy(
-        metric=guardrail.metric,
-        maximum_harm=_margin(guardrail.maximum_harm)
-        if guardrail.HasField("maximum_harm")
-        else None,
-        slo_ms=float(_ms(guardrail.slo)) if guardrail.HasField("slo") else None,
-    )
+    harm = _margin(guardrail.maximum_harm) if guardrail.HasField("maximum_harm") else None
+    slo_ms = milliseconds(guardrail.slo) if guardrail.HasField("slo") else None
+    return GuardrailPolicy(metric=guardrail.metric, maximum_harm=harm, slo_ms=slo_ms)
 
 
-def _split_ppm(
-    split: dict[str, float], control: str, candidates: tuple[str, ...]
-) -> dict[str, int]:
-    """Parts per million of every variant of the step; control takes what the candidates leave."""
-    ppm = {name: round(split.get(name, 0.0) * contract.BUCKET_COUNT) for name in candidates}
-    taken = sum(ppm.values())
-    if taken > contract.BUCKET_COUNT:  # rounding of several fractions that add up to one
-        largest = max(ppm, key=lambda name: ppm[name])
-        ppm[largest] -= taken - contract.BUCKET_COUNT
-    return {control: contract.BUCKET_COUNT - sum(ppm.values()), **ppm}
-
-
-def _step(step: experiment_pb2.Step, control: str, candidates: tuple[str, ...]) -> StepPolicy:
+def _step(spec: experiment_pb2.ExperimentSpec, index: int) -> StepPolicy:
+    step = spec.steps[index]
+    ppm = {name: 0 for name in defaults.candidates(spec)}
+    ppm |= weights_ppm(defaults.split_at(spec, index))
+    ppm = {spec.control: contract.BUCKET_COUNT - sum(ppm.values()), **ppm}
     which = step.WhichOneof("kind")
     if which == "shadow":
-        shadow = step.shadow
-        fraction = shadow.fraction if shadow.HasField("fraction") else 1.0
+        variant, fraction = step.shadow.variant, step.shadow.fraction
         return StepPolicy(
             phase=Phase.SHADOW,
-            split_ppm=_split_ppm({}, control, candidates),
-            shadow_variant=shadow.variant,
-            shadow_ppm=round(fraction * contract.BUCKET_COUNT),
-            dwell_ms=_ms(shadow.dwell),
-            minimum_requests=_minimum(shadow),
+            split_ppm=ppm,
+            shadow_variant=variant,
+            shadow_ppm=weights_ppm({variant: fraction})[variant],
+            dwell_ms=int(milliseconds(step.shadow.dwell)),
+            minimum_requests=step.shadow.minimum_requests,
         )
     if which == "canary":
-        canary = step.canary
         return StepPolicy(
             phase=Phase.CANARY,
-            split_ppm=_split_ppm(dict(canary.split), control, candidates),
-            dwell_ms=_ms(canary.dwell),
-            checks=tuple(canary.checks) or (METRIC_ERROR_RATE,),
-            minimum_requests=_minimum(canary),
+            split_ppm=ppm,
+            dwell_ms=int(milliseconds(step.canary.dwell)),
+            checks=tuple(step.canary.checks),
+            minimum_requests=step.canary.minimum_requests,
         )
     if which == "ab":
-        return StepPolicy(
-            phase=Phase.AB,
-            split_ppm=_split_ppm(dict(step.ab.split), control, candidates),
-            dwell_ms=_ms(step.ab.minimum_duration),
-        )
+        dwell_ms = int(milliseconds(step.ab.minimum_duration))
+        return StepPolicy(phase=Phase.AB, split_ppm=ppm, dwell_ms=dwell_ms)
     raise ValueError(f"a step of kind {which} is not implemented")
 
 
-def _minimum(step: experiment_pb2.ShadowStep | experiment_pb2.CanaryStep) -> int:
-    return step.minimum_requests if step.HasField("minimum_requests") else MINIMUM_REQUESTS
-
-
-def _window(window: experiment_pb2.SafetyWindow) -> WindowPolicy:
-    return WindowPolicy(
-        length_ms=_ms(window.length) if window.HasField("length") else WINDOW_LENGTH_MS,
-        difference=window.difference if window.HasField("difference") else WINDOW_DIFFERENCE,
-        minimum_requests=(
-            window.minimum_requests
-            if window.HasField("minimum_requests")
-            else WINDOW_MINIMUM_REQUESTS
-        ),
-    )
-
-
 def _breaker(breaker: experiment_pb2.Breaker) -> BreakerPolicy:
+    p99_ms = milliseconds(breaker.latency_p99) if breaker.HasField("latency_p99") else None
     return BreakerPolicy(
         error_rate=breaker.error_rate if breaker.HasField("error_rate") else None,
-        latency_p99_ms=(
-            float(_ms(breaker.latency_p99)) if breaker.HasField("latency_p99") else None
-        ),
-        windows=breaker.windows if breaker.HasField("windows") else BREAKER_WINDOWS,
-        minimum_requests=(
-            breaker.minimum_requests
-            if breaker.HasField("minimum_requests")
-            else BREAKER_MINIMUM_REQUESTS
-        ),
+        latency_p99_ms=p99_ms,
+        windows=breaker.windows,
+        minimum_requests=breaker.minimum_requests,
     )

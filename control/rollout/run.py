@@ -1,7 +1,7 @@
 """One experiment's run: what the rollout remembers between two decisions.
 
-Stored as JSON in the resource's opaque state. Only `decide` makes a new one; the controller stores and
-publishes it. Holds no evidence and no clock.
+Stored as JSON in the resource's opaque state. Only `decide` makes a new one; the controller stores
+and publishes it. Holds no evidence and no clock.
 """
 
 from dataclasses import dataclass, field
@@ -24,12 +24,15 @@ class PastEpoch:
 
     Attributes:
         epoch, start_ms, split_ppm, blocks_before: As they were in the run.
+        blocks: Lane blocks begun in it. An event later than these counts for none: the next epoch
+            has their numbers.
     """
 
     epoch: int
     start_ms: int
     split_ppm: dict[str, int]
     blocks_before: int
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +44,13 @@ class Run:
         state: Where it is.
         step: Index into the spec's steps; 0 in DRAFT.
         phase: Kind of the step that runs; None when none does.
-        epoch: +1 at every change of split, shadow, variants, targeting or metrics; 0 before the start,
-            never reused for a name.
-        epoch_start_ms, step_start_ms, start_ms, end_ms: Unix milliseconds, 0 = not yet. The step's start
-            moves by the time that the experiment was paused.
-        split_ppm: Variant (control first by convention, included always) -> parts per million of the
-            eligible units. What runs now, {} when nothing does.
-        allocation: Variant -> bucket ranges, kept by `control.snapshot.allocate` from epoch to epoch;
-            `decide` leaves it alone: the controller sets it whenever the epoch changes.
+        epoch: +1 at every change of split, shadow, variants, targeting or metrics; 0 before the
+            start, never reused for a name.
+        epoch_start_ms, step_start_ms, start_ms, end_ms: Unix milliseconds, 0 = not yet. The step's
+            start moves by the time that the experiment was paused.
+        split_ppm: Every variant, control included -> parts per million of the eligible units; {}
+            when nothing runs.
+        allocation: Variant -> bucket ranges, from `control.snapshot.allocate`; {} when nothing runs.
         shadow_variant, shadow_ppm: The candidate being mirrored to, "" = none.
         paused_ms: When it was paused, 0 = it is not.
         finished: The last step passed and `onFinish` holds.
@@ -58,7 +60,7 @@ class Run:
         observed_revision: The spec revision that runs.
         reason: Why it ended, one sentence; "" while it has not.
         winner: Variant that was promoted, "" = none.
-        last_action, last_reason: Of the last decision, so that a standing hold is recorded once.
+        last_action, last_reason, last_ms: Of the last recorded decision.
     """
 
     experiment: str
@@ -83,6 +85,7 @@ class Run:
     winner: str = ""
     last_action: Action = Action.CONTINUE
     last_reason: Reason = Reason.UNSPECIFIED
+    last_ms: int = 0
 
     def __post_init__(self) -> None:
         assert self.epoch >= 0
@@ -95,8 +98,9 @@ class Run:
         return self.state in (State.RUNNING, State.PAUSED)
 
     def blocks_begun(self, now_ms: int) -> int:
-        """Lane blocks begun in this epoch until now (0 when no epoch runs)."""
-        if not self.live:
+        """Lane blocks begun in this epoch until now; 0 when no candidate serves."""
+        served = [name for name, ppm in self.split_ppm.items() if ppm > 0]
+        if not self.live or len(served) < 2:
             return 0
         return max(0, now_ms - self.epoch_start_ms) // BLOCK_EVERY_MS + 1
 

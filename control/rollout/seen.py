@@ -1,7 +1,7 @@
 """What evidence shows of one experiment: the only input of `assess`, filled by `control.evidence`.
 
-Values only: no clock, no thresholds, no judgement. Everything is frozen and turns into canonical JSON
-(`control.rollout.codec`), because a decision is replayed from it.
+Values only: no clock, no thresholds, no judgement. Everything is frozen and turns into canonical
+JSON (`control.rollout.codec`), because a decision is replayed from it.
 """
 
 from dataclasses import dataclass, field
@@ -65,13 +65,13 @@ class VariantSeen:
 
     Attributes:
         decided: Answers given by sidecars.
-        requests: Access-log entries folded, errors included; forced ones are in none of these counts.
+        requests: Access-log entries folded, errors included; forced ones are in none of the counts.
         errors, slow, client_cancelled: Of `requests`.
         latency: Time to last byte sent.
-        labelled, correct: Served requests with prediction and label; of these with the right answer.
+        labelled, correct: Served requests with prediction and label; of these the right answers.
         shadow_...: The same of mirrored copies.
-        units: Distinct units exposed in this epoch, counted on the same hash sample in every variant;
-            None = not counted.
+        units: Distinct units exposed in this epoch, counted on the same hash sample in every
+            variant; None = not counted.
         first_bad_unix_ms: Earliest bad event, 0 = none.
     """
 
@@ -183,9 +183,9 @@ class Seen:
     Attributes:
         variants: Over the current epoch, by name; a missing variant has seen nothing.
         window: Over the last `policy.window.length_ms` of the current epoch, by name.
-        buckets: The last `policy.breaker.windows` + 2 time buckets (the present one included), oldest
-            first, by name; needed only with a breaker.
-        lanes: From `lanes.BlockTracker.assess`, one per kind in use and candidate; () for shadow steps.
+        buckets: The last `policy.breaker.windows` + 2 time buckets (the present one included),
+            oldest first, by name; needed only with a breaker.
+        lanes: From `lanes.assess_all`.
         sidecars: Connected ones, and those lost less than `SIDECAR_FORGOTTEN_AFTER_MS` ago.
         exemplars: At most a few per variant and kind.
         snapshot_version: The tenant's version that serves now.
@@ -202,6 +202,6 @@ class Seen:
     code_version: str = ""
 
 
-# A sidecar that was scaled away must not hold a stage for ever; its old epoch's deltas still count for
-# the old epoch when it returns.
+# A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted for
+# an old epoch counts for that epoch.
 SIDECAR_FORGOTTEN_AFTER_MS = 60_000
