@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from sidecar.plan import NO_SLOT, Experiment, Plan
+from sidecar.predicates import REPEATED
 from turnout.contract import UNIT_BYTES_MAX
 from turnout.envoy.ext_proc_pb2 import ProcessingRequest
 
@@ -123,8 +124,8 @@ def _headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | None]
         if first is None:
             first = {}
         first.setdefault(name, headers[name])
-        # RFC 9113 section 8.2.3 for cookies, RFC 9110 section 5.3 for the others.
-        separator = b"; " if name == "cookie" else b","
+        # RFC 9113 section 8.2.3 for cookies; the others are looked at one by one (`predicates`).
+        separator = b"; " if name == "cookie" else REPEATED
         headers[name] += separator + header.raw_value
     return headers, first
 

@@ -390,6 +390,13 @@ class Stage:
         path.write_bytes(encode(snapshot.SerializeToString(deterministic=True)))
         return path
 
+    def write(self, file: str, text: str) -> None:
+        """Replace one of Envoy's watched files, as the sidecar does."""
+        path = self.envoy_dir / file
+        temporary = path.with_name(".new")
+        temporary.write_text(text)
+        temporary.replace(path)
+
     def _own(self, child: C) -> C:
         self._children.append(child)
         return child
