@@ -36,6 +36,7 @@ from tests.integration.waiting import LOOPBACK, free_port, wait_for
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 __all__ = [
+    "BIN",
     "HEALTH_PATH",
     "Child",
     "Client",
@@ -285,13 +286,24 @@ class Stage:
         concurrency: int = 2,
         args: Sequence[str] = (),
     ) -> Envoy:
-        """Write a bootstrap with the real command, and start Envoy on it.
+        """Write a bootstrap (see there) and start Envoy on it, with so many threads."""
+        await self.bootstrap(snapshot, files=files, workers=workers, args=args)
+        return await self.start_envoy(concurrency=concurrency)
+
+    async def bootstrap(
+        self,
+        snapshot: Snapshot | None = None,
+        *,
+        files: Sequence[Path] = (),
+        workers: int = 2,
+        args: Sequence[str] = (),
+    ) -> None:
+        """Write a bootstrap and the first files with the real command.
 
         Args:
             snapshot: The targets; or
             files: resource files with the targets.
             workers: Workers' sockets.
-            concurrency: Envoy's threads.
             args: More options of `turnout envoy bootstrap`.
         """
         given = [part for file in files for part in ("-f", str(file))]
@@ -306,14 +318,13 @@ class Stage:
             "--admin", f"unix:{self.admin}",
             *args, "-o", str(self.directory),
         )  # fmt: skip
-        return await self.start_envoy(concurrency=concurrency)
 
     async def start_envoy(self, *, concurrency: int = 2) -> Envoy:
         """Start Envoy on the bootstrap that is there."""
         envoy = self._own(Envoy(self.directory / "envoy.log", self.admin, self.port))
         await envoy.spawn(
             BIN / "envoy", "-c", self.directory / "bootstrap.yaml", "--disable-hot-restart",
-            "--concurrency", str(concurrency), "-l", "warning",
+            "--concurrency", str(concurrency), "-l", "warning", "--reject-unknown-dynamic-fields",
         )  # fmt: skip
         self._envoy = envoy
         await wait_for(envoy.ready, "Envoy is ready")
