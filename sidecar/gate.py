@@ -151,7 +151,8 @@ class Gate:
     def filter_written(self, headers: frozenset[str], *, changed: bool) -> None:
         """The filter's file allows these headers now; `changed` = the file was another before."""
         if not changed:
-            self._headers, self._headers_coming = headers, None
+            if self._headers_coming is None:
+                self._headers = headers
             return
         # Headers that stay are forwarded all the time.
         self._headers &= headers
@@ -169,6 +170,11 @@ class Gate:
         for name in routes.clusters:
             self._unrouted.pop(name, None)
         self._routes = routes
+
+    @property
+    def written(self) -> Routes | None:
+        """What the routes file says; None = not known."""
+        return self._routes
 
     # -- What should be ----------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ import uvloop
 
 from sidecar import deltas
 from sidecar.accesslog import parse_message
-from sidecar.clock import now_ms
 from sidecar.counters import CounterFile
 from sidecar.fold import Fold
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
@@ -63,7 +62,7 @@ class Work:
         answer = self._answer(request)
         if answer.slot >= 0:
             self._cells[answer.slot] += 1
-        self.fold.answered(answer, now_ms())
+        self.fold.answered(answer)
         return answer.response
 
     def access_log(self, message: bytes, log_name: str) -> str:

@@ -83,6 +83,7 @@ class Workers:
         self._order = PlanOrder(0, b"", b"")
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._progress = asyncio.Event()
         self.restarts = 0
 
     # -- What is known -----------------------------------------------------------------------------
@@ -132,6 +133,11 @@ class Workers:
             await _check_socket(slot.path)
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def served(self, generation: int) -> None:
+        """Wait until every serving worker, and at least one, serves this order or a later one."""
+        while self.served_generation < generation:
+            await self._progress.wait()
 
     def order(self, order: PlanOrder) -> None:
         """Hand a plan to all workers, now and after every restart."""
@@ -223,6 +229,9 @@ class Workers:
                 self._on_delta(payload)
             elif kind is Kind.APPLIED:
                 slot.report = PlanReport.decode(payload)
+                # Whoever waits looks at this very step; whoever comes later waits for the next.
+                self._progress.set()
+                self._progress = asyncio.Event()
                 self._on_change()
 
     async def _watch(self) -> None:

@@ -1,0 +1,113 @@
+"""`turnout sidecar`: run the sidecar beside an Envoy.
+
+Owns the options' help, log set-up and exit codes. Refuses to import what it does not run: the
+servers are imported when the command is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from sidecar.options import OptionError, Options, check
+
+EXIT_FAILED: Final = 1
+EXIT_INVALID: Final = 3
+
+HELP = """Serve Envoy: choose each request's variant, fold its access log.
+
+Worker i listens on PATH.i (mode 0660). Give the same PATH, --workers, --envoy-dir and --envoy-admin
+to `turnout envoy bootstrap`.
+
+With a control plane:
+
+  turnout sidecar --listen unix:/run/turnout/worker --workers 2 --control 10.0.0.5:7070
+  --tenant risk --state-dir /var/lib/turnout --envoy-dir /etc/envoy/turnout
+  --envoy-admin unix:/run/envoy/admin --metrics 127.0.0.1:9102
+
+Stand-alone, from a file made by `turnout snapshot build` (SIGHUP reads it again):
+
+  turnout sidecar --listen unix:/run/turnout/worker --snapshot risk.snapshot
+
+SIGTERM drains. Exit codes: 0 stopped, 1 cannot run, 2 usage, 3 the snapshot file is refused.
+"""
+
+sidecar = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+
+@sidecar.command("sidecar", help=HELP)
+def run(
+    listen: Annotated[str, typer.Option(help="unix:PATH; worker i listens on PATH.i.")],
+    workers: Annotated[int, typer.Option(help="Worker processes; two survive one's death.")] = 2,
+    control: Annotated[
+        str, typer.Option(help="HOST:PORT of the control plane.", envvar="TURNOUT_CONTROL")
+    ] = "",
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Serve this file, without a control plane.")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Keeps the last good snapshot; one sidecar each.")
+    ] = None,
+    node: Annotated[
+        str, typer.Option(help="Stable name of this node.  [default: the host's name]")
+    ] = "",
+    tenant: Annotated[
+        str, typer.Option(help="Whose configuration it serves.", envvar="TURNOUT_TENANT")
+    ] = "",
+    envoy_dir: Annotated[
+        Path | None, typer.Option(help="Directory of Envoy's watched files; written by us.")
+    ] = None,
+    envoy_admin: Annotated[
+        str, typer.Option(help="unix:PATH or HOST:PORT of Envoy's admin; without: no start gate.")
+    ] = "",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus, at /metrics.")] = "",
+) -> None:
+    """Check the options and run until SIGTERM."""
+    try:
+        options = check(
+            listen=listen,
+            workers=workers,
+            control=control,
+            snapshot=snapshot,
+            state_dir=state_dir,
+            node=node or socket.gethostname(),
+            tenant=tenant,
+            envoy_dir=envoy_dir,
+            envoy_admin=envoy_admin,
+            metrics=metrics,
+        )
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # Workers are started by fork and exec; grpc's fork handlers would only make noise.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    _serve(options)
+
+
+def _serve(options: Options) -> None:
+    from sidecar.disk import StateError
+    from sidecar.envoydir import EnvoyDirError
+    from sidecar.metrics import MetricsError
+    from sidecar.service import serve
+    from sidecar.supervisor import FileError
+    from sidecar.workers import SocketError
+
+    try:
+        serve(options)
+    except FileError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(EXIT_INVALID) from error
+    except (StateError, EnvoyDirError, SocketError, MetricsError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from error

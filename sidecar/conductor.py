@@ -1,0 +1,186 @@
+"""Carries out the order in which workers and Envoy are told.
+
+Owns the steps between the start gate, the workers and Envoy's files, and the looks at Envoy's
+admin. Refuses to decide what the order is: `gate` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.admin import Admin, AdminError, EnvoyState
+from sidecar.clock import monotonic_ms
+from sidecar.config import Config
+from sidecar.envoydir import EnvoyDir
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents, forwarded_headers
+from sidecar.gate import Gate, Routes
+from sidecar.workers import Workers
+from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
+
+_LOG = logging.getLogger(__name__)
+
+LOOK_BUSY_S: Final = 0.2  # while something waits for Envoy
+LOOK_CALM_S: Final = 1.0
+# Plans of clusters that left the snapshot and may still be routed to; far more than a day's
+# changes.
+_CLUSTERS_MAX: Final = 10_000
+
+
+class Conductor:
+    """Brings workers and Envoy to what the configuration asks for, step by step."""
+
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        gate: Gate,
+        *,
+        envoy_dir: EnvoyDir | None,
+        admin: Admin | None,
+        on_look: Callable[[EnvoyState], None],
+    ) -> None:
+        """Nothing is done before `changed`.
+
+        Args:
+            config: What should be served.
+            workers: Who serves.
+            gate: The order.
+            envoy_dir: None = Envoy's files are written by somebody else.
+            admin: None = the gate is off.
+            on_look: Takes every look at Envoy.
+        """
+        self._config = config
+        self._workers = workers
+        self._gate = gate
+        self._dir = envoy_dir
+        self._admin = admin
+        self._on_look = on_look
+        self._clusters: dict[str, ClusterPlan] = {}
+        self._ordered: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
+        # Revision and clusters that Envoy's files have: texts are made anew only for others.
+        self._written: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._woken = asyncio.Event()
+        # What a report says about Envoy.
+        self.admin_error = "" if admin is not None else "no --envoy-admin: every gate is open"
+        self.file_error = ""
+        self.rejections: tuple[str, ...] = ()
+
+    def changed(self) -> int:
+        """The configuration changed: tell the workers now, Envoy soon.
+
+        Returns:
+            The generation of the order, for `Workers.served`.
+        """
+        for experiment in self._config.snapshot.experiments:
+            for variant in experiment.variants:
+                self._clusters[variant.cluster.cluster] = variant.cluster
+        for target in self._config.snapshot.targets:
+            self._clusters[target.baseline.cluster] = target.baseline
+        self._gate.desire(self._config.desired())
+        self._order()
+        self.wake()
+        return self._ordered[0]
+
+    def wake(self) -> None:
+        """Something happened that may allow the next step."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Step until cancelled."""
+        while True:
+            await self._step()
+            wait_s = LOOK_BUSY_S if self._gate.pending() else LOOK_CALM_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), wait_s)
+            self._woken.clear()
+
+    async def _step(self) -> None:
+        await self._look()
+        if not self._config.payload:
+            return
+        self._gate.tick(monotonic_ms())
+        try:
+            await self._write_clusters_and_filter()
+            opened = self._gate.open_gates()
+            if opened != self._ordered[1]:
+                self._order()
+            served = self._workers.served_generation
+            self._config.served(served)
+            if served >= self._ordered[0]:
+                self._gate.workers_serve(self._ordered[1])
+            await self._write_routes()
+            self.file_error = ""
+        except OSError as error:
+            self.file_error = f"Envoy's files cannot be written: {error}"
+            _LOG.error("%s", self.file_error)
+
+    async def _look(self) -> None:
+        if self._admin is None:
+            return
+        try:
+            state = await self._admin.look()
+        except AdminError as error:
+            self.admin_error = str(error)
+            return
+        self.admin_error, self.rejections = "", state.rejections
+        self._on_look(state)
+        self._gate.observe(
+            state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
+        )
+
+    def _order(self) -> None:
+        opened = self._gate.open_gates()
+        order = self._config.order(opened if self._gate.watched else None)
+        self._ordered = (order.generation, opened)
+        self._workers.order(order)
+
+    async def _write_clusters_and_filter(self) -> None:
+        live = self._config.live()
+        names = self._gate.clusters()
+        if self._written == (key := (self._config.revision, names)):
+            return
+        self._forget(names)
+        headers = frozenset(forwarded_headers(live))
+        filter_changed = False
+        if self._dir is not None:
+            extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]
+            texts = documents(live, enabled=(), extra_clusters=extra)
+            await self._write(CLUSTERS_FILE, texts.cds)
+            filter_changed = await self._write(FILTER_FILE, texts.ecds)
+        self._gate.clusters_written(names)
+        self._gate.filter_written(headers, changed=filter_changed)
+        self._written = key
+
+    async def _write_routes(self) -> None:
+        routes = self._gate.routes()
+        if routes is None or routes == self._gate.written:
+            return
+        if self._dir is not None:
+            text = documents(self._routed(routes), enabled=routes.enabled).rds
+            await self._write(ROUTES_FILE, text)
+        self._gate.routes_written(routes)
+
+    async def _write(self, name: str, text: str) -> bool:
+        assert self._dir is not None
+        return await asyncio.to_thread(self._dir.write, name, text)
+
+    def _routed(self, routes: Routes) -> Snapshot:
+        """The live snapshot with the baselines that routes may name already."""
+        routed = Snapshot()
+        routed.CopyFrom(self._config.live())
+        targets = [target for target in routed.targets if target.name in routes.baselines]
+        for target in targets:
+            plan = self._clusters[routes.baselines[target.name]]
+            target.baseline.CopyFrom(plan)
+        kept = list(targets)
+        del routed.targets[:]
+        routed.targets.extend(kept)
+        return routed
+
+    def _forget(self, names: frozenset[str]) -> None:
+        if len(self._clusters) > _CLUSTERS_MAX:
+            self._clusters = {name: p for name, p in self._clusters.items() if name in names}

@@ -1,0 +1,173 @@
+"""The stream to the control plane.
+
+Owns the gRPC call: connect, send what is queued, hand over what arrives, connect again after the
+pause that `subscription` says. Refuses to interpret a message. Nothing that serves requests waits
+for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+from sidecar.clock import monotonic_ms
+from sidecar.subscription import Backoff, Effect, Subscription
+from turnout.contract import GRPC_MESSAGE_BYTES_MAX, SNAPSHOT_BYTES_MAX
+from turnout.v1alpha1.config_service_pb2 import DeltaBatch, SidecarReport, StreamRequest
+from turnout.v1alpha1.config_service_pb2_grpc import ConfigServiceStub
+
+_LOG = logging.getLogger(__name__)
+
+# Said again this often even when nothing changed.
+REPORT_S: Final = 2.0
+# A batch that was not acknowledged within this time is sent again on the same stream.
+RESEND_S: Final = 10.0
+# Unread messages that we hold for a control plane that does not read; beyond, the stream is given
+# up.
+_QUEUE_MAX: Final = 4_096
+_KEEPALIVE_MS: Final = 30_000
+_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A snapshot of the largest size, with its envelope.
+    ("grpc.max_receive_message_length", SNAPSHOT_BYTES_MAX + GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", GRPC_MESSAGE_BYTES_MAX),
+    # The pause between attempts is ours (full jitter); grpc's own must not add to it.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+
+class Peer(Protocol):
+    """What the stream asks of the supervisor."""
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Carry out effects, in order."""
+        ...
+
+    def pending(self) -> list[DeltaBatch]:
+        """Batches that were not acknowledged, oldest first."""
+        ...
+
+    def report(self) -> SidecarReport:
+        """The sidecar's state now."""
+        ...
+
+
+class ConfigClient:
+    """Keeps one stream open to the control plane."""
+
+    def __init__(self, address: str, subscription: Subscription, peer: Peer) -> None:
+        """Nothing is opened before `run`."""
+        self._address = address
+        self._subscription = subscription
+        self._peer = peer
+        self._outgoing: asyncio.Queue[StreamRequest | None] | None = None
+        self._call: Any = None
+        self._reported = SidecarReport()
+        # seq -> when it was last sent on this stream.
+        self._sent_ms: dict[int, int] = {}
+        self.connects = 0
+        self.last_error = ""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream to send on."""
+        return self._outgoing is not None
+
+    def send(self, message: StreamRequest) -> None:
+        """Queue a message; dropped when there is no stream (Hello and resends make up for it)."""
+        if self._outgoing is None:
+            return
+        try:
+            self._outgoing.put_nowait(message)
+        except asyncio.QueueFull:
+            # The control plane does not read: end this stream, and begin again with what is
+            # pending.
+            self._outgoing = None
+            self._call.cancel()
+
+    def send_pending(self) -> None:
+        """Send batches that this stream has not carried, or not got acknowledged for long."""
+        if self._outgoing is None:
+            return
+        now = monotonic_ms()
+        batches = self._peer.pending()
+        kept = {batch.seq for batch in batches}
+        self._sent_ms = {seq: sent for seq, sent in self._sent_ms.items() if seq in kept}
+        for batch in batches:
+            sent = self._sent_ms.get(batch.seq)
+            if sent is None or now - sent >= RESEND_S * 1000:
+                self._sent_ms[batch.seq] = now
+                self.send(StreamRequest(deltas=batch))
+
+    def send_report(self, *, always: bool = False) -> None:
+        """Send the report if it changed, or `always`."""
+        if self._outgoing is None:
+            return
+        report = self._peer.report()
+        if always or report != self._reported:
+            self._reported = report
+            self.send(StreamRequest(report=report))
+
+    async def run(self) -> None:
+        """Connect, again and again, until cancelled."""
+        async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+            stub: Any = ConfigServiceStub(channel)
+            while True:
+                try:
+                    await self._stream(stub)
+                    self.last_error = "the control plane ended the stream"
+                except grpc.aio.AioRpcError as error:
+                    self.last_error = f"{error.code().name}: {error.details()}"
+                finally:
+                    self._outgoing = None
+                _LOG.warning("no control plane at %s: %s", self._address, self.last_error)
+                await asyncio.sleep(self._disconnected())
+
+    def _disconnected(self) -> float:
+        # Chance is drawn here, at the edge, so that the state machine replays.
+        jitter = random.uniform(0.0, 1.0)  # noqa: S311 - spreads reconnects, guards no secret
+        effects = self._subscription.disconnected(monotonic_ms(), jitter=jitter)
+        self._peer.perform([effect for effect in effects if not isinstance(effect, Backoff)])
+        return sum(effect.delay_s for effect in effects if isinstance(effect, Backoff))
+
+    async def _stream(self, stub: Any) -> None:
+        queue: asyncio.Queue[StreamRequest | None] = asyncio.Queue(_QUEUE_MAX)
+        call = self._call = stub.Stream(_drain(queue))
+        try:
+            await call.wait_for_connection()
+            self._outgoing = queue
+            self._sent_ms.clear()
+            self.connects += 1
+            self.last_error = ""
+            self._peer.perform(self._subscription.connected(monotonic_ms()))
+            self.send_report(always=True)
+            self.send_pending()
+            reporting = asyncio.create_task(self._keep_reporting())
+            try:
+                async for response in call:
+                    self._peer.perform(self._subscription.received(response, monotonic_ms()))
+            finally:
+                reporting.cancel()
+        finally:
+            call.cancel()
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            self.send_report(always=True)
+
+
+async def _drain(queue: asyncio.Queue[StreamRequest | None]) -> AsyncIterator[StreamRequest]:
+    while (message := await queue.get()) is not None:
+        yield message

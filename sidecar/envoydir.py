@@ -1,0 +1,58 @@
+"""Envoy's watched files on disk.
+
+Owns when a file is written: only when its text changed, whole, by a rename into the watched
+directory from outside of it (Envoy reloads at every rename that it sees there). Refuses to decide
+what they say. Every function blocks: call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from sidecar.disk import write_atomic
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
+
+_FILES: Final = (CLUSTERS_FILE, ROUTES_FILE, FILTER_FILE)
+
+
+class EnvoyDirError(RuntimeError):
+    """Envoy's directory cannot be used; the message says why."""
+
+
+class EnvoyDir:
+    """The directory given by --envoy-dir."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the watched directories and read what they hold.
+
+        Raises:
+            EnvoyDirError: The directory cannot be made or written.
+        """
+        self.path = path
+        self._texts: dict[str, str] = {}
+        try:
+            for name in _FILES:
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                if (path / name).exists():
+                    self._texts[name] = (path / name).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EnvoyDirError(f"Envoy's directory {path} cannot be used: {error}") from error
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise EnvoyDirError(f"Envoy's directory {path} cannot be used: this user may not write")
+
+    def write(self, name: str, text: str) -> bool:
+        """Give a file this text; whether it had another before.
+
+        Raises:
+            OSError: The disk is full, read-only, ...; the old file is untouched.
+        """
+        if self._texts.get(name) == text:
+            return False
+        # Staged in a directory that nobody watches, on the same file system.
+        staged = self.path / f".{Path(name).name}.staged"
+        write_atomic(staged, text.encode())
+        staged.rename(self.path / name)
+        self._texts[name] = text
+        return True

@@ -1,0 +1,151 @@
+"""The supervisor's metrics for Prometheus.
+
+Owns names and types of the series and the HTTP listener. Refuses labels that a client could make
+up: only configured names and fixed words are label values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sidecar.clock import monotonic_ms
+from sidecar.subscription import ConfigState
+
+if TYPE_CHECKING:
+    from sidecar.config_client import ConfigClient
+    from sidecar.supervisor import Supervisor
+
+_PREFIX: Final = "turnout_sidecar_"
+
+
+class MetricsError(RuntimeError):
+    """The metrics cannot be served there; the message names the address."""
+
+
+class Metrics:
+    """An HTTP listener with a registry of its own."""
+
+    def __init__(
+        self, supervisor: Supervisor, client: ConfigClient | None, address: tuple[str, int]
+    ) -> None:
+        """Listen at once.
+
+        Raises:
+            MetricsError: The address is taken or is not ours.
+        """
+        registry = CollectorRegistry()
+        registry.register(_Collector(supervisor, client))
+        host, port = address
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            reason = error.strerror or error
+            raise MetricsError(f"--metrics {host}:{port} cannot be served: {reason}") from error
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Collector(Collector):
+    """Reads the supervisor's state at each scrape; the reads are of whole values."""
+
+    def __init__(self, supervisor: Supervisor, client: ConfigClient | None) -> None:
+        self._supervisor = supervisor
+        self._client = client
+
+    def collect(self) -> Iterator[Metric]:
+        """All series."""
+        yield from self._config()
+        yield from self._workers()
+        yield from self._envoy()
+        yield from self._traffic()
+
+    def _config(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        state = supervisor.subscription.state(monotonic_ms())
+        family = GaugeMetricFamily(
+            _PREFIX + "config_state", "1 for the state that holds.", labels=["state"]
+        )
+        for each in ConfigState:
+            family.add_metric([each], float(each == state))
+        yield family
+        yield _gauge("snapshot_version", "Version that serves.", supervisor.subscription.version)
+        yield _gauge("tombstones", "Epochs that never serve again.", len(supervisor.config.dead))
+        yield _gauge("state_ok", "The state directory takes writes.", not supervisor.state_error)
+        if self._client is None:
+            return
+        yield _gauge("control_connected", "The stream is open.", self._client.connected)
+        yield _counter("control_connects", "Streams opened.", self._client.connects)
+        pending = len(supervisor.deltas.pending())
+        yield _gauge("deltas_pending", "Batches without acknowledgement.", pending)
+        dropped = supervisor.deltas.dropped
+        yield _counter("deltas_dropped", "Batches dropped because too many waited.", dropped)
+
+    def _workers(self) -> Iterator[Metric]:
+        workers = self._supervisor.workers
+        yield _gauge("workers", "Workers that should run.", workers.count)
+        yield _gauge("workers_ready", "Workers that serve a plan.", workers.ready)
+        yield _counter("worker_restarts", "Workers replaced.", workers.restarts)
+        malformed = self._supervisor.malformed_deltas
+        yield _counter("worker_deltas_lost", "Workers' deltas that did not decode.", malformed)
+
+    def _envoy(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        watched = supervisor.gate.watched
+        yield _gauge("start_gate", "Envoy's admin is watched.", watched)
+        yield _gauge(
+            "envoy_up", "Envoy's admin answers.", watched and not supervisor.conductor.admin_error
+        )
+        rejections = len(supervisor.conductor.rejections)
+        yield _gauge("envoy_rejections", "Kinds of our files that Envoy refused.", rejections)
+        family = GaugeMetricFamily(
+            _PREFIX + "experiment_open", "1 when the start gate is open.", labels=["experiment"]
+        )
+        for view in supervisor.gate.views():
+            family.add_metric([view.experiment], float(view.open))
+        yield family
+
+    def _traffic(self) -> Iterator[Metric]:
+        evidence = self._supervisor.evidence
+        decided = CounterMetricFamily(
+            _PREFIX + "decided", "Requests given a variant.", labels=["experiment", "variant"]
+        )
+        for (experiment, variant), count in sorted(evidence.decided_total.items()):
+            decided.add_metric([experiment, variant], count)
+        yield decided
+        unstamped = CounterMetricFamily(
+            _PREFIX + "unstamped", "Requests that Envoy got no answer for.", labels=["reason"]
+        )
+        for reason, count in sorted(evidence.unstamped_total.items()):
+            unstamped.add_metric([reason], count)
+        yield unstamped
+        answers = CounterMetricFamily(
+            _PREFIX + "answers", "Answers by target and outcome.", labels=["target", "outcome"]
+        )
+        for (target, outcome), count in sorted(evidence.answers_total.items()):
+            answers.add_metric([target, outcome], count)
+        yield answers
+        logged = CounterMetricFamily(
+            _PREFIX + "logged",
+            "Access-log entries, mirrored copies included.",
+            labels=["experiment", "variant", "what"],
+        )
+        for (experiment, variant, what), count in sorted(evidence.requests_total.items()):
+            logged.add_metric([experiment, variant, what], count)
+        yield logged
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(_PREFIX + name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(_PREFIX + name, text, value=float(value))

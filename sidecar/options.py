@@ -1,0 +1,135 @@
+"""What a user says on the command line of `turnout sidecar`, checked.
+
+Owns the forms of addresses and which options go together. Refuses with a sentence that says what to
+write instead.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Final, NamedTuple
+
+NODE_BYTES_MAX: Final = 253
+WORKERS_MAX: Final = 64
+UNIX_PREFIX: Final = "unix:"
+
+
+class OptionError(ValueError):
+    """An option cannot be used; `option` is its name."""
+
+    def __init__(self, option: str, value: str, rule: str) -> None:
+        """Say which option, what it was, and what it must be."""
+        super().__init__(f"{option} == {value!r}: {rule}")
+        self.option = option
+
+
+class Options(NamedTuple):
+    """Checked options.
+
+    Attributes:
+        listen: Path of the workers' sockets, without the number.
+        workers: How many, 1..WORKERS_MAX.
+        control: HOST:PORT of the control plane, "" = stand-alone.
+        snapshot: File to serve stand-alone.
+        state_dir: Where the last good snapshot is kept; None = nowhere.
+        node: Stable name of this node.
+        instance_id: Random for each start.
+        tenant: Whose configuration it is, "" = whatever the file says.
+        envoy_dir: Directory of Envoy's watched files; None = Envoy's files are somebody else's.
+        envoy_admin: Address of Envoy's admin, "" = not watched: the start gate is off.
+        metrics: Host and port of the metrics, None = none.
+    """
+
+    listen: Path
+    workers: int
+    control: str
+    snapshot: Path | None
+    state_dir: Path | None
+    node: str
+    instance_id: str
+    tenant: str
+    envoy_dir: Path | None
+    envoy_admin: str
+    metrics: tuple[str, int] | None
+
+
+def check(
+    *,
+    listen: str,
+    workers: int,
+    control: str,
+    snapshot: Path | None,
+    state_dir: Path | None,
+    node: str,
+    tenant: str,
+    envoy_dir: Path | None,
+    envoy_admin: str,
+    metrics: str,
+) -> Options:
+    """Check the options of one command line.
+
+    Raises:
+        OptionError: The first that cannot be used.
+    """
+    if bool(control) == (snapshot is not None):
+        rule = "give exactly one of --control HOST:PORT and --snapshot FILE"
+        raise OptionError("--control", control, rule)
+    if control and not tenant:
+        raise OptionError("--tenant", tenant, "a control plane needs to know whose sidecar it is")
+    if control and state_dir is None:
+        rule = "with --control it is needed: a restart must serve without the control plane"
+        raise OptionError("--state-dir", "", rule)
+    if not 1 <= len(node.encode()) <= NODE_BYTES_MAX:
+        raise OptionError("--node", node, f"must have 1..{NODE_BYTES_MAX} bytes")
+    if not 1 <= workers <= WORKERS_MAX:
+        raise OptionError("--workers", str(workers), f"must be 1..{WORKERS_MAX}")
+    if control:
+        address("--control", control)
+    return Options(
+        listen=_socket("--listen", listen),
+        workers=workers,
+        control=control,
+        snapshot=snapshot,
+        state_dir=state_dir,
+        node=node,
+        instance_id=secrets.token_hex(8),
+        tenant=tenant,
+        envoy_dir=envoy_dir,
+        envoy_admin=_admin(envoy_admin),
+        metrics=address("--metrics", metrics) if metrics else None,
+    )
+
+
+def address(option: str, text: str) -> tuple[str, int]:
+    """Read HOST:PORT or [IPv6]:PORT.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise OptionError(option, text, "must be HOST:PORT, like 127.0.0.1:7070 or [::1]:7070")
+    if not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65_535:
+        raise OptionError(option, text, "its port must be a number of 0..65535")
+    return host.strip("[]"), int(port)
+
+
+def _socket(option: str, text: str) -> Path:
+    path = text.removeprefix(UNIX_PREFIX)
+    if not text.startswith(UNIX_PREFIX) or not path:
+        raise OptionError(option, text, "must be unix:PATH, like unix:/run/turnout/worker.sock")
+    return Path(path)
+
+
+def _admin(text: str) -> str:
+    if text.startswith(UNIX_PREFIX):
+        _socket("--envoy-admin", text)
+    elif text:
+        try:
+            address("--envoy-admin", text)
+        except OptionError:
+            rule = "must be unix:PATH or HOST:PORT, as in Envoy's bootstrap"
+            raise OptionError("--envoy-admin", text, rule) from None
+    return text

@@ -1,0 +1,329 @@
+"""The supervisor of one sidecar: puts the parts together and runs them.
+
+Owns start and stop, the once-a-second collection of evidence, what is kept on disk, and the report.
+Refuses to serve requests (workers do) and to decide anything that a pure module decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+from sidecar.admin import Admin, EnvoyState
+from sidecar.clock import monotonic_ms, now_ms
+from sidecar.conductor import Conductor
+from sidecar.config import Config, judge
+from sidecar.deltas import DeltaLog, MalformedDelta, decode
+from sidecar.disk import ENVOY_FILE, GATES_FILE, StateDir, new_key
+from sidecar.envoydir import EnvoyDir
+from sidecar.evidence import Evidence
+from sidecar.gate import Gate
+from sidecar.options import Options
+from sidecar.snapshotcheck import InvalidSnapshot
+from sidecar.snapshotfile import CorruptSnapshot
+from sidecar.snapshotfile import decode as unframe
+from sidecar.subscription import (
+    Acked,
+    Apply,
+    Backoff,
+    Effect,
+    Identity,
+    Persist,
+    PersistTombstones,
+    Send,
+    Subscription,
+)
+from sidecar.unstamped import EnvoyCounter
+from sidecar.workers import Workers
+from turnout import __version__
+from turnout.v1alpha1.config_service_pb2 import (
+    ExperimentGate,
+    SidecarReport,
+    StreamRequest,
+    TombstoneSet,
+)
+
+_LOG = logging.getLogger(__name__)
+
+COLLECT_S: Final = 1.0
+# Workers drain for 1.2 s; then they are killed.
+STOP_WORKERS_S: Final = 4.0
+# Two readings of Envoy's age, in whole seconds, may disagree by this about when it started.
+_START_SLACK_MS: Final = 3_000
+
+
+class FileError(RuntimeError):
+    """The file given by --snapshot cannot be served; the message says why."""
+
+
+class Supervisor:
+    """One sidecar."""
+
+    def __init__(self, options: Options) -> None:
+        """Open the directories; nothing is served before `run`.
+
+        Raises:
+            StateError: The state directory cannot be used.
+            EnvoyDirError: Envoy's directory cannot be used.
+        """
+        self.options = options
+        self.state = StateDir(options.state_dir) if options.state_dir else None
+        self.config = Config()
+        identity = Identity(options.node, options.instance_id, options.tenant, __version__)
+        self.subscription = Subscription(identity, judge=partial(judge, tenant=options.tenant))
+        self.deltas = DeltaLog(options.instance_id)
+        self.evidence = Evidence(envoy_counts=bool(options.envoy_admin))
+        self.workers = Workers(
+            options.listen, options.workers, on_delta=self._on_delta, on_change=self._on_change
+        )
+        remembered = self.state.load_json(GATES_FILE) if self.state else None
+        self.gate = Gate(watched=bool(options.envoy_admin), remembered=remembered)
+        self.conductor = Conductor(
+            self.config,
+            self.workers,
+            self.gate,
+            envoy_dir=EnvoyDir(options.envoy_dir) if options.envoy_dir else None,
+            admin=Admin(options.envoy_admin) if options.envoy_admin else None,
+            on_look=self._on_look,
+        )
+        self.stopping = asyncio.Event()
+        # Set at every acknowledgement of a batch.
+        self.acknowledged = asyncio.Event()
+        self.malformed_deltas = 0
+        self.state_error = ""
+        self._counter: EnvoyCounter | None = None
+        self._to_save: dict[str, Callable[[StateDir], None]] = {}
+        self._saving = asyncio.Event()
+        self._latches: dict[str, list[str]] = {}
+        self._confirming: set[asyncio.Future[None]] = set()
+        # Set by whoever has a stream; without one, nothing is said.
+        self.send: Callable[[StreamRequest], None] = lambda _message: None
+        self.on_report: Callable[[], None] = lambda: None
+
+    # -- Configuration ---------------------------------------------------------------------------
+
+    def load_state(self) -> None:
+        """Serve what is on disk, if there is something; before `run`."""
+        if self.state is None:
+            return
+        buried = self.state.load_tombstones()
+        snapshot = self.state.load_snapshot()
+        for problem in (*buried.problems, *snapshot.problems):
+            _LOG.error("%s", problem)
+        tombstones = TombstoneSet.FromString(buried.payload or b"").tombstones
+        if snapshot.payload is None:
+            self.perform(self.subscription.buried(tombstones))
+            return
+        key = self.state.load_key()
+        if key is None:
+            _LOG.error("the tenant's key is missing: unit hashes are others' until it comes")
+            key = new_key()
+        try:
+            effects = self.subscription.loaded(
+                snapshot.payload, key, tombstones, now_ms=monotonic_ms()
+            )
+        except InvalidSnapshot as error:
+            _LOG.error("the snapshot on disk is not served: %s", error)
+            return
+        self.perform(effects)
+
+    def load_file(self) -> None:
+        """Serve the file given by --snapshot; the one before serves on when it is refused.
+
+        Raises:
+            FileError: It cannot be read, is damaged, or is refused.
+        """
+        path = self.options.snapshot
+        assert path is not None
+        try:
+            payload = unframe(path.read_bytes())
+            key = self.config.key or (self.state.own_key() if self.state else new_key())
+            effects = self.subscription.loaded(payload, key, (), now_ms=monotonic_ms())
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}") from error
+        except CorruptSnapshot as error:
+            raise FileError(f"{path} is not a snapshot file: {error}") from error
+        except InvalidSnapshot as error:
+            lines = [f"{v.field}: {v.rule} (is {v.value!r})" for v in error.violations]
+            raise FileError("\n".join([f"{path} is refused:", *lines])) from error
+        self.perform(effects)
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out what the subscription says, in order."""
+        for effect in effects:
+            match effect:
+                case Send(message):
+                    self.send(message)
+                case Apply():
+                    self._apply(effect)
+                case Persist(payload, tenant_key):
+                    self._save_later("key", partial(StateDir.save_key, key=tenant_key))
+                    self._save_later("snapshot", partial(StateDir.save_snapshot, payload=payload))
+                case PersistTombstones(tombstones):
+                    data = tombstones.SerializeToString(deterministic=True)
+                    self._save_later("tombstones", partial(StateDir.save_tombstones, payload=data))
+                case Acked(seq):
+                    self.deltas.ack(seq)
+                    self.acknowledged.set()
+                case Backoff():
+                    raise AssertionError("the stream waits, nobody else does")
+
+    def _apply(self, effect: Apply) -> None:
+        """Workers get it now; the acknowledgement waits for them, nothing else does."""
+        self.config.serve(effect.payload, effect.snapshot, effect.tenant_key, effect.dead)
+        generation = self.conductor.changed()
+        task = asyncio.ensure_future(self._confirm(generation, effect.nonce))
+        self._confirming.add(task)
+        task.add_done_callback(self._confirming.discard)
+
+    async def _confirm(self, generation: int, nonce: str) -> None:
+        await self.workers.served(generation)
+        if errors := self.workers.errors:
+            self.perform(self.subscription.failed(nonce, "; ".join(errors)))
+        else:
+            self.perform(self.subscription.applied(nonce))
+        self.on_report()
+
+    # -- Run and stop ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until `stopping` is set; workers have drained when this returns.
+
+        Raises:
+            SocketError: The workers cannot listen.
+        """
+        await self.workers.start()
+        tasks = [
+            asyncio.create_task(self.conductor.run()),
+            asyncio.create_task(self._keep_saving()),
+        ]
+        stop = asyncio.create_task(self.stopping.wait())
+        try:
+            # A part that fails is a bug: stop whole, rather than serve half.
+            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self.workers.stop(STOP_WORKERS_S)
+            failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            futures: list[asyncio.Future[Any]] = [*tasks, stop, *self._confirming]
+            for future in futures:
+                future.cancel()
+            await asyncio.gather(*futures, return_exceptions=True)
+        for error in failed:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """Write what is still to be written, and let go of files."""
+        if self.state is not None:
+            try:
+                self._save_now(self.state)
+            except OSError as error:
+                _LOG.error("the state directory cannot be written: %s", error)
+            self.state.close()
+        self.workers.close()
+
+    # -- Evidence --------------------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """Merge everything since the last call into one numbered batch."""
+        grown = self.workers.take_decided(self.config.counting())
+        self.evidence.add_decided(grown, now_ms())
+        delta = self.evidence.take(monotonic_ms())
+        if self.options.control:
+            # An empty batch says that this sidecar is alive and saw nothing.
+            self.deltas.append(delta, now_ms())
+
+    def _on_delta(self, payload: bytes) -> None:
+        try:
+            self.evidence.add_worker(decode(payload), monotonic_ms())
+        except MalformedDelta as error:
+            self.malformed_deltas += 1
+            _LOG.error("a worker's delta is lost: %s", error)
+
+    def _on_look(self, state: EnvoyState) -> None:
+        start_ms = now_ms() - state.uptime_s * 1000
+        if self._counter is None:
+            self._counter = EnvoyCounter(self._accounted(start_ms))
+        before = self._counter.last
+        grown = self._counter.observe(state.unanswered, uptime_s=state.uptime_s)
+        self.evidence.add_envoy(grown, monotonic_ms())
+        if before != self._counter.last:
+            value = {"start_ms": start_ms, "unanswered": self._counter.last}
+            self._save_later(ENVOY_FILE, lambda state: state.save_json(ENVOY_FILE, value))
+        self._on_change()
+
+    def _accounted(self, start_ms: int) -> int:
+        """What an earlier supervisor of ours has counted of this very Envoy."""
+        known = self.state.load_json(ENVOY_FILE) if self.state else None
+        if not isinstance(known, dict):
+            return 0
+        same = abs(int(known.get("start_ms", 0)) - start_ms) <= _START_SLACK_MS
+        return int(known.get("unanswered", 0)) if same else 0
+
+    # -- Report ----------------------------------------------------------------------------------
+
+    def report(self) -> SidecarReport:
+        """This sidecar's state."""
+        conductor = self.conductor
+        problems = [p for p in (*conductor.rejections, conductor.file_error) if p]
+        return SidecarReport(
+            applied_version=self.subscription.version,
+            gates=[
+                ExperimentGate(
+                    experiment=view.experiment,
+                    epoch=view.epoch,
+                    open=view.open or not self.gate.watched,
+                    waiting_for=view.waiting_for if self.gate.watched else (),
+                )
+                for view in self.gate.views()
+            ],
+            config_state=self.subscription.state(monotonic_ms()),
+            workers_ready=self.workers.ready,
+            workers=self.workers.count,
+            worker_restarts=self.workers.restarts,
+            deltas_dropped=self.deltas.dropped,
+            start_gate=self.gate.watched,
+            start_gate_error=conductor.admin_error,
+            envoy_rejections=problems,
+        )
+
+    def _on_change(self) -> None:
+        """Workers or Envoy moved on: perhaps the next step is due, and a report."""
+        self.conductor.wake()
+        latches = self.gate.latches()
+        if latches != self._latches:
+            self._latches = latches
+            self._save_later(GATES_FILE, lambda state: state.save_json(GATES_FILE, latches))
+        self.on_report()
+
+    # -- Disk ------------------------------------------------------------------------------------
+
+    def _save_later(self, name: str, write: Callable[[StateDir], None]) -> None:
+        """Write soon; of several writes of one name the last counts."""
+        if self.state is not None:
+            self._to_save[name] = write
+            self._saving.set()
+
+    async def _keep_saving(self) -> None:
+        """Write to disk behind everybody's back: a slow disk delays nothing else."""
+        while True:
+            await self._saving.wait()
+            self._saving.clear()
+            try:
+                if self.state is not None:
+                    await asyncio.to_thread(self._save_now, self.state)
+                self.state_error = ""
+            except OSError as error:
+                self.state_error = f"the state directory cannot be written: {error}"
+                _LOG.error("%s", self.state_error)
+                await asyncio.sleep(COLLECT_S)
+                self._saving.set()
+
+    def _save_now(self, state: StateDir) -> None:
+        for name, write in list(self._to_save.items()):
+            write(state)
+            if self._to_save.get(name) is write:
+                del self._to_save[name]
