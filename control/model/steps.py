@@ -58,7 +58,7 @@ def check_steps(report: Report, spec: ExperimentSpec) -> None:
             split = _split(step)
             if _check_split(report, f"{path}.{kind}.split", split, known):
                 _check_growth(report, f"{path}.{kind}.split", reached, split)
-            reached = {name: split.get(name, 0.0) for name in known}
+                reached = {name: split.get(name, 0.0) for name in known}
     _check_finish(report, spec)
 
 
