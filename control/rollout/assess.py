@@ -1,8 +1,9 @@
 """Evidence -> verdicts: harm, doubts, and one named check per guardrail and candidate.
 
-Judges; does not act. No data never passes and never fails. Harm (lanes, window rule, breakers) rolls
-back; everything else only decides whether a step may pass. The checks are confidence sequences, valid
-at every look; requests of one unit are treated as independent, so a check may only hold a step.
+Judges; does not act. No data never passes and never fails. Harm (lanes, window rule, breakers)
+rolls back; everything else only decides whether a step may pass. The checks are confidence
+sequences, valid at every look; they treat the requests of one unit as independent, so a check may
+hold a step and never roll back.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ _LANE_REASON: Final = {
     Kind.WRONG: Reason.LANE_WRONG,
 }
 _EMPTY: Final = VariantSeen()
+# A quantile read from a sketch is within 1 % of the true one.
+_SKETCH_SLACK: Final = 1 + LATENCY_SKETCH_ALPHA
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ class Assessment:
 
     Attributes:
         harms: Lanes by how far they crossed, then window rule, then breakers; () = none shown.
-        doubts: About validity, telemetry, traffic, checks, and the dwell last; () = the step passes.
+        doubts: About validity, telemetry, traffic, checks, and the dwell last; () = it passes.
         checks: Sample ratio, loss and every guardrail of every candidate that serves.
         lanes: As seen.
     """
@@ -144,7 +147,7 @@ def assess(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Assessment:
     return Assessment(_harms(run, policy, seen), doubts, checks, seen.lanes)
 
 
-# -- Harm --------------------------------------------------------------------------------------------
+# -- Harm ---------------------------------------------------------------------------------------
 
 
 def _harms(run: Run, policy: Policy, seen: Seen) -> tuple[Harm, ...]:
@@ -175,8 +178,8 @@ def _lane_harm(lane: LaneState, policy: Policy) -> Harm:
         events += f" (over {plain.milliseconds(policy.slow_after_ms)})"
     total = lane.candidate_events + lane.control_events
     sentence = (
-        f"{metric}: {plain.count(lane.candidate_events)} of {plain.count(total)} {events} came from "
-        f"{lane.variant}, expected {plain.percent(lane.theta)}, e-value "
+        f"{metric}: {plain.count(lane.candidate_events)} of {plain.count(total)} {events} came "
+        f"from {lane.variant}, expected {plain.percent(lane.theta)}, e-value "
         f"{plain.e_value(lane.log_e_value)} > {plain.e_value(lane.log_threshold)} "
         f"(block {lane.block})"
     )
@@ -200,8 +203,8 @@ def _window_rule(name: str, policy: Policy, seen: Seen, *, shadow: bool) -> Iter
         return
     what = "copies" if shadow else "requests"
     sentence = (
-        f"error_rate: {plain.percent(mine[0] / mine[1])} of {plain.count(mine[1])} {what} to {name} "
-        f"failed in the last {plain.duration(limits.length_ms)}, "
+        f"error_rate: {plain.percent(mine[0] / mine[1])} of {plain.count(mine[1])} {what} to "
+        f"{name} failed in the last {plain.duration(limits.length_ms)}, "
         f"{plain.percent(theirs[0] / theirs[1])} of {plain.count(theirs[1])} to {policy.control}; "
         f"a difference of {plain.percent(limits.difference)} is allowed"
     )
@@ -234,9 +237,9 @@ def _broken(bucket: BucketSeen, breaker: BreakerPolicy, *, shadow: bool) -> dict
     if breaker.error_rate is not None and errors / requests > breaker.error_rate:
         broken[Kind.ERROR] = errors / requests
     p99_ms = latency.quantile(0.99)
-    if breaker.latency_p99_ms is not None and p99_ms is not None:
-        if p99_ms > breaker.latency_p99_ms * (1 + LATENCY_SKETCH_ALPHA):
-            broken[Kind.SLOW] = p99_ms
+    limit_ms = breaker.latency_p99_ms
+    if limit_ms is not None and p99_ms is not None and p99_ms > limit_ms * _SKETCH_SLACK:
+        broken[Kind.SLOW] = p99_ms
     return broken
 
 
@@ -257,7 +260,7 @@ def _breaker_harm(
     return Harm(name, kind, Reason.BREAKER, sentence)
 
 
-# -- Validity ----------------------------------------------------------------------------------------
+# -- Validity -----------------------------------------------------------------------------------
 
 
 def _validity(run: Run, policy: Policy, seen: Seen, serving: list[str]) -> tuple[Check, Check]:
@@ -337,7 +340,7 @@ def _lost(variant: VariantSeen) -> tuple[int, int]:
     return min(max(0, variant.decided - variant.requests), variant.decided), variant.decided
 
 
-# -- Telemetry, traffic, dwell -----------------------------------------------------------------------
+# -- Telemetry, traffic, dwell ------------------------------------------------------------------
 
 
 def _telemetry(seen: Seen, now_ms: int) -> Iterator[Doubt]:
@@ -394,7 +397,7 @@ def _check_doubts(step: StepPolicy, checks: tuple[Check, ...]) -> Iterator[Doubt
             yield Doubt(check.reason, check.sentence)
 
 
-# -- Guardrails --------------------------------------------------------------------------------------
+# -- Guardrails ---------------------------------------------------------------------------------
 
 
 def _default_checks(
@@ -442,7 +445,7 @@ def _rate_check(
 ) -> Check:
     """A rate of bad events against control's plus the tolerated harm.
 
-    PASS with a margin: shown to be within it. PASS without: enough requests and no significant harm.
+    PASS with a margin: shown to be within it. Without: enough requests, no significant harm.
     """
     few = _too_few(mine[1], theirs[1], minimum)
     own, other = rate_interval(*mine, alpha=CHECK_ALPHA), rate_interval(*theirs, alpha=CHECK_ALPHA)
@@ -504,8 +507,8 @@ def _accuracy_check(
         )
     check = _rate_check(guardrail, name, control_name, mine, theirs, "wrong of labels", minimum)
     coverage = (
-        f"; labels for {plain.percent(_coverage(candidate))} and {plain.percent(_coverage(control))} "
-        "of the requests"
+        f"; labels for {plain.percent(_coverage(candidate))} and "
+        f"{plain.percent(_coverage(control))} of the requests"
     )
     return Check(
         check.metric,
@@ -555,9 +558,9 @@ def _latency_check(
             candidate_count=candidate.count,
         )
     margin = guardrail.maximum_harm
-    limit_ms = p_c * (1 + 2 * LATENCY_SKETCH_ALPHA) + (margin.of(p_c) if margin else 0.0)
+    limit_ms = p_c * _SKETCH_SLACK**2 + (margin.of(p_c) if margin else 0.0)
     if guardrail.slo_ms is not None:
-        limit_ms = min(limit_ms, max(guardrail.slo_ms, p_c * (1 + 2 * LATENCY_SKETCH_ALPHA)))
+        limit_ms = min(limit_ms, max(guardrail.slo_ms, p_c * _SKETCH_SLACK**2))
     above = rate_interval(candidate.above(limit_ms), candidate.count, alpha=CHECK_ALPHA)
     numbers = (
         f"{guardrail.metric}: {name} {plain.milliseconds(p_t)} ({plain.count(candidate.count)}), "

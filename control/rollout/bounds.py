@@ -26,8 +26,8 @@ class Interval(NamedTuple):
 def rate_interval(events: int, trials: int, *, alpha: float) -> Interval:
     """Beta-binomial confidence sequence of one Bernoulli rate.
 
-    Covers the true rate at all numbers of trials simultaneously with probability >= 1 - alpha, exactly
-    (independent trials). Without events the low end is 0 and the high end still falls with the trials.
+    Covers the true rate at all numbers of trials simultaneously with probability >= 1 - alpha,
+    exactly (independent trials). Without events the low end is 0 and the high end still falls.
 
     Args:
         events: 0 <= events <= trials.

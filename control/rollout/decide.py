@@ -1,16 +1,31 @@
-"""Verdicts -> one decision: next state, one plain sentence, effects in order. Pure.
+"""Verdicts -> one decision: next run, one plain sentence, effects in order. Pure.
 
-`decide` is the control loop's, `apply_command` the operator's; both give a `Decision`, and `replay` makes
-the same one again from its record. Stores nothing, publishes nothing, reads no clock.
+`decide` is the control loop's, `apply_command` the operator's; both give a `Decision`, and `replay`
+makes the same one again from its record. Stores nothing, publishes nothing, reads no clock.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from control.rollout.assess import Check
-from control.rollout.policy import Policy
-from control.rollout.run import Run
+from dataclasses import dataclass, replace
+from typing import Final
+
+from control.rollout import codec, plain
+from control.rollout.assess import Assessment, Check, Harm, assess
+from control.rollout.phases import InvalidTransition, transition
+from control.rollout.policy import Policy, StepPolicy
+from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
-from control.rollout.words import Action, Effect, Input, Reason
+from control.rollout.words import Action, Effect, Input, Phase, Reason, State, Verdict
+from turnout.contract import BUCKET_COUNT
+
+ACTOR_LOOP: Final = "turnout"
+# A hold whose reason changes is recorded again, but no more often than this.
+HOLD_RECORD_EVERY_MS: Final = 10_000
+EXEMPLARS_MAX: Final = 10
+
+_PUBLISH_FIRST: Final = (Effect.PUBLISH, Effect.PERSIST, Effect.ALERT)
+_PERSIST_FIRST: Final = (Effect.PERSIST, Effect.PUBLISH)
+_PERSIST_ONLY: Final = (Effect.PERSIST,)
 
 
 class Refused(Exception):
@@ -27,15 +42,15 @@ class Decision:
         time_ms: When, Unix milliseconds.
         before, after: The run; `after.allocation` is still the old one when `new_epoch` is true.
         reason, sentence: Why, in one word and in one sentence with the numbers.
-        effects: To be carried out in this order. ROLLBACK: PUBLISH, PERSIST, ALERT (it must work with a
-            full disk); everything else PERSIST before PUBLISH; empty when nothing changes.
-        new_epoch: The controller sets `after.allocation = snapshot.allocate(...)` before its effects.
+        effects: To be carried out in this order. ROLLBACK: PUBLISH, PERSIST, ALERT (it must work
+            with a full disk); everything else PERSIST before PUBLISH; () when nothing changes.
+        new_epoch: The controller sets `after.allocation` by `snapshot.allocate` before the effects.
         record: Store it: the action changes something, or the reason of a standing hold is new.
         tombstone_epoch: Plans up to this epoch never serve again; 0 = no tombstone.
         promote_variant: Becomes the target's baseline in the same transaction; "" = none.
         undo: The target's previous baseline comes back in the same transaction.
         checks, lanes: As judged.
-        exemplar_trace_ids: Traces of the kind and variant that decided.
+        exemplar_trace_ids: Traces of the variant and kind that decided.
         snapshot_version, code_version: As seen.
         inputs_json: Canonical JSON of everything it was made on; "" unless `record`.
     """
@@ -62,7 +77,7 @@ class Decision:
 
     def to_json(self) -> str:
         """Canonical JSON."""
-        raise NotImplementedError
+        return codec.to_json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +85,7 @@ class Command:
     """An operator's command.
 
     Attributes:
-        verb: One of START PAUSE RESUME ADVANCE PROMOTE ROLLBACK STOP UNDO REVISE.
+        verb: START, PAUSE, RESUME, ADVANCE, PROMOTE, ROLLBACK, STOP, UNDO or REVISE.
         actor: Who.
         variant: For PROMOTE; may be "" with a single candidate.
         reason: For ROLLBACK and STOP; goes into the sentence.
@@ -86,12 +101,55 @@ class Command:
     last_epoch: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that a decision is a function of; `command` is None for the control loop's."""
+
+    run: Run
+    policy: Policy
+    seen: Seen
+    now_ms: int
+    command: Command | None = None
+
+
 def decide(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Decision:
     """The control loop's decision for one experiment, made every second and on new evidence.
 
-    A run that is not live gives CONTINUE without effects.
+    Harm is tested before anything else, in RUNNING and in PAUSED. A run that is not live gives
+    CONTINUE without effects.
+
+    Args:
+        run: As stored.
+        policy: Of the revision that runs.
+        seen: Of the run's present epoch.
+        now_ms: Unix milliseconds.
     """
-    raise NotImplementedError
+    inputs = Inputs(run, policy, seen, now_ms)
+    if not run.live:
+        sentence = f"no step runs: {run.state.lower().replace('_', ' ')}"
+        none = Assessment((), (), (), ())
+        return _standing(inputs, none, Action.CONTINUE, Reason.UNSPECIFIED, sentence)
+    judged = assess(run, policy, seen, now_ms=now_ms)
+    if judged.harms:
+        return _roll_back(inputs, judged)
+    if run.state is State.PAUSED:
+        sentence = f"paused at step {_step_of(run, policy)}"
+        return _standing(inputs, judged, Action.HOLD, Reason.OPERATOR, sentence)
+    step = policy.steps[run.step]
+    if run.finished:
+        sentence = f"all {len(policy.steps)} steps have passed; promote, roll back or stop it"
+        return _standing(inputs, judged, Action.HOLD, Reason.STEPS_FINISHED, sentence)
+    if step.phase is Phase.AB:
+        sentence = "the A/B test keeps its split; its metrics are not judged yet, so promote it, "
+        sentence += "roll it back or stop it"
+        return _standing(inputs, judged, Action.HOLD, Reason.ANALYSIS_PENDING, sentence)
+    if judged.doubts:
+        doubt = judged.doubts[0]
+        early = judged.doubts[-1].reason is Reason.DWELL_NOT_OVER
+        sentence = f"step {_step_of(run, policy)}: {doubt.sentence}"
+        action = Action.CONTINUE if early else Action.HOLD
+        return _standing(inputs, judged, action, doubt.reason, sentence)
+    return _step_passed(inputs, judged)
 
 
 def apply_command(
@@ -99,12 +157,364 @@ def apply_command(
 ) -> Decision:
     """The operator's decision.
 
+    Args:
+        run: As stored.
+        policy: Of the present spec (for REVISE: of the new one).
+        seen: For the record; a command is obeyed whatever it says.
+        command: What is asked.
+        now_ms: Unix milliseconds.
+
     Raises:
-        Refused: The state or the step does not allow it.
+        Refused: The state, the step or the variants do not allow it.
     """
-    raise NotImplementedError
+    inputs = Inputs(run, policy, seen, now_ms, command)
+    try:
+        transition(run.state, command.verb)
+    except InvalidTransition as invalid:
+        raise Refused(str(invalid)) from invalid
+    return _COMMANDS[command.verb](inputs, command)
 
 
 def replay(inputs_json: str) -> Decision:
-    """The decision that these inputs give; `replay(d.inputs_json).to_json() == d.to_json()`."""
-    raise NotImplementedError
+    """The decision that these inputs give; `replay(d.inputs_json).to_json() == d.to_json()`.
+
+    Raises:
+        codec.CorruptJson: The text is no record of inputs.
+        Refused: It records a command that this code would refuse.
+    """
+    inputs = codec.from_json(Inputs, inputs_json)
+    if inputs.command is not None:
+        return apply_command(
+            inputs.run, inputs.policy, inputs.seen, inputs.command, now_ms=inputs.now_ms
+        )
+    return decide(inputs.run, inputs.policy, inputs.seen, now_ms=inputs.now_ms)
+
+
+# -- The control loop's outcomes ----------------------------------------------------------------
+
+
+def _roll_back(inputs: Inputs, judged: Assessment) -> Decision:
+    harm = judged.harms[0]
+    sentence = f"rolled back {harm.variant}: {harm.sentence}"
+    decision = _end(inputs, Input.HARM, harm.reason, sentence, judged)
+    return replace(decision, exemplar_trace_ids=_exemplars(inputs.seen, harm))
+
+
+def _exemplars(seen: Seen, harm: Harm) -> tuple[str, ...]:
+    found = [
+        trace_id
+        for exemplar in seen.exemplars
+        if exemplar.variant == harm.variant and exemplar.kind is harm.kind
+        for trace_id in exemplar.trace_ids
+    ]
+    return tuple(found[:EXEMPLARS_MAX])
+
+
+def _step_passed(inputs: Inputs, judged: Assessment) -> Decision:
+    run, policy = inputs.run, inputs.policy
+    shown = [check.sentence for check in judged.checks if check.verdict is Verdict.PASS]
+    why = "; ".join(shown) or "its time is over and no harm was seen"
+    last = len(policy.steps)
+    if run.step + 1 < last:
+        sentence = f"step {run.step + 1} of {last} passed: {why}; next: "
+        sentence += _words(policy.steps[run.step + 1], policy)
+        after, new_epoch = _enter(run, policy, run.step + 1, inputs.now_ms)
+        given = Input.STEP_PASSED
+        return _change(
+            inputs, given, after, Reason.WITHIN_LIMITS, sentence, judged, new_epoch=new_epoch
+        )
+    winner = _only_candidate(run, policy)
+    if policy.promote_on_finish and winner:
+        sentence = f"promoted {winner}: step {last} of {last} passed: {why}"
+        return _end(inputs, Input.PROMOTE, Reason.STEPS_FINISHED, sentence, judged, winner)
+    sentence = f"step {last} of {last} passed: {why}; the split stays until somebody decides"
+    after = replace(run, finished=True)
+    return _change(inputs, Input.STEPS_FINISHED, after, Reason.STEPS_FINISHED, sentence, judged)
+
+
+def _only_candidate(run: Run, policy: Policy) -> str:
+    """The one candidate that the last step serves; "" when there are several or it is a shadow."""
+    serving = [name for name in policy.candidates if run.split_ppm.get(name, 0) > 0]
+    return serving[0] if len(serving) == 1 and run.phase is not Phase.SHADOW else ""
+
+
+# -- The operator's commands --------------------------------------------------------------------
+
+
+def _start(inputs: Inputs, command: Command) -> Decision:
+    now_ms, policy = inputs.now_ms, inputs.policy
+    fresh = Run(
+        experiment=inputs.run.experiment,
+        state=State.RUNNING,
+        epoch=max(command.last_epoch, inputs.run.epoch),
+        start_ms=now_ms,
+        observed_revision=command.revision,
+    )
+    after, _ = _enter(fresh, policy, 0, now_ms)
+    sentence = f"started by {command.actor}: step 1 of {len(policy.steps)}: "
+    sentence += _words(policy.steps[0], policy)
+    return _change(
+        inputs, command.verb, after, Reason.OPERATOR, sentence, _judged(inputs), new_epoch=True
+    )
+
+
+def _pause(inputs: Inputs, command: Command) -> Decision:
+    after = replace(inputs.run, paused_ms=inputs.now_ms)
+    sentence = f"paused by {command.actor} at step {_step_of(inputs.run, inputs.policy)}"
+    return _change(inputs, command.verb, after, Reason.OPERATOR, sentence, _judged(inputs))
+
+
+def _resume(inputs: Inputs, command: Command) -> Decision:
+    run = inputs.run
+    paused_for_ms = inputs.now_ms - run.paused_ms
+    # Clocks may step back; the dwell never grows by that.
+    started_ms = run.step_start_ms + max(0, paused_for_ms)
+    after = replace(run, paused_ms=0, step_start_ms=started_ms)
+    sentence = f"resumed by {command.actor} after {plain.duration(paused_for_ms)}"
+    return _change(inputs, command.verb, after, Reason.OPERATOR, sentence, _judged(inputs))
+
+
+def _advance(inputs: Inputs, command: Command) -> Decision:
+    run, policy = inputs.run, inputs.policy
+    if run.step + 1 >= len(policy.steps):
+        raise Refused(f"step {run.step + 1} is the last; promote, roll back or stop it")
+    after, new_epoch = _enter(run, policy, run.step + 1, inputs.now_ms)
+    sentence = f"advanced by {command.actor} to step {run.step + 2} of {len(policy.steps)}: "
+    sentence += _words(policy.steps[run.step + 1], policy)
+    return _change(
+        inputs,
+        command.verb,
+        after,
+        Reason.OPERATOR,
+        sentence,
+        _judged(inputs),
+        new_epoch=new_epoch,
+    )
+
+
+def _promote(inputs: Inputs, command: Command) -> Decision:
+    candidates = inputs.policy.candidates
+    variant = command.variant or (candidates[0] if len(candidates) == 1 else "")
+    if variant not in candidates:
+        known = ", ".join(candidates)
+        raise Refused(f"{variant or 'no variant'} given; promote one of: {known}")
+    sentence = f"promoted {variant} by {command.actor}"
+    return _end(inputs, command.verb, Reason.OPERATOR, sentence, _judged(inputs), variant)
+
+
+def _operator_rollback(inputs: Inputs, command: Command) -> Decision:
+    sentence = f"rolled back by {command.actor}" + _because(command)
+    return _end(inputs, command.verb, Reason.OPERATOR, sentence, _judged(inputs))
+
+
+def _stop(inputs: Inputs, command: Command) -> Decision:
+    sentence = f"stopped by {command.actor}" + _because(command)
+    return _end(inputs, command.verb, Reason.OPERATOR, sentence, _judged(inputs))
+
+
+def _undo(inputs: Inputs, command: Command) -> Decision:
+    run = inputs.run
+    sentence = f"promotion of {run.winner} undone by {command.actor}"
+    decision = _end(inputs, command.verb, Reason.OPERATOR, sentence, None)
+    return replace(decision, undo=True)
+
+
+def _revise(inputs: Inputs, command: Command) -> Decision:
+    """The spec changed: a new epoch, whose evidence alone counts; the step begins again."""
+    run, policy = inputs.run, inputs.policy
+    sentence = f"spec revision {command.revision} by {command.actor}"
+    after = replace(run, observed_revision=command.revision)
+    if not run.live:
+        return _change(inputs, command.verb, after, Reason.OPERATOR, sentence, None)
+    if run.step >= len(policy.steps):
+        raise Refused(f"step {run.step + 1} runs and the new spec has only {len(policy.steps)}")
+    after, _ = _enter(after, policy, run.step, inputs.now_ms, anew=True)
+    after = replace(after, past=(), paused_ms=inputs.now_ms if run.paused_ms else 0)
+    sentence += f": step {run.step + 1} of {len(policy.steps)} begins again: "
+    sentence += _words(policy.steps[run.step], policy)
+    return _change(inputs, command.verb, after, Reason.OPERATOR, sentence, None, new_epoch=True)
+
+
+_COMMANDS: Final = {
+    Input.START: _start,
+    Input.PAUSE: _pause,
+    Input.RESUME: _resume,
+    Input.ADVANCE: _advance,
+    Input.PROMOTE: _promote,
+    Input.ROLLBACK: _operator_rollback,
+    Input.STOP: _stop,
+    Input.UNDO: _undo,
+    Input.REVISE: _revise,
+}
+
+
+def _because(command: Command) -> str:
+    return f": {command.reason}" if command.reason else ""
+
+
+def _judged(inputs: Inputs) -> Assessment | None:
+    """What the evidence said when the operator decided; None where no step runs."""
+    run = inputs.run
+    if not run.live or run.step >= len(inputs.policy.steps):
+        return None
+    return assess(run, inputs.policy, inputs.seen, now_ms=inputs.now_ms)
+
+
+# -- Runs ---------------------------------------------------------------------------------------
+
+
+def _enter(
+    run: Run, policy: Policy, index: int, now_ms: int, *, anew: bool = False
+) -> tuple[Run, bool]:
+    """The run at the start of a step, and whether that is a new epoch."""
+    step = policy.steps[index]
+    after = replace(
+        run,
+        step=index,
+        phase=step.phase,
+        step_start_ms=now_ms,
+        finished=False,
+        split_ppm=step.split_ppm,
+        shadow_variant=step.shadow_variant,
+        shadow_ppm=step.shadow_ppm,
+    )
+    same = (run.split_ppm, run.shadow_variant, run.shadow_ppm) == (
+        after.split_ppm,
+        after.shadow_variant,
+        after.shadow_ppm,
+    )
+    if same and not anew:
+        return after, False
+    blocks = run.blocks_begun(now_ms)
+    past = run.past
+    if blocks:
+        ended = PastEpoch(run.epoch, run.epoch_start_ms, run.split_ppm, run.blocks_before, blocks)
+        past = (*past, ended)[-PAST_EPOCHS_MAX:]
+    after = replace(
+        after,
+        epoch=run.epoch + 1,
+        epoch_start_ms=now_ms,
+        blocks_before=run.blocks_before + blocks,
+        past=past,
+    )
+    return after, True
+
+
+def _end(
+    inputs: Inputs,
+    given: Input,
+    reason: Reason,
+    sentence: str,
+    judged: Assessment | None,
+    winner: str = "",
+) -> Decision:
+    """The experiment ends: everybody is served by the target's baseline."""
+    run = inputs.run
+    action = transition(run.state, given).action
+    after = replace(
+        run,
+        phase=None,
+        end_ms=inputs.now_ms,
+        split_ppm={},
+        allocation={},
+        shadow_variant="",
+        shadow_ppm=0,
+        paused_ms=0,
+        finished=False,
+        reason=sentence,
+        winner=winner,
+    )
+    decision = _change(inputs, given, after, reason, sentence, judged)
+    taken_away = action in (Action.ROLLBACK, Action.UNDO)
+    return replace(
+        decision,
+        effects=_PUBLISH_FIRST if action is Action.ROLLBACK else _PERSIST_FIRST,
+        tombstone_epoch=run.epoch if taken_away else 0,
+        promote_variant=winner,
+    )
+
+
+def _change(
+    inputs: Inputs,
+    given: Input,
+    after: Run,
+    reason: Reason,
+    sentence: str,
+    judged: Assessment | None,
+    *,
+    new_epoch: bool = False,
+) -> Decision:
+    """A decision that goes through the state table and is recorded."""
+    entry = transition(inputs.run.state, given)
+    after = replace(after, state=entry.state)
+    effects = _PERSIST_FIRST if new_epoch else _PERSIST_ONLY
+    decision = _decision(inputs, entry.action, reason, sentence, judged, after, record=True)
+    return replace(decision, effects=effects, new_epoch=new_epoch)
+
+
+def _standing(
+    inputs: Inputs, judged: Assessment, action: Action, reason: Reason, sentence: str
+) -> Decision:
+    """Nothing changes. A hold is recorded when it begins and when its reason changes."""
+    run = inputs.run
+    announced = run.last_action in (Action.PAUSE, Action.FINISH)
+    fresh = run.last_action is not Action.HOLD or (
+        run.last_reason is not reason and inputs.now_ms - run.last_ms >= HOLD_RECORD_EVERY_MS
+    )
+    record = action is Action.HOLD and fresh and not announced
+    decision = _decision(inputs, action, reason, sentence, judged, run, record=record)
+    return replace(decision, effects=_PERSIST_ONLY) if record else decision
+
+
+def _decision(
+    inputs: Inputs,
+    action: Action,
+    reason: Reason,
+    sentence: str,
+    judged: Assessment | None,
+    after: Run,
+    *,
+    record: bool,
+) -> Decision:
+    if record:
+        after = replace(after, last_action=action, last_reason=reason, last_ms=inputs.now_ms)
+    return Decision(
+        action=action,
+        actor=inputs.command.actor if inputs.command else ACTOR_LOOP,
+        time_ms=inputs.now_ms,
+        before=inputs.run,
+        after=after,
+        reason=reason,
+        sentence=sentence,
+        record=record,
+        checks=judged.checks if judged else (),
+        lanes=judged.lanes if judged else (),
+        snapshot_version=inputs.seen.snapshot_version,
+        code_version=inputs.seen.code_version,
+        inputs_json=codec.to_json(inputs) if record else "",
+    )
+
+
+# -- Words --------------------------------------------------------------------------------------
+
+
+def _step_of(run: Run, policy: Policy) -> str:
+    step = policy.steps[run.step]
+    return f"{run.step + 1} of {len(policy.steps)} ({_words(step, policy)})"
+
+
+def _words(step: StepPolicy, policy: Policy) -> str:
+    for_ = f" for at least {plain.duration(step.dwell_ms)}" if step.dwell_ms else ""
+    if step.phase is Phase.SHADOW:
+        share = plain.percent(step.shadow_ppm / BUCKET_COUNT)
+        return f"shadow {step.shadow_variant} {share}{for_}"
+    split = ", ".join(
+        f"{name} {plain.percent(step.split_ppm[name] / BUCKET_COUNT)}"
+        for name in policy.candidates
+        if step.split_ppm.get(name, 0) > 0
+    )
+    kind = "A/B test" if step.phase is Phase.AB else "canary"
+    alone = (
+        "" if step.split_ppm.get(policy.control, 0) else ", no control left: no lanes, no checks"
+    )
+    return f"{kind} {split or 'nobody'}{for_}{alone}"

@@ -1,17 +1,18 @@
 """Safety lanes: anytime-valid tests of "the candidate has more bad events than its share".
 
-Owns the first bad events of units by slot and block, and the tilt e-process over them. Refuses counts
-of raw events under a sticky unit: one user who always fails would be evidence again and again.
+Owns the first bad events of units by slot and block, and the tilt e-process over them. Refuses
+counts of raw events under a sticky unit: one user who always fails would be evidence for ever.
 
-The scheme. Units are hashed to arms independently of what they meet, so without harm the arms of
-units in the order of their first bad event within a block are independent draws, the candidate's with
-probability theta = f_candidate / (f_candidate + f_control). For n_T first events of the candidate
-among n, `exp(d n_T) / (1 + theta (e^d - 1))^n` is then a martingale of mean 1 for every log odds ratio
-d, and so is its mixture over a grid (Hoeffding's tilt). The same holds from any later slot of the
-block on, given the past: a block mixes over the times at which it may begin to count (RESTARTS), so
-that the quiet minutes before a change do not weigh against it. A block begins every five minutes and
-lives an hour, because after an hour most units have had their first event. Block k of an experiment
-has the threshold pi^2 k^2 / (6 alpha_lane): the sum over all blocks is alpha_lane (union bound).
+The scheme. Units are hashed to arms independently of what they meet. So without harm the arms of
+the units, in the order of their first bad event within a block, are independent draws: the
+candidate's with probability theta = f_candidate / (f_candidate + f_control). For n_T first events
+of the candidate among n, exp(d n_T) / (1 + theta (e^d - 1))^n is then a martingale of mean 1 for
+every log odds ratio d, and so is its mixture over a grid (Hoeffding's tilt). The same holds from any
+later slot of the block on, given the past: a block mixes over the slots at which it may begin to
+count (RESTARTS), so that the quiet minutes before a change do not weigh against it. A block begins
+every five minutes and lives an hour, because after an hour most units have had their first event.
+Block k of an experiment has the threshold pi^2 k^2 / (6 alpha_lane); the sum of the error
+probabilities of all blocks is alpha_lane (union bound).
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _facts(epoch: PastEpoch, policy: Policy) -> LaneFacts:
 def assess_all(
     run: Run, policy: Policy, trackers: Mapping[int, BlockTracker], *, now_ms: int
 ) -> tuple[LaneState, ...]:
-    """One state per kind in use and candidate of the present epoch, and the crossed ones of earlier.
+    """One state per kind in use and candidate of the present epoch; crossed ones of earlier epochs.
 
     Args:
         run: The live run.
@@ -392,7 +393,7 @@ class _Ledger:
         )
 
     def _refresh(self, facts: LaneFacts) -> None:
-        """Facts of an epoch change only in the number of blocks begun; anything else starts anew."""
+        """Other facts than before: what was computed from the old ones goes."""
         old = self._facts
         self._facts = facts
         if old is None or (old.thetas, old.alpha_lane, old.blocks_before, old.control) != (

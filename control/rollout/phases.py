@@ -1,4 +1,4 @@
-"""The experiment's state machine: one table over (state, input). Total, and drawn from in the README.
+"""The experiment's state machine: one table over (state, input). Total; drawn in the README.
 
 Owns which input is allowed where. Refuses with a sentence; computes no step, epoch or split.
 """

@@ -169,7 +169,7 @@ def _guardrail(guardrail: experiment_pb2.Guardrail) -> GuardrailPolicy:
 
 def _step(spec: experiment_pb2.ExperimentSpec, index: int) -> StepPolicy:
     step = spec.steps[index]
-    ppm = {name: 0 for name in defaults.candidates(spec)}
+    ppm = dict.fromkeys(defaults.candidates(spec), 0)
     ppm |= weights_ppm(defaults.split_at(spec, index))
     ppm = {spec.control: contract.BUCKET_COUNT - sum(ppm.values()), **ppm}
     which = step.WhichOneof("kind")

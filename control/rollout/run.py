@@ -50,7 +50,7 @@ class Run:
             start moves by the time that the experiment was paused.
         split_ppm: Every variant, control included -> parts per million of the eligible units; {}
             when nothing runs.
-        allocation: Variant -> bucket ranges, from `control.snapshot.allocate`; {} when nothing runs.
+        allocation: Variant -> bucket ranges by `control.snapshot.allocate`; {} when nothing runs.
         shadow_variant, shadow_ppm: The candidate being mirrored to, "" = none.
         paused_ms: When it was paused, 0 = it is not.
         finished: The last step passed and `onFinish` holds.

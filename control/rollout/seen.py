@@ -202,6 +202,6 @@ class Seen:
     code_version: str = ""
 
 
-# A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted for
-# an old epoch counts for that epoch.
+# A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted
+# for an old epoch counts for that epoch.
 SIDECAR_FORGOTTEN_AFTER_MS = 60_000
