@@ -247,6 +247,11 @@ class Evidence:
         self._leave_out("malformed_stamps", batch.malformed_stamps)
         return True
 
+    def has_delta(self, instance_id: str, seq: int) -> bool:
+        """Whether this delta has been merged (or its number was given up)."""
+        numbers = self._numbers.get(instance_id)
+        return numbers is not None and numbers.has(seq)
+
     def add_joined(self, joined: Joined) -> None:
         """Counts what the joiner completed; each of its observations is given once."""
         for observation in joined.observations:
@@ -448,7 +453,17 @@ class Evidence:
         snapshot_version: int = 0,
         code_version: str = "",
     ) -> Seen:
-        """What `assess` looks at, for a run's present epoch."""
+        """What `assess` looks at, for a run's present epoch.
+
+        Begins the run's epochs when nobody did: the run is stored, so it says the same after a
+        restart.
+        """
+        for epoch, start_ms in (
+            (run.epoch, run.epoch_start_ms),
+            *((past.epoch, past.start_ms) for past in run.past),
+        ):
+            if epoch and EpochKey(run.experiment, epoch) not in self._epoch_starts:
+                self.begin_epoch(run.experiment, epoch, start_ms)
         variants = (policy.control, *policy.candidates)
         trackers = {
             key.epoch: tracker

@@ -10,7 +10,7 @@ Promises of every store:
     * journal ids grow by commit order, so that replaying by id repeats what was applied live.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Final, Generic, Protocol, TypeVar
@@ -270,6 +270,13 @@ class JournalRow:
     entry: JournalEntry
 
 
+Committed = Callable[[JournalRow], None]
+
+
+def ignore_row(_: JournalRow) -> None:
+    """Does nothing with a committed row."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Everything that journal rows up to and including `journal_id` came to, for one tenant."""
@@ -357,8 +364,14 @@ class Store(Protocol):
     async def alert_retry(self, alert_id: int, *, attempts: int, next_attempt_ms: int) -> None:
         """Puts a failed alert back until `next_attempt_ms`."""
 
-    async def append_journal(self, entries: Sequence[JournalEntry]) -> list[int | None]:
-        """Appends; the id of each entry, None for a delta that is there already."""
+    async def append_journal(
+        self, entries: Sequence[JournalEntry], committed: Committed = ignore_row
+    ) -> list[int | None]:
+        """Appends; the id of each entry, None for a delta that is there already.
+
+        `committed` is called with each new row after its commit, before this returns, and in the
+        order of ids over all callers: what it applies live is what a replay applies.
+        """
 
     async def read_journal(
         self, tenant: str, *, after_id: int = 0, limit: int = 1000

@@ -18,6 +18,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -42,6 +43,7 @@ from control.store.base import (
     AuditRecord,
     Change,
     Checkpoint,
+    Committed,
     Conflict,
     DecisionRecord,
     DeleteResource,
@@ -60,6 +62,7 @@ from control.store.base import (
     StoreOpenError,
     StoreUnavailable,
     TombstoneRecord,
+    ignore_row,
 )
 from turnout.contract import TENANT_KEY_BYTES
 
@@ -85,6 +88,29 @@ def path_of_url(url: str) -> Path:
     return Path(path)
 
 
+@dataclass(frozen=True, slots=True)
+class _Append:
+    """A journal entry that waits for its commit; its future may be gone with its caller."""
+
+    entry: JournalEntry
+    committed: Committed
+    future: asyncio.Future[int | None]
+
+    def succeed(self, row_id: int | None) -> None:
+        try:
+            if row_id is not None:
+                self.committed(JournalRow(row_id, self.entry))
+        except Exception as error:  # noqa: BLE001 - a bug of this caller must not fail the others
+            self.fail(error)
+        else:
+            if not self.future.done():
+                self.future.set_result(row_id)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 class SqliteStore:
     """`control.store.base.Store` on one SQLite file. Make it with `open`."""
 
@@ -95,7 +121,7 @@ class SqliteStore:
         self._readers = readers
         self._turn = asyncio.Lock()
         self._failed: str | None = None
-        self._appends: list[tuple[JournalEntry, asyncio.Future[int | None]]] = []
+        self._appends: list[_Append] = []
         self._flusher: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
 
@@ -327,14 +353,16 @@ class SqliteStore:
 
     # -- Journal -----------------------------------------------------------------------------------
 
-    async def append_journal(self, entries: Sequence[JournalEntry]) -> list[int | None]:
+    async def append_journal(
+        self, entries: Sequence[JournalEntry], committed: Committed = ignore_row
+    ) -> list[int | None]:
         """See `Store.append_journal`. Entries of one call may be committed in several batches."""
         loop = asyncio.get_running_loop()
-        waiting = [(entry, loop.create_future()) for entry in entries]
+        waiting = [_Append(entry, committed, loop.create_future()) for entry in entries]
         self._appends.extend(waiting)
         if self._flusher is None or self._flusher.done():
             self._flusher = loop.create_task(self._flush_appends())
-        done = await asyncio.gather(*(future for _, future in waiting), return_exceptions=True)
+        done = await asyncio.gather(*(a.future for a in waiting), return_exceptions=True)
         for result in done:
             if isinstance(result, BaseException):
                 raise result
@@ -343,21 +371,19 @@ class SqliteStore:
     async def _flush_appends(self) -> None:
         """Commits what waits, batch by batch; its own task, so that no caller can cancel it."""
         while self._appends:
-            batch: list[tuple[JournalEntry, asyncio.Future[int | None]]] = []
+            batch: list[_Append] = []
             try:
                 async with self._write() as connection:
                     batch = self._take_appends()
-                    ids = [await _append(connection, entry) for entry, _ in batch]
+                    ids = [await _append(connection, append.entry) for append in batch]
             except (StoreError, DBAPIError) as error:
-                for _, future in batch or self._take_appends():
-                    if not future.done():  # else its caller is gone
-                        future.set_exception(error)
+                for append in batch or self._take_appends():
+                    append.fail(error)
             else:
-                for (_, future), row_id in zip(batch, ids, strict=True):
-                    if not future.done():
-                        future.set_result(row_id)
+                for append, row_id in zip(batch, ids, strict=True):
+                    append.succeed(row_id)
 
-    def _take_appends(self) -> list[tuple[JournalEntry, asyncio.Future[int | None]]]:
+    def _take_appends(self) -> list["_Append"]:
         batch = self._appends[:JOURNAL_BATCH_MAX]
         del self._appends[:JOURNAL_BATCH_MAX]
         return batch
