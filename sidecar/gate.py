@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from turnout.contract import WORKERS_CLUSTER
+
 # Without Envoy's admin nothing says that a file was taken: wait this long after writing it.
 SETTLE_MS: Final = 1_000
 # A baseline that is active but has no healthy host is routed to after this time all the same: the
@@ -192,7 +194,9 @@ class Gate:
         # A new epoch of an experiment that is on stays on: the workers change over by themselves.
         on = {experiment for experiment, _ in written.enabled}
         enabled = frozenset(
-            gate for gate in self.open_gates() if gate in self._served or gate[0] in on
+            gate
+            for gate in self.open_gates()
+            if gate[0] in on or (gate in self._served and self._workers_reached())
         )
         baselines: dict[str, str] = {}
         for target, cluster in self._desired.baselines.items():
@@ -246,6 +250,10 @@ class Gate:
             for cluster in enrolment.clusters:
                 if self._usable(cluster) or (cluster in remembered and cluster in self._healthy):
                     latched.add(cluster)
+
+    def _workers_reached(self) -> bool:
+        """Whether Envoy's health checks have found a worker: the filter would get no answer."""
+        return not self.watched or self._healthy.get(WORKERS_CLUSTER, 1) > 0
 
     def _waiting(self, enrolment: Enrolment) -> tuple[str, ...]:
         latched = self._latched.get(enrolment.experiment, set())

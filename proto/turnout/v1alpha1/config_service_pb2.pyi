@@ -509,7 +509,10 @@ class TargetDelta(_message.Message):
     """Requests answered in all."""
     @_builtins.property
     def unstamped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Requests for which Envoy got no answer, by reason: timeout, unreachable, empty, spurious, unknown."""
+        """Requests for which Envoy got no answer, by reason: timeout, unreachable, spurious, unknown. Of the
+        empty target: all of them, by Envoy's own counters where its admin is watched. Of a target: those of
+        which an access-log entry came; they are among the former.
+        """
 
     def __init__(
         self,
