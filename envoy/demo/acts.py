@@ -248,13 +248,13 @@ async def outage(scene: Scene) -> None:
     after = await _take_end(scene)
     result.reason = result.reason or "runs on after the control plane came back"
     lines = [line for line in scene.ledger.lines if begin_s < line.sent_s < end_s]
-    split = sum(line.variant == "v1" for line in lines) / max(1, len(lines))
     stamped = sum(bool(line.variant) for line in lines)
+    split = sum(line.variant == "v1" for line in lines) / max(1, stamped)
     result.claim(
         "the split went on without the control plane",
         # 30 % of 2,000 users; 6 s show some 900 of them: 0.2 to 0.4 is beyond 6 sigma.
-        len(lines) > 100 and stamped >= 0.99 * len(lines) and 0.2 < split < 0.4,
-        f"v1 {split:.0%} of {len(lines)} requests, {stamped} stamped",
+        stamped > 100 and stamped > 0.9 * len(lines) and 0.2 < split < 0.4,
+        f"v1 {split:.0%} of {stamped} stamped of {len(lines)} requests",
     )
     moved = scene.ledger.moved()
     result.claim("no user changed variant", not moved, moved[:3] if moved else "")

