@@ -7,9 +7,9 @@ The scheme. Units are hashed to arms independently of what they meet. So without
 the units, in the order of their first bad event within a block, are independent draws: the
 candidate's with probability theta = f_candidate / (f_candidate + f_control). For n_T first events
 of the candidate among n, exp(d n_T) / (1 + theta (e^d - 1))^n is then a martingale of mean 1 for
-every log odds ratio d, and so is its mixture over a grid (Hoeffding's tilt). The same holds from any
-later slot of the block on, given the past: a block mixes over the slots at which it may begin to
-count (RESTARTS), so that the quiet minutes before a change do not weigh against it. A block begins
+every log odds ratio d, and so is its mixture over a grid (Hoeffding's tilt). The same holds from
+any later slot of the block on, given the past: a block mixes over the slots at which it may begin
+to count (RESTARTS), so that the quiet minutes before a change do not weigh against it. A block begins
 every five minutes and lives an hour, because after an hour most units have had their first event.
 Block k of an experiment has the threshold pi^2 k^2 / (6 alpha_lane); the sum of the error
 probabilities of all blocks is alpha_lane (union bound).
@@ -21,6 +21,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from control.rollout.policy import Policy
@@ -48,6 +49,8 @@ BLOCKS_BETWEEN_PRUNINGS: Final = 12
 SLOTS_AHEAD_MAX: Final = 8192
 SLOT_MS: Final = FIRST_BAD_SLOT_S * 1000
 _LIFE_MASK: Final = (1 << FIRST_BAD_BLOCK_SLOTS) - 1
+_LOG_GRID: Final = math.log(len(GRID))
+_LOG_RESTARTS: Final = tuple(math.log(weight) for weight in RESTARTS)
 _FORMAT: Final = b"LANES\x01"
 
 
@@ -154,8 +157,14 @@ def log_tilt(candidate: int, control: int, theta: float) -> float:
     if candidate + control == 0:
         return 0.0
     n = candidate + control
-    logs = [d * candidate - n * math.log1p(theta * math.expm1(d)) for d in GRID]
-    return _log_sum_exp(logs) - math.log(len(GRID))
+    logs = [d * candidate - n * cost for d, cost in zip(GRID, _costs(theta), strict=True)]
+    return _log_sum_exp(logs) - _LOG_GRID
+
+
+@lru_cache(maxsize=1024)
+def _costs(theta: float) -> tuple[float, ...]:
+    """What each event costs: ln(1 + theta (e^d - 1)) for every d of GRID."""
+    return tuple(math.log1p(theta * math.expm1(d)) for d in GRID)
 
 
 def log_block(candidate: list[int], control: list[int], theta: float) -> float:
@@ -171,7 +180,7 @@ def log_block(candidate: list[int], control: list[int], theta: float) -> float:
     for restart in reversed(range(len(RESTARTS))):
         n_candidate += candidate[restart]
         n_control += control[restart]
-        logs.append(math.log(RESTARTS[restart]) + log_tilt(n_candidate, n_control, theta))
+        logs.append(_LOG_RESTARTS[restart] + log_tilt(n_candidate, n_control, theta))
     return _log_sum_exp(logs)
 
 
