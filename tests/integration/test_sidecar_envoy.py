@@ -1,0 +1,86 @@
+"""A sidecar beside a real Envoy: the order of its files, the start gate, the accounts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tests.integration.harness import (
+    Request,
+    Stage,
+    one_experiment,
+    one_target,
+    wait_for,
+)
+from tests.integration.snapshots import EXPERIMENT, expected_variant
+from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED
+
+USERS = [f"user-{i}" for i in range(300)]
+
+
+async def test_sidecar_splits_and_accounts_when_experiment_is_pushed() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        await stage.sidecar(control=fake.address)
+        snapshot = one_experiment(v1, v2, {"v2": 0.3}, version=2)
+        fake.push(snapshot)
+        await fake.gate(EXPERIMENT, 1)
+        assert not (await fake.acked(2)).violations
+        await stage.enrols()
+        answers = await stage.users(USERS)
+        assert not any(answer.failed for answer in answers)
+        # On a busy machine an answer may miss Envoy's 50 ms: unstamped, never another variant.
+        stamped = [(a.variant, u) for a, u in zip(answers, USERS, strict=True) if a.variant]
+        assert len(stamped) > 0.9 * len(USERS)
+        assert all(variant == expected_variant(snapshot, user) for variant, user in stamped)
+        given = Counter(answer.variant for answer in answers)
+        # The requests of `enrols` are folded too: compare what the sidecar says with itself.
+        await wait_for(
+            lambda: sum(fake.total("requests").values()) >= len(USERS), "entries are folded"
+        )
+        await wait_for(lambda: fake.total("requests") == fake.total("decided"), "decided == logged")
+        requests = {key.variant: n for key, n in fake.total("requests").items()}
+        assert requests["v2"] >= given["v2"]
+        assert {key.role for key in fake.total("requests")} == {ROLE_SERVED}
+
+
+async def test_experiment_enrols_nobody_when_candidate_is_not_healthy() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        await v2.close()
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        await stage.sidecar(control=fake.address)
+        fake.push(one_experiment(v1, v2, {"v2": 0.5}, version=2))
+        await fake.gate(EXPERIMENT, 1, is_open=False)
+        answers = await stage.users(USERS[:50])
+        assert not any(answer.variant for answer in answers)
+        assert {answer.pod for answer in answers} == {"v1"}
+        assert fake.reports[-1].gates[0].waiting_for
+
+
+async def test_unstamped_total_equals_what_clients_saw_when_both_workers_are_killed() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = one_experiment(v1, v2, {"v2": 0.5}, version=2)
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        sidecar = await stage.sidecar(control=fake.address)
+        fake.push(snapshot)
+        await fake.gate(EXPERIMENT, 1)
+        await stage.enrols()
+        load = stage.load(
+            lambda i: Request(headers={"x-user-id": f"u{i}"}), connections=4, pause_s=0.005
+        )
+        await wait_for(lambda: load.tally.sent > 200, "traffic flows")
+        sidecar.kill_workers()
+        await wait_for(lambda: load.tally.unstamped > 0, "some are unstamped")
+        stamped = load.tally.by_variant.total()
+        await wait_for(lambda: load.tally.by_variant.total() > stamped + 200, "new workers answer")
+        tally = await load.stop()
+        assert tally.failed == 0
+        await wait_for(
+            lambda: sum(fake.unstamped().values()) >= tally.unstamped, "unstamped are counted"
+        )
+        assert sum(fake.unstamped().values()) == tally.unstamped
