@@ -127,10 +127,10 @@ class Conductor:
             self.admin_error = str(error)
             return
         self.admin_error, self.rejections = "", state.rejections
-        self._on_look(state)
         self._gate.observe(
             state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
         )
+        self._on_look(state)
 
     def _order(self) -> None:
         opened = self._gate.open_gates()
@@ -148,7 +148,8 @@ class Conductor:
         filter_changed = False
         if self._dir is not None:
             extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]
-            texts = documents(live, enabled=(), extra_clusters=extra)
+            # Long texts take long to print: not on the loop that hands out plans.
+            texts = await asyncio.to_thread(documents, live, enabled=(), extra_clusters=extra)
             await self._write(CLUSTERS_FILE, texts.cds)
             filter_changed = await self._write(FILTER_FILE, texts.ecds)
         self._gate.clusters_written(names)
@@ -160,8 +161,9 @@ class Conductor:
         if routes is None or routes == self._gate.written:
             return
         if self._dir is not None:
-            text = documents(self._routed(routes), enabled=routes.enabled).rds
-            await self._write(ROUTES_FILE, text)
+            routed = self._routed(routes)
+            texts = await asyncio.to_thread(documents, routed, enabled=routes.enabled)
+            await self._write(ROUTES_FILE, texts.rds)
         self._gate.routes_written(routes)
 
     async def _write(self, name: str, text: str) -> bool:

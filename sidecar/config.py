@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from sidecar.counters import Key, SlotTable
-from sidecar.envoyfiles import documents, forwarded_headers
-from sidecar.envoymatch import UnsupportedMatch
+from sidecar.envoyfiles import forwarded_headers
+from sidecar.envoymatch import UnsupportedMatch, matches
 from sidecar.gate import Desired, Enrolment
 from sidecar.ipc import PlanOrder
 from sidecar.snapshotcheck import InvalidSnapshot, Violation
@@ -39,10 +39,11 @@ def judge(payload: bytes, tenant: str) -> Snapshot:
     violations: list[Violation] = []
     if tenant and snapshot.tenant != tenant:
         violations.append(Violation("tenant", snapshot.tenant, f"must be {tenant}"))
-    try:
-        documents(snapshot, enabled=())
-    except UnsupportedMatch as error:
-        violations.append(Violation("targets", error.target, str(error)))
+    for target in snapshot.targets:
+        try:
+            matches(target)
+        except UnsupportedMatch as error:
+            violations.append(Violation("targets", error.target, str(error)))
     if violations:
         raise InvalidSnapshot(violations)
     return snapshot

@@ -253,7 +253,7 @@ class Supervisor:
         if before != self._counter.last:
             value = {"start_ms": start_ms, "unanswered": self._counter.last}
             self._save_later(ENVOY_FILE, lambda state: state.save_json(ENVOY_FILE, value))
-        self._on_change()
+        self._tell()
 
     def _accounted(self, start_ms: int) -> int:
         """What an earlier supervisor of ours has counted of this very Envoy."""
@@ -291,8 +291,12 @@ class Supervisor:
         )
 
     def _on_change(self) -> None:
-        """Workers or Envoy moved on: perhaps the next step is due, and a report."""
+        """Workers moved on: perhaps the next step is due."""
         self.conductor.wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Something may have changed that others should know: the disk, the control plane."""
         latches = self.gate.latches()
         if latches != self._latches:
             self._latches = latches
