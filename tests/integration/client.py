@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from tests.integration.waiting import LOOPBACK
 
-CONNECTIONS: Final = 16
+CONNECTIONS: Final = 8
 REQUEST_DEADLINE_S: Final = 30.0
 BROKEN: Final = 0
 _END: Final = b"\r\n\r\n"

@@ -93,6 +93,13 @@ class FakeControl(ConfigServiceServicer):
             f"an answer to snapshot {version}",
         )
 
+    async def serving(self, snapshot: Snapshot) -> None:
+        """Wait until a sidecar has applied a snapshot and opened the gates of its experiments."""
+        ack = await self.acked(snapshot.version)
+        assert not ack.violations, ack
+        for experiment in snapshot.experiments:
+            await self.gate(experiment.name, experiment.epoch)
+
     async def gate(self, experiment: str, epoch: int, *, is_open: bool = True) -> None:
         """Wait until the newest report says that an experiment's gate is open (or closed)."""
 
@@ -115,11 +122,12 @@ class FakeControl(ConfigServiceServicer):
         return +sums
 
     def unstamped(self) -> Counter[str]:
-        """Requests without an answer of the sidecar, by reason, over all targets."""
+        """Requests without an answer of the sidecar, by reason: Envoy as a whole."""
         sums: Counter[str] = Counter()
         for batch in self.batches.values():
             for target in batch.targets:
-                sums.update(dict(target.unstamped))
+                if not target.target:
+                    sums.update(dict(target.unstamped))
         return +sums
 
     def target_total(self, field: str) -> int:
