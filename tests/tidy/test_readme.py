@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from typing import NamedTuple
 
@@ -31,10 +32,12 @@ def blocks(text: str) -> list[Block]:
 
 
 def defined(name: str) -> bool:
-    """Whether path::function exists."""
+    """Whether path::function exists; a path alone must be a program."""
     path, _, function = name.partition("::")
     if not (ROOT / path).is_file():
         return False
+    if not function:
+        return os.access(ROOT / path, os.X_OK)
     tree = ast.parse((ROOT / path).read_text())
     return any(
         isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function
@@ -51,7 +54,7 @@ def test_readme_commands_are_run_by_tests() -> None:
 
 def test_readme_names_only_paths_that_exist() -> None:
     text = README.read_text()
-    named = set(re.findall(r"`((?:sidecar|control|proto|envoy|tests)/[\w./-]*)`", text))
+    named = set(re.findall(r"(?<![\w./-])((?:sidecar|control|proto|envoy|tests)/[\w./-]*)", text))
     missing = [name for name in sorted(named) if not (ROOT / name).exists()]
     assert named
     assert not missing
