@@ -34,6 +34,8 @@ class Alert:
     url: str
     body: bytes
     """JSON."""
+    payload: bytes
+    """The same in the outbox, by which it is found there."""
 
 
 class Alerts:

@@ -1,78 +1,99 @@
 """Receives spans over OTLP/gRPC: admission by bytes in flight, then the pure ingest.
 
 Owns the TraceService method on raw bytes (one invalid UTF-8 byte must answer INVALID_ARGUMENT, not
-INTERNAL) and its memory bound. Refuses to read spans itself: `control.ingest` does, and the
-controller stores what it found.
+INTERNAL) and the mapping of its faults. Refuses to read spans itself: `control.ingest` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from control.refusals import Refused, unavailable
+from control import ingest
+from control.admission import Admission
+from control.refusals import Refused, exhausted
 from control.services.errors import Context, abort
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
-# Requests that are being parsed or stored hold at most this many bytes on the wire; parsed they
-# take up to ~20 times as much (empty spans are the worst case).
-IN_FLIGHT_BYTES_MAX: Final = 16 * 1024 * 1024
-RETRY_AFTER_MS: Final = 500
 TENANT_KEY: Final = "x-turnout-tenant"
 
-Accept = Callable[[bytes, str], Awaitable[trace_service_pb2.ExportTraceServiceResponse]]
+
+class Spans(Protocol):
+    """Where the facts go."""
+
+    async def take_spans(self, tenant: str, facts: tuple[ingest.SpanFact, ...]) -> str:
+        """Store facts of the tenant ("" = the only one); why they were not taken, "" = they were.
+
+        Raises:
+            Refused: UNAVAILABLE; to be sent again.
+        """
+        ...
 
 
 class OtlpReceiver:
-    """Answers Export; `accept(request, tenant or "")` parses and stores.
+    """Answers Export.
 
-    `accept` raises `Refused` for what is malformed or too big.
+    Attributes:
+        spans: Spans taken, and
+        rejected: left out, by reason.
     """
 
-    def __init__(self, accept: Accept) -> None:
-        self._accept = accept
-        self.in_flight_bytes = 0
-        self.shed = 0
+    def __init__(self, sink: Spans, admission: Admission) -> None:
+        self._sink = sink
+        self._admission = admission
         self.requests = 0
+        self.spans = 0
+        self.rejected: dict[str, int] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The method, for `add_generic_rpc_handlers`."""
         export = grpc.unary_unary_rpc_method_handler(
-            self.export,
-            request_deserializer=bytes,
-            response_serializer=bytes,
+            self.export, request_deserializer=bytes, response_serializer=bytes
         )
         return grpc.method_handlers_generic_handler(SERVICE, {"Export": export})
 
     async def export(self, request: bytes, context: Context) -> bytes:
         """Take one ExportTraceServiceRequest."""
-        size = len(request)
         self.requests += 1
-        if self.in_flight_bytes + size > IN_FLIGHT_BYTES_MAX:
-            self.shed += 1
-            await self._shed(context)
-        self.in_flight_bytes += size
         try:
-            response = await self._accept(request, _tenant(context))
+            with self._admission.admit(len(request)):
+                response = await self._take(request, _tenant(context))
         except Refused as refused:
             await abort(context, refused)
             raise AssertionError("abort always raises") from refused
-        finally:
-            self.in_flight_bytes -= size
         return response.SerializeToString()
 
-    async def _shed(self, context: Context) -> None:
-        """UNAVAILABLE with RetryInfo: the one overload answer that OTLP senders retry."""
-        status = unavailable("too many spans in flight").status()
-        delay = duration_pb2.Duration(nanos=RETRY_AFTER_MS * 1_000_000)
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, status.message, trailers)
+    async def _take(
+        self, request: bytes, tenant: str
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        try:
+            found = ingest.parse(request)
+        except ingest.OversizedSpans as error:
+            self._reject("oversized", 1)
+            raise exhausted("SPANS_TOO_LARGE", str(error)) from error
+        except ingest.MalformedSpans as error:
+            self._reject("malformed", 1)
+            raise Refused(code_pb2.INVALID_ARGUMENT, str(error), reason="MALFORMED") from error
+        for reason, count in found.rejected.items():
+            self._reject(reason, count)
+        response = trace_service_pb2.ExportTraceServiceResponse()
+        rejected, why = sum(found.rejected.values()), ", ".join(sorted(found.rejected))
+        if found.facts:
+            not_taken = await self._sink.take_spans(tenant, found.facts)
+            if not_taken:
+                rejected, why = found.spans, not_taken
+                self._reject("no_tenant", len(found.facts))
+        self.spans += found.spans - rejected
+        if rejected:
+            response.partial_success.rejected_spans = rejected
+            response.partial_success.error_message = why
+        return response
+
+    def _reject(self, reason: str, count: int) -> None:
+        self.rejected[reason] = self.rejected.get(reason, 0) + count
 
 
 def _tenant(context: Context) -> str:

@@ -50,12 +50,13 @@ class Refused(Exception):
         self.reason = reason
         self.metadata = dict(metadata or {})
         self.faults = tuple(faults)
+        self.details: list[Message] = []
 
     def status(self) -> status_pb2.Status:
         """The whole refusal as `google.rpc.Status`."""
         metadata = {key: value[:MESSAGE_CHARS_MAX] for key, value in self.metadata.items()}
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=metadata)
-        details: list[Message] = [info]
+        details: list[Message] = [info, *self.details]
         if self.faults:
             details.insert(0, _bad_request(self.faults))
         return status_pb2.Status(

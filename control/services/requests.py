@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from control.refusals import Fault, exhausted, invalid, shorten
+from control.refusals import Fault, Refused, exhausted, invalid, shorten
 from turnout import contract
 
 LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -132,22 +132,12 @@ def page_key(token: str) -> str:
             return key.decode()
     except (binascii.Error, ValueError):
         pass
-    raise invalid([Fault("pageToken", shorten(token), "must be a next_page_token of this list")])
+    raise bad_page_token(token)
 
 
-def page_number(token: str) -> int | None:
-    """The row id in a page token of a numbered list; None for the first page.
-
-    Raises:
-        Refused: INVALID_ARGUMENT, not a token of ours.
-    """
-    key = page_key(token)
-    if not key:
-        return None
-    if not key.isascii() or not key.isdigit() or len(key) > 18:
-        rule = "must be a next_page_token of this list"
-        raise invalid([Fault("pageToken", shorten(token), rule)])
-    return int(key)
+def bad_page_token(token: str) -> Refused:
+    """INVALID_ARGUMENT: not a token of this list."""
+    return invalid([Fault("pageToken", shorten(token), "must be a next_page_token of this list")])
 
 
 def actor_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:

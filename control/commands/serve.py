@@ -1,0 +1,115 @@
+"""`turnout control`: run the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import typer
+import uvloop
+
+from control.server import ControlPlane, ListenError, Options
+from control.store.base import StoreError
+from control.store.sqlite import SqliteStore
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def control(
+    *,
+    listen: Annotated[str, typer.Option(help="HOST:PORT of the API.")] = "127.0.0.1:7700",
+    store: Annotated[str, typer.Option(help="sqlite:PATH.")] = "sqlite:turnout.db",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus.")] = "",
+    webhook: Annotated[
+        list[str] | None, typer.Option(help="URL that is told of rollbacks (JSON); repeatable.")
+    ] = None,
+    reflection: Annotated[
+        bool | None,
+        typer.Option(help="Serve gRPC reflection. Default: only when listening on loopback."),
+    ] = None,
+) -> None:
+    """Run the control plane: resources, rollouts, sidecars' config.
+
+    Exit codes: 0 stopped by a signal, 1 could not start or the store failed, 2 usage.
+    """
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for address in (listen, *([metrics] if metrics else ())):
+        _check_address(address)
+    for url in webhook or ():
+        _check_url(url)
+    options = Options(
+        listen=listen,
+        metrics=metrics,
+        webhooks=tuple(webhook or ()),
+        reflection=_is_loopback(listen) if reflection is None else reflection,
+    )
+    sys.exit(uvloop.run(_serve(store, options)))
+
+
+async def _serve(url: str, options: Options) -> int:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        store = await SqliteStore.open(url)
+    except StoreError as error:
+        print(f"turnout control: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    plane = ControlPlane(store, options)
+    try:
+        await plane.start()
+    except (ListenError, StoreError) as error:
+        print(f"turnout control: {error}", file=sys.stderr)
+        await plane.stop()
+        return EXIT_FAILED
+    print(f"turnout control: listening on {options.listen}", file=sys.stderr, flush=True)
+    waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(plane.failure.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    await plane.stop()
+    if plane.failure.is_set():
+        # What is on disk is unknown: never write again, recover by starting anew.
+        print(f"turnout control: {plane.failure_reason}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
+        print(f"turnout control: {address!r} is not HOST:PORT", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE)
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        print(f"turnout control: webhook {url!r} is not an http(s) URL", file=sys.stderr)
+        raise typer.Exit(EXIT_USAGE)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

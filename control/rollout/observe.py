@@ -1,0 +1,192 @@
+"""What is seen of one experiment: evidence and sidecars -> `Seen`, conditions, results. Pure.
+
+Refuses to judge: it puts side by side what evidence and distribution know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from control import views
+from control.distribution import SidecarState
+from control.rollout.entries import ExperimentEntry
+from control.rollout.seen import SIDECAR_FORGOTTEN_AFTER_MS, Seen, SidecarSeen, VariantSeen
+from control.rollout.tenant import Tenant
+from control.rollout.words import Gate, Phase, Reason
+from turnout.v1alpha1 import experiment_pb2
+from turnout.v1alpha1.experiment_pb2 import Condition, VariantResult
+from turnout.v1alpha1.experiment_service_pb2 import ExperimentResults
+
+FRESH_MS: Final = 5_000
+WAITING_FOR_UPSTREAM: Final = "WAITING_FOR_UPSTREAM"
+ANALYSIS_PENDING: Final = "ANALYSIS_PENDING"
+TELEMETRY_FRESH: Final = "TELEMETRY_FRESH"
+CLUSTERS_SHOWN: Final = 8
+ANALYSIS_SENTENCE: Final = (
+    "the primary metric is measured and shown; it is not yet tested: the operator decides"
+)
+
+
+def observe(
+    tenant: Tenant,
+    entry: ExperimentEntry,
+    sidecars: Iterable[SidecarState],
+    *,
+    now_ms: int,
+    code_version: str,
+) -> Seen:
+    """Everything that may be looked at in a decision about one experiment."""
+    return tenant.journal.evidence.seen(
+        entry.run,
+        entry.policy,
+        now_ms=now_ms,
+        sidecars=tuple(
+            sidecar_seen(state, entry)
+            for state in sidecars
+            if state.connected or now_ms - state.last_seen_ms < SIDECAR_FORGOTTEN_AFTER_MS
+        ),
+        snapshot_version=tenant.version,
+        code_version=code_version,
+    )
+
+
+def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
+    """One node, with its start gate for the experiment's present epoch."""
+    gate = Gate.UNKNOWN
+    waiting_for: tuple[str, ...] = ()
+    if state.report is not None and not state.report.start_gate:
+        gate = Gate.OFF
+    elif state.report is not None:
+        for reported in state.report.gates:
+            if (reported.experiment, reported.epoch) == (entry.name, entry.run.epoch):
+                gate = Gate.OPEN if reported.open else Gate.CLOSED
+                waiting_for = tuple(reported.waiting_for)
+    return SidecarSeen(
+        node=state.node,
+        connected=state.connected,
+        last_seen_unix_ms=state.last_seen_ms,
+        gate=gate,
+        waiting_for=waiting_for,
+    )
+
+
+# -- Conditions ------------------------------------------------------------------------------------
+
+
+def conditions(
+    entry: ExperimentEntry, seen: Seen, before: Iterable[Condition], *, now_ms: int
+) -> tuple[Condition, ...]:
+    """The conditions of a live experiment; a condition that stays keeps its transition time."""
+    known = {condition.type: condition for condition in before}
+    found = (_waiting(seen), _pending(entry), _fresh(seen, now_ms))
+    for condition in found:
+        old = known.get(condition.type)
+        if old is not None and old.status == condition.status:
+            condition.last_transition_time.CopyFrom(old.last_transition_time)
+        else:
+            moment = views.timestamp(now_ms)
+            assert moment is not None
+            condition.last_transition_time.CopyFrom(moment)
+    return found
+
+
+def _waiting(seen: Seen) -> Condition:
+    closed = [s for s in seen.sidecars if s.connected and s.gate is Gate.CLOSED]
+    condition = Condition(type=WAITING_FOR_UPSTREAM, status=bool(closed))
+    if closed:
+        clusters = sorted({cluster for s in closed for cluster in s.waiting_for})
+        condition.reason = experiment_pb2.REASON_WAITING_FOR_UPSTREAM
+        condition.message = (
+            f"{len(closed)} of {len(seen.sidecars)} sidecars enrol nobody yet: no healthy host in "
+            + ", ".join(clusters[:CLUSTERS_SHOWN])
+        )
+    return condition
+
+
+def _pending(entry: ExperimentEntry) -> Condition:
+    pending = entry.run.phase is Phase.AB or bool(entry.spec.metrics.primary.metric)
+    condition = Condition(type=ANALYSIS_PENDING, status=pending)
+    if pending:
+        condition.reason = experiment_pb2.REASON_ANALYSIS_PENDING
+        condition.message = ANALYSIS_SENTENCE
+    return condition
+
+
+def _fresh(seen: Seen, now_ms: int) -> Condition:
+    connected = [s for s in seen.sidecars if s.connected]
+    late = [s.node for s in seen.sidecars if now_ms - s.last_seen_unix_ms > FRESH_MS]
+    condition = Condition(type=TELEMETRY_FRESH, status=bool(connected) and not late)
+    if not connected:
+        condition.reason = experiment_pb2.REASON_NO_SIDECARS
+        condition.message = "no sidecar is connected"
+    elif late:
+        condition.reason = experiment_pb2.REASON_STALE
+        condition.message = f"nothing from {late[0]} for more than {FRESH_MS // 1000} s"
+    return condition
+
+
+# -- Results ---------------------------------------------------------------------------------------
+
+
+def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> ExperimentResults:
+    """What is known of an experiment's variants."""
+    run, evidence = entry.run, tenant.journal.evidence
+    message = ExperimentResults(
+        name=f"tenants/{tenant.name}/experiments/{entry.name}",
+        state=views.state_value(run.state),
+        epoch=run.epoch,
+        as_of_time=views.timestamp(now_ms),
+    )
+    names = [entry.policy.control, *entry.policy.candidates]
+    message.epoch_variants.extend(_results(names, evidence.variants(entry.name, run.epoch)))
+    message.variants.extend(_results(names, evidence.variants(entry.name)))
+    latest = tenant.latest.get(entry.name)
+    if latest is not None:
+        message.lanes.extend(views.lane_message(lane) for lane in latest.decision.lanes)
+        message.checks.extend(views.check_message(check) for check in latest.decision.checks)
+    elif entry.last_decision is not None:
+        message.lanes.extend(entry.last_decision.lanes)
+        message.checks.extend(entry.last_decision.checks)
+    if entry.spec.metrics.primary.metric:
+        message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
+        message.primary_sentence = ANALYSIS_SENTENCE
+    counted = evidence.target(entry.spec.target, since_start_of=entry.name)
+    message.unstamped.update(counted.unstamped)
+    return message
+
+
+def _results(names: list[str], seen: dict[str, VariantSeen]) -> list[VariantResult]:
+    order = [*names, *sorted(seen.keys() - set(names))]
+    return [
+        _result(name, seen.get(name, VariantSeen()), control=name == names[0]) for name in order
+    ]
+
+
+def _result(name: str, seen: VariantSeen, *, control: bool) -> VariantResult:
+    def quantile(q: float) -> float:
+        return seen.latency.quantile(q) or 0.0
+
+    return VariantResult(
+        variant=name,
+        control=control,
+        decided=seen.decided,
+        requests=seen.requests,
+        errors=seen.errors,
+        slow=seen.slow,
+        client_cancelled=seen.client_cancelled,
+        latency_p50_ms=quantile(0.5),
+        latency_p90_ms=quantile(0.9),
+        latency_p95_ms=quantile(0.95),
+        latency_p99_ms=quantile(0.99),
+        labelled=seen.labelled,
+        correct=seen.correct,
+        label_coverage=seen.labelled / seen.requests if seen.requests else 0.0,
+        loss=max(0, seen.decided - seen.requests) / seen.decided if seen.decided else 0.0,
+        shadow_requests=seen.shadow_requests,
+        shadow_errors=seen.shadow_errors,
+        shadow_latency_p95_ms=seen.shadow_latency.quantile(0.95) or 0.0,
+        shadow_labelled=seen.shadow_labelled,
+        shadow_correct=seen.shadow_correct,
+        first_bad_unix_ms=seen.first_bad_unix_ms,
+    )

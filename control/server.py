@@ -1,0 +1,232 @@
+"""The control plane as one object: store, controller, services, listeners; start and stop.
+
+Owns the order of starting and of draining. Refuses to parse a command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+import turnout
+from control import clock
+from control.admission import Admission
+from control.alerts import Alert, Alerts
+from control.distribution import Distribution
+from control.metrics import CountCalls, Metrics, Sample, serve_metrics
+from control.otlp import SERVICE as OTLP_SERVICE
+from control.otlp import OtlpReceiver
+from control.rollout.controller import Controller, Settings
+from control.rollout.ledger import Ledger
+from control.rollout.resources import Resources
+from control.rollout.tenants import Tenants
+from control.rollout.watch import Watches
+from control.samples import samples
+from control.services.config import ConfigService
+from control.services.experiments import ExperimentService
+from control.services.outcomes import OutcomeService
+from control.services.sidecars import AuditService, SidecarService
+from control.services.targets import TargetService
+from control.store.base import Store, StoreError
+from turnout import contract
+from turnout.v1alpha1 import (
+    config_service_pb2,
+    config_service_pb2_grpc,
+    experiment_service_pb2,
+    experiment_service_pb2_grpc,
+    outcome_service_pb2,
+    outcome_service_pb2_grpc,
+)
+
+DRAIN_S: Final = 2.0
+ALERTS_SCANNED_MAX: Final = 10_000
+FAR_FUTURE_MS: Final = 1 << 53
+OPTIONS: Final = (
+    # grpc.aio's defaults refuse 4 of 10 sidecars that reconnect at once.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    ("grpc.max_receive_message_length", contract.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", contract.SNAPSHOT_BYTES_MAX + contract.GRPC_MESSAGE_BYTES_MAX),
+    # Sidecars ping every 30 s on a stream that may be silent for days.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Two control planes on one port would share the sidecars between them.
+    ("grpc.so_reuseport", 0),
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `turnout control` was given.
+
+    Attributes:
+        listen: HOST:PORT of the API.
+        metrics: HOST:PORT for scrapes, "" = none.
+        webhooks: URLs that are told of rollbacks.
+        reflection: Serve reflection.
+    """
+
+    listen: str
+    metrics: str = ""
+    webhooks: tuple[str, ...] = ()
+    reflection: bool = True
+
+
+class ControlPlane:
+    """A running control plane on an open store."""
+
+    def __init__(self, store: Store, options: Options) -> None:
+        self._options = options
+        self.store = store
+        self.failure = asyncio.Event()
+        self.failure_reason = ""
+        self.distribution = Distribution()
+        self.watches = Watches()
+        self.ledger = Ledger(
+            store,
+            self.distribution,
+            new_nonce=clock.new_nonce,
+            changed=self.watches.changed,
+            failed=self._fail,
+        )
+        self.alerts = Alerts(done=self._alert_done, jitter=clock.jitter)
+        settings = Settings(code_version=turnout.__version__, webhooks=options.webhooks)
+        self.controller = Controller(
+            self.ledger, self.alerts, settings, clock_ms=clock.now_ms, new_id=clock.new_id
+        )
+        self.tenants = Tenants(self.controller, store)
+        self.admission = Admission()
+        self.otlp = OtlpReceiver(self.tenants, self.admission)
+        self.config = ConfigService(self.controller, self.tenants, self.distribution)
+        self.outcomes = OutcomeService(self.controller, self.tenants, self.admission)
+        self.metrics = Metrics(self._samples)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self._metrics_server: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    async def start(self) -> None:
+        """Load everything, then listen.
+
+        Raises:
+            ListenError: An address is in use or cannot be bound.
+            StoreError: The store cannot be read.
+        """
+        await self.tenants.load()
+        await self.controller.resume_alerts()
+        server = grpc.aio.server(options=OPTIONS, interceptors=[CountCalls(self.metrics)])
+        self._add_services(server)
+        try:
+            self.port = server.add_insecure_port(self._options.listen)
+        except RuntimeError as error:
+            message = f"cannot listen on {self._options.listen}: the port is in use or not ours"
+            raise ListenError(message) from error
+        if self._options.metrics:
+            self._metrics_server = await self._listen_metrics()
+        await server.start()
+        self._server = server
+        self._tasks = [
+            asyncio.create_task(self.controller.run(), name="controller"),
+            asyncio.create_task(self.tenants.checkpoint_for_ever(), name="checkpoints"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._task_ended)
+        for name in ("", *self._service_names()):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Drain: say so, end streams, answer what was asked, store what was published."""
+        await self._health.enter_graceful_shutdown()
+        self.watches.close()
+        self.distribution.close()
+        if self._server is not None:
+            await self._server.stop(DRAIN_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.controller.close()
+        if not self.failure.is_set():
+            for tenant in self.ledger:
+                await self.tenants.checkpoint(tenant, force=True)
+        await self.alerts.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+        await self.store.close()
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        resources = Resources(self.controller, new_id=clock.new_id, new_salt=clock.new_salt)
+        experiment_service_pb2_grpc.add_TargetServiceServicer_to_server(
+            TargetService(self.controller, resources, self.tenants), server
+        )
+        experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(
+            ExperimentService(self.controller, resources, self.tenants, self.watches, self.store),
+            server,
+        )
+        experiment_service_pb2_grpc.add_AuditServiceServicer_to_server(
+            AuditService(self.store), server
+        )
+        config_service_pb2_grpc.add_SidecarServiceServicer_to_server(
+            SidecarService(self.distribution), server
+        )
+        outcome_service_pb2_grpc.add_OutcomeServiceServicer_to_server(self.outcomes, server)
+        server.add_generic_rpc_handlers((self.config.handler(), self.otlp.handler()))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._options.reflection:
+            names = (*self._service_names(), health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+
+    def _service_names(self) -> Iterable[str]:
+        files = (config_service_pb2, experiment_service_pb2, outcome_service_pb2)
+        names = [s.full_name for f in files for s in f.DESCRIPTOR.services_by_name.values()]
+        return (*names, OTLP_SERVICE)
+
+    async def _listen_metrics(self) -> asyncio.Server:
+        host, _, port = self._options.metrics.rpartition(":")
+        try:
+            return await serve_metrics(self.metrics, host.strip("[]"), int(port))
+        except OSError as error:
+            raise ListenError(f"cannot listen on {self._options.metrics}: {error}") from error
+
+    async def _alert_done(self, alert: Alert, delivered: bool) -> None:
+        """Take an alert out of the outbox, or keep it from being put there."""
+        for tenant in self.ledger:
+            await self.ledger.settle(tenant)
+        try:
+            rows = await self.store.pending_alerts(FAR_FUTURE_MS, limit=ALERTS_SCANNED_MAX)
+            for row in rows:
+                if row.payload == alert.payload:
+                    await self.store.alert_done(row.id)
+                    return
+        except StoreError as error:
+            _log.warning("alert %s may be sent again after a restart: %s", alert.id, error)
+        self.ledger.alerts_done.add(alert.payload)
+
+    def _samples(self) -> Iterable[Sample]:
+        return samples(self)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s ended", task.get_name(), exc_info=task.exception())
+            self._fail(f"{task.get_name()} ended: {task.exception()}")
+
+    def _fail(self, reason: str) -> None:
+        if not self.failure.is_set():
+            self.failure_reason = reason
+            self.failure.set()

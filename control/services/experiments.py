@@ -1,0 +1,318 @@
+"""ExperimentService: decode -> controller -> encode.
+
+Refuses to hold state or rules: names and envelopes are checked here, everything else below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from google.protobuf.empty_pb2 import Empty
+
+from control import views
+from control.refusals import not_found, unimplemented
+from control.rollout.controller import Controller
+from control.rollout.decide import Command
+from control.rollout.observe import results
+from control.rollout.resources import Resources
+from control.rollout.tenant import Tenant
+from control.rollout.tenants import Tenants
+from control.rollout.watch import Watches
+from control.rollout.words import Input
+from control.services.calls import call_of, check_id
+from control.services.errors import Context, answers, streams
+from control.services.requests import (
+    bad_page_token,
+    check_reason,
+    check_size,
+    merged,
+    name_of,
+    page_key,
+    page_size,
+    page_token,
+    tenant_of,
+)
+from control.store.base import Store
+from turnout.v1alpha1 import experiment_service_pb2 as api
+from turnout.v1alpha1.experiment_pb2 import Decision, Experiment
+from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceServicer
+
+SERVICE: Final = "ExperimentService"
+
+
+VerbRequest = (
+    api.StartExperimentRequest
+    | api.PauseExperimentRequest
+    | api.ResumeExperimentRequest
+    | api.AdvanceExperimentRequest
+    | api.PromoteExperimentRequest
+    | api.RollbackExperimentRequest
+    | api.StopExperimentRequest
+    | api.UndoExperimentRequest
+)
+
+
+class ExperimentService(ExperimentServiceServicer):
+    """`turnout.v1alpha1.ExperimentService`."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        resources: Resources,
+        tenants: Tenants,
+        watches: Watches,
+        store: Store,
+    ) -> None:
+        self._controller = controller
+        self._resources = resources
+        self._tenants = tenants
+        self._watches = watches
+        self._store = store
+
+    # -- Standard methods ----------------------------------------------------------------------
+
+    @answers
+    async def CreateExperiment(
+        self, request: api.CreateExperimentRequest, context: Context
+    ) -> Experiment:
+        """Create an experiment, as a draft."""
+        name = tenant_of(request.parent)
+        check_id("experimentId", request.experiment_id)
+        check_size(request.experiment)
+        call = call_of(request, context, f"{SERVICE}.CreateExperiment")
+        tenant = await self._tenants.get_or_create(name)
+        return await self._resources.create_experiment(
+            tenant,
+            request.experiment_id,
+            request.experiment,
+            call,
+            validate_only=request.validate_only,
+        )
+
+    @answers
+    async def GetExperiment(
+        self, request: api.GetExperimentRequest, context: Context
+    ) -> Experiment:
+        """Get an experiment."""
+        name = name_of(request.name, "experiments")
+        tenant = self._controller.known(name.tenant, request.name)
+        return self._shown(tenant, name.id)
+
+    @answers
+    async def ListExperiments(
+        self, request: api.ListExperimentsRequest, context: Context
+    ) -> api.ListExperimentsResponse:
+        """List experiments by name."""
+        tenant = self._controller.ledger.find(tenant_of(request.parent))
+        size, after = page_size(request.page_size), page_key(request.page_token)
+        names = sorted(n for n in (tenant.experiments if tenant else ()) if n > after)
+        response = api.ListExperimentsResponse()
+        if tenant is not None:
+            response.experiments.extend(self._shown(tenant, name) for name in names[:size])
+        if len(names) > size:
+            response.next_page_token = page_token(names[size - 1])
+        return response
+
+    @answers
+    async def UpdateExperiment(
+        self, request: api.UpdateExperimentRequest, context: Context
+    ) -> Experiment:
+        """Update an experiment."""
+        name = name_of(request.experiment.name, "experiments", field="experiment.name")
+        check_size(request.experiment)
+        call = call_of(request, context, f"{SERVICE}.UpdateExperiment")
+        return await self._resources.update_experiment(
+            self._controller.known(name.tenant, request.experiment.name),
+            name.id,
+            lambda current: merged(current, request.experiment, request.update_mask),
+            request.experiment.etag,
+            call,
+            validate_only=request.validate_only,
+        )
+
+    @answers
+    async def DeleteExperiment(
+        self, request: api.DeleteExperimentRequest, context: Context
+    ) -> Empty:
+        """Delete an experiment."""
+        name = name_of(request.name, "experiments")
+        call = call_of(request, context, f"{SERVICE}.DeleteExperiment")
+        tenant = self._controller.known(name.tenant, request.name)
+        await self._resources.delete_experiment(tenant, name.id, request.etag, call)
+        return Empty()
+
+    # -- Verbs ---------------------------------------------------------------------------------
+
+    @answers
+    async def StartExperiment(
+        self, request: api.StartExperimentRequest, context: Context
+    ) -> Experiment:
+        """Start an experiment at its first step."""
+        return await self._verb(request, context, Input.START)
+
+    @answers
+    async def PauseExperiment(
+        self, request: api.PauseExperimentRequest, context: Context
+    ) -> Experiment:
+        """Freeze the step."""
+        return await self._verb(request, context, Input.PAUSE)
+
+    @answers
+    async def ResumeExperiment(
+        self, request: api.ResumeExperimentRequest, context: Context
+    ) -> Experiment:
+        """Go on."""
+        return await self._verb(request, context, Input.RESUME)
+
+    @answers
+    async def AdvanceExperiment(
+        self, request: api.AdvanceExperimentRequest, context: Context
+    ) -> Experiment:
+        """Go to the next step."""
+        return await self._verb(request, context, Input.ADVANCE)
+
+    @answers
+    async def PromoteExperiment(
+        self, request: api.PromoteExperimentRequest, context: Context
+    ) -> Experiment:
+        """Make a candidate the target's baseline."""
+        return await self._verb(request, context, Input.PROMOTE, variant=request.variant)
+
+    @answers
+    async def RollbackExperiment(
+        self, request: api.RollbackExperimentRequest, context: Context
+    ) -> Experiment:
+        """Take all traffic from the candidates, for good."""
+        check_reason(request.reason)
+        return await self._verb(request, context, Input.ROLLBACK, reason=request.reason)
+
+    @answers
+    async def StopExperiment(
+        self, request: api.StopExperimentRequest, context: Context
+    ) -> Experiment:
+        """End it without a verdict."""
+        check_reason(request.reason)
+        return await self._verb(request, context, Input.STOP, reason=request.reason)
+
+    @answers
+    async def UndoExperiment(
+        self, request: api.UndoExperimentRequest, context: Context
+    ) -> Experiment:
+        """Undo its promotion."""
+        return await self._verb(request, context, Input.UNDO)
+
+    @answers
+    async def ApproveExperiment(
+        self, request: api.ApproveExperimentRequest, context: Context
+    ) -> Experiment:
+        """Refuse: approvals are not implemented."""
+        raise unimplemented(["approval"])
+
+    @answers
+    async def RejectExperiment(
+        self, request: api.RejectExperimentRequest, context: Context
+    ) -> Experiment:
+        """Refuse: approvals are not implemented."""
+        raise unimplemented(["approval"])
+
+    async def _verb(
+        self,
+        request: VerbRequest,
+        context: Context,
+        verb: Input,
+        *,
+        variant: str = "",
+        reason: str = "",
+    ) -> Experiment:
+        name = name_of(request.name, "experiments")
+        call = call_of(request, context, f"{SERVICE}.{verb.title()}Experiment")
+        command = Command(verb=verb, actor=call.actor, variant=variant, reason=reason)
+        return await self._controller.command(
+            name.tenant, name.id, command, call, etag=request.etag
+        )
+
+    # -- Looking -------------------------------------------------------------------------------
+
+    @streams
+    async def WatchExperiments(
+        self, request: api.WatchExperimentsRequest, context: Context
+    ) -> AsyncIterator[api.WatchExperimentsResponse]:
+        """First the present state, then one event per change."""
+        parent, only = tenant_of(request.parent), ""
+        if request.name:
+            only = name_of(request.name, "experiments").id
+        watch = self._watches.open(parent, only)
+        try:
+            known = set()
+            for name in self._present(parent, only):
+                known.add(name)
+                yield self._event(parent, name, api.WatchExperimentsResponse.TYPE_PRESENT)
+            while (changed := await watch.take()) is not None:
+                name = changed
+                if name in self._present(parent, only):
+                    known.add(name)
+                    yield self._event(parent, name, api.WatchExperimentsResponse.TYPE_CHANGED)
+                elif name in known:
+                    known.discard(name)
+                    yield self._deleted(parent, name)
+        finally:
+            self._watches.end(parent, watch)
+
+    @answers
+    async def GetExperimentResults(
+        self, request: api.GetExperimentResultsRequest, context: Context
+    ) -> api.ExperimentResults:
+        """What is known of the variants."""
+        name = name_of(request.name, "experiments")
+        tenant = self._controller.known(name.tenant, request.name)
+        entry = tenant.experiments.get(name.id)
+        if entry is None:
+            raise not_found(request.name)
+        return results(tenant, entry, now_ms=self._controller.clock_ms())
+
+    @answers
+    async def ListDecisions(
+        self, request: api.ListDecisionsRequest, context: Context
+    ) -> api.ListDecisionsResponse:
+        """List decisions, newest first."""
+        name = name_of(request.parent, "experiments", field="parent")
+        size, token = page_size(request.page_size), page_key(request.page_token)
+        try:
+            page = await self._store.decisions(
+                name.tenant, name.id, page_size=size, page_token=token
+            )
+        except ValueError as error:
+            raise bad_page_token(request.page_token) from error
+        response = api.ListDecisionsResponse()
+        for record in page.records:
+            decision = Decision.FromString(record.payload)
+            decision.id = record.id
+            response.decisions.append(decision)
+        if page.next_token:
+            response.next_page_token = page_token(page.next_token)
+        return response
+
+    def _present(self, parent: str, only: str) -> list[str]:
+        tenant = self._controller.ledger.find(parent)
+        names = sorted(tenant.experiments) if tenant else []
+        return [name for name in names if not only or name == only]
+
+    def _event(
+        self, parent: str, name: str, kind: api.WatchExperimentsResponse.Type.ValueType
+    ) -> api.WatchExperimentsResponse:
+        tenant = self._controller.ledger.find(parent)
+        assert tenant is not None
+        return api.WatchExperimentsResponse(type=kind, experiment=self._shown(tenant, name))
+
+    def _deleted(self, parent: str, name: str) -> api.WatchExperimentsResponse:
+        gone = Experiment(name=f"tenants/{parent}/experiments/{name}")
+        kind = api.WatchExperimentsResponse.TYPE_DELETED
+        return api.WatchExperimentsResponse(type=kind, experiment=gone)
+
+    def _shown(self, tenant: Tenant, name: str) -> Experiment:
+        entry = tenant.experiments.get(name)
+        if entry is None:
+            raise not_found(f"tenants/{tenant.name}/experiments/{name}")
+        latest = tenant.latest.get(name)
+        return views.experiment_message(entry, latest.conditions if latest else ())

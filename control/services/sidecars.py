@@ -1,0 +1,91 @@
+"""SidecarService and AuditService: what is known of sidecars, and who did what.
+
+Read only.
+"""
+
+from __future__ import annotations
+
+from control import views
+from control.distribution import Distribution, SidecarState
+from control.services.errors import Context, answers
+from control.services.requests import bad_page_token, page_key, page_size, page_token, tenant_of
+from control.store.base import AuditRecord, Store
+from turnout.v1alpha1 import config_service_pb2, experiment_service_pb2
+from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceServicer
+from turnout.v1alpha1.experiment_service_pb2_grpc import AuditServiceServicer
+
+
+class SidecarService(SidecarServiceServicer):
+    """`turnout.v1alpha1.SidecarService`."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+
+    @answers
+    async def ListSidecars(
+        self, request: config_service_pb2.ListSidecarsRequest, context: Context
+    ) -> config_service_pb2.ListSidecarsResponse:
+        """List the tenant's nodes by name."""
+        tenant = tenant_of(request.parent)
+        published = self._distribution.current(tenant)
+        version = published.version if published else 0
+        states = sorted(self._distribution.sidecars(tenant), key=lambda state: state.node)
+        return config_service_pb2.ListSidecarsResponse(
+            sidecars=[_sidecar(state, version) for state in states]
+        )
+
+
+class AuditService(AuditServiceServicer):
+    """`turnout.v1alpha1.AuditService`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @answers
+    async def ListAuditEvents(
+        self, request: experiment_service_pb2.ListAuditEventsRequest, context: Context
+    ) -> experiment_service_pb2.ListAuditEventsResponse:
+        """List audit events, newest first."""
+        tenant = tenant_of(request.parent)
+        size, token = page_size(request.page_size), page_key(request.page_token)
+        try:
+            page = await self._store.audits(
+                tenant, resource=request.resource, page_size=size, page_token=token
+            )
+        except ValueError as error:
+            raise bad_page_token(request.page_token) from error
+        response = experiment_service_pb2.ListAuditEventsResponse(
+            events=[_event(record) for record in page.records]
+        )
+        if page.next_token:
+            response.next_page_token = page_token(page.next_token)
+        return response
+
+
+def _sidecar(state: SidecarState, version: int) -> config_service_pb2.Sidecar:
+    return config_service_pb2.Sidecar(
+        node=state.node,
+        instance_id=state.instance_id,
+        tenant=state.tenant,
+        connected=state.connected,
+        connect_time=views.timestamp(state.connect_ms),
+        last_seen_time=views.timestamp(state.last_seen_ms),
+        sent_version=state.sent_version,
+        acked_version=state.acked_version,
+        current_version=version,
+        nack=state.nack,
+        report=state.report,
+        code_version=state.code_version,
+    )
+
+
+def _event(record: AuditRecord) -> experiment_service_pb2.AuditEvent:
+    return experiment_service_pb2.AuditEvent(
+        id=record.id,
+        time=views.timestamp(record.time_ms),
+        actor=record.actor,
+        method=record.method,
+        resource=record.resource,
+        before_json=record.before_json,
+        after_json=record.after_json,
+    )

@@ -1,0 +1,191 @@
+"""Entries as the API shows them: Target, Experiment, and their JSON in the audit trail.
+
+Pure; the only place where internal state becomes output-only fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from control.rollout.assess import Check
+from control.rollout.decide import Decision
+from control.rollout.entries import ExperimentEntry, TargetEntry, decode_baseline
+from control.rollout.seen import LaneState
+from control.rollout.words import Action, Phase, Reason, State
+from turnout import contract
+from turnout.v1alpha1 import common_pb2, experiment_pb2, target_pb2
+
+
+def timestamp(ms: int) -> Timestamp | None:
+    """A Unix time in milliseconds; None for 0."""
+    if not ms:
+        return None
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def state_value(state: State) -> experiment_pb2.State.ValueType:
+    """The contract's number of a state."""
+    return experiment_pb2.State.Value(f"STATE_{state}")
+
+
+def reason_value(reason: Reason) -> experiment_pb2.Reason.ValueType:
+    """The contract's number of a reason."""
+    return experiment_pb2.Reason.Value(f"REASON_{reason}")
+
+
+def action_value(action: Action) -> experiment_pb2.Action.ValueType:
+    """The contract's number of an action."""
+    return experiment_pb2.Action.Value(f"ACTION_{action}")
+
+
+def target_message(
+    entry: TargetEntry, running: Iterable[str] = (), *, now_ms: int
+) -> target_pb2.Target:
+    """A target with its status.
+
+    Args:
+        entry: The target.
+        running: Ids of the live experiments on it.
+        now_ms: A previous baseline that has expired by then is not shown.
+    """
+    resource = entry.resource
+    prefix = f"tenants/{resource.tenant}"
+    message = target_pb2.Target(
+        name=f"{prefix}/targets/{resource.name}",
+        uid=resource.uid,
+        etag=resource.etag,
+        create_time=timestamp(resource.create_ms),
+        update_time=timestamp(resource.update_ms),
+        revision=resource.revision,
+        labels=resource.labels,
+        spec=entry.spec,
+    )
+    status = message.status
+    status.running_experiments.extend(f"{prefix}/experiments/{name}" for name in sorted(running))
+    state = entry.state
+    if state.promoted_from:
+        status.promoted_from = f"{prefix}/experiments/{state.promoted_from}"
+    previous = decode_baseline(state.previous)
+    if previous is not None and now_ms < state.previous_expire_ms:
+        status.previous.CopyFrom(previous)
+        expire = timestamp(state.previous_expire_ms)
+        assert expire is not None
+        status.previous_expire_time.CopyFrom(expire)
+    return message
+
+
+def experiment_message(
+    entry: ExperimentEntry, conditions: Iterable[experiment_pb2.Condition] = ()
+) -> experiment_pb2.Experiment:
+    """An experiment with its status."""
+    resource = entry.resource
+    return experiment_pb2.Experiment(
+        name=f"tenants/{resource.tenant}/experiments/{resource.name}",
+        uid=resource.uid,
+        etag=resource.etag,
+        create_time=timestamp(resource.create_ms),
+        update_time=timestamp(resource.update_ms),
+        revision=resource.revision,
+        labels=resource.labels,
+        spec=entry.spec,
+        status=_status(entry, conditions),
+    )
+
+
+def _status(
+    entry: ExperimentEntry, conditions: Iterable[experiment_pb2.Condition]
+) -> experiment_pb2.ExperimentStatus:
+    run = entry.run
+    phase: Phase | str = run.phase or ""
+    status = experiment_pb2.ExperimentStatus(
+        state=state_value(run.state),
+        step=run.step,
+        phase=str(phase) if run.live else "",
+        epoch=run.epoch,
+        epoch_start_time=timestamp(run.epoch_start_ms),
+        step_start_time=timestamp(run.step_start_ms),
+        start_time=timestamp(run.start_ms),
+        end_time=timestamp(run.end_ms),
+        split={name: ppm / contract.BUCKET_COUNT for name, ppm in run.split_ppm.items()},
+        shadow_variant=run.shadow_variant if run.live else "",
+        shadow_fraction=run.shadow_ppm / contract.BUCKET_COUNT if run.live else 0.0,
+        observed_revision=run.observed_revision,
+        last_decision=entry.last_decision,
+        reason=run.reason,
+        snapshot_version=entry.state.snapshot_version,
+        winner=run.winner,
+    )
+    status.conditions.extend(conditions)
+    return status
+
+
+def audit_json(message: Message | None) -> str:
+    """A resource as it is kept in the audit trail; "" for none."""
+    if message is None:
+        return ""
+    return json_format.MessageToJson(message, indent=None, sort_keys=True)
+
+
+def decision_message(decision: Decision) -> experiment_pb2.Decision:
+    """A decision as it is stored and shown; `id` is the store's."""
+    message = experiment_pb2.Decision(
+        time=timestamp(decision.time_ms),
+        action=action_value(decision.action),
+        actor=decision.actor,
+        state_before=state_value(decision.before.state),
+        state_after=state_value(decision.after.state),
+        step_before=decision.before.step,
+        step_after=decision.after.step,
+        epoch=decision.after.epoch,
+        reason=reason_value(decision.reason),
+        sentence=decision.sentence,
+        snapshot_version=decision.snapshot_version,
+        code_version=decision.code_version,
+        exemplar_trace_ids=decision.exemplar_trace_ids,
+        inputs_json=decision.inputs_json,
+    )
+    message.checks.extend(check_message(check) for check in decision.checks)
+    message.lanes.extend(lane_message(lane) for lane in decision.lanes)
+    return message
+
+
+def shown_decision(message: experiment_pb2.Decision) -> experiment_pb2.Decision:
+    """A decision as part of an experiment's status: without its inputs, which can be long."""
+    shown = experiment_pb2.Decision()
+    shown.CopyFrom(message)
+    shown.ClearField("inputs_json")
+    return shown
+
+
+def check_message(check: Check) -> experiment_pb2.Check:
+    """A check on the wire."""
+    return experiment_pb2.Check(
+        metric=check.metric,
+        variant=check.variant,
+        verdict=experiment_pb2.Verdict.Value(f"VERDICT_{check.verdict}"),
+        reason=reason_value(check.reason),
+        sentence=check.sentence,
+        control_value=check.control_value,
+        candidate_value=check.candidate_value,
+        control_count=check.control_count,
+        candidate_count=check.candidate_count,
+    )
+
+
+def lane_message(lane: LaneState) -> experiment_pb2.Lane:
+    """A safety lane on the wire."""
+    return experiment_pb2.Lane(
+        kind=common_pb2.BadEventKind.Value(f"BAD_EVENT_KIND_{lane.kind}"),
+        variant=lane.variant,
+        block=lane.block,
+        log_e_value=lane.log_e_value,
+        log_threshold=lane.log_threshold,
+        candidate_events=lane.candidate_events,
+        control_events=lane.control_events,
+        theta=lane.theta,
+        crossed=lane.crossed,
+    )
