@@ -254,6 +254,7 @@ class Evidence:
 
     def add_joined(self, joined: Joined) -> None:
         """Counts what the joiner completed; each of its observations is given once."""
+        self._advance(joined.now_ms)
         for observation in joined.observations:
             self._add_observation(observation)
         for failed in joined.failed:
@@ -569,6 +570,10 @@ class Evidence:
             },
             {name: counts.get(name, 0) for name in _BESIDE},
         )
+
+    def tracker(self, experiment: str, epoch: int) -> BlockTracker | None:
+        """The lanes' first bad events of an epoch; None when it has none, or is too old."""
+        return self._trackers.get(EpochKey(experiment, epoch))
 
     def last_delta_ms(self, instance_id: str) -> int:
         """When this instance's last delta was received, unix milliseconds, 0 = never."""

@@ -113,8 +113,9 @@ class JoinCounts:
 
 @dataclass(slots=True)
 class Joined:
-    """What one call completed."""
+    """What one call completed; `now_ms` is the joiner's clock."""
 
+    now_ms: int
     observations: list[Observation] = field(default_factory=list)
     failed: list[FailedTrace] = field(default_factory=list)
 
@@ -228,7 +229,7 @@ class Joiner:
     ) -> Joined:
         """Takes the exposures of one delta; `now_ms` is when it was received."""
         self._advance(now_ms)
-        joined = Joined()
+        joined = Joined(self._now_ms)
         for batch in batches:
             group = self._group(
                 (batch.experiment, batch.epoch, batch.variant, batch.stratum, batch.forced)
@@ -246,7 +247,7 @@ class Joiner:
     def add_facts(self, facts: Iterable[Fact], now_ms: int) -> Joined:
         """Takes what spans or outcomes say; `now_ms` is when they were received."""
         self._advance(now_ms)
-        joined = Joined()
+        joined = Joined(self._now_ms)
         for fact in facts:
             exposed = self._exposed.get(fact.request)
             row = exposed or self._waiting.get(fact.request)
