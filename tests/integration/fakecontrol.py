@@ -45,6 +45,8 @@ class FakeControl(ConfigServiceServicer):
         self.acks: list[config.SnapshotAck] = []
         self.batches: dict[tuple[str, int], config.DeltaBatch] = {}
         self.repeats = 0
+        # False: batches are kept and not acknowledged.
+        self.acknowledge = True
         self.hellos: list[config.Hello] = []
         self.reports: list[config.SidecarReport] = []
         self._server: grpc.aio.Server | None = None
@@ -169,6 +171,8 @@ class FakeControl(ConfigServiceServicer):
                 self.reports.append(request.report)
             elif kind == "deltas":
                 self._keep(request.deltas)
+                if not self.acknowledge:
+                    continue
                 ack = config.DeltaAck(
                     instance_id=request.deltas.instance_id, seq=request.deltas.seq
                 )
