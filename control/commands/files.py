@@ -41,20 +41,16 @@ class Located(NamedTuple):
         return f"{self.file}{line}: {self.violation}"
 
 
-class InvalidFiles(InvalidDocument):
-    """Files that are refused; `located` has every violation with its file."""
+class InvalidFiles(ValueError):
+    """Files that are refused; `violations` has every one with its file."""
 
-    def __init__(self, located: list[Located]) -> None:
-        self.located = located
-        super().__init__(item.violation for item in located)
+    def __init__(self, violations: Sequence[Located]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(map(str, self.violations)))
 
 
-class Unimplemented(Exception):
-    """Files that name features this version does not have; `features` has each with its file."""
-
-    def __init__(self, features: list[str]) -> None:
-        self.features = features
-        super().__init__(", ".join(features))
+class Unimplemented(InvalidFiles):
+    """Files in which nothing is wrong but that name features this version does not have."""
 
 
 class Bundle(NamedTuple):
@@ -101,7 +97,7 @@ def read_documents(
     if located:
         raise InvalidFiles(located)
     features = [
-        f"{file}:{document.line_of(feature)}: {feature}"
+        Located(file, Violation(feature, "set", "not implemented", document.line_of(feature)))
         for file, document in found
         for feature in unimplemented(document)
     ]
@@ -140,13 +136,10 @@ def refuse() -> Iterator[None]:
     try:
         yield
     except InvalidFiles as error:
-        for item in error.located:
-            typer.echo(str(item), err=True)
-        raise typer.Exit(EXIT_INVALID) from error
-    except Unimplemented as error:
-        for feature in error.features:
-            typer.echo(f"{feature}: not implemented", err=True)
-        raise typer.Exit(EXIT_UNIMPLEMENTED) from error
+        for violation in error.violations:
+            typer.echo(str(violation), err=True)
+        code = EXIT_UNIMPLEMENTED if isinstance(error, Unimplemented) else EXIT_INVALID
+        raise typer.Exit(code) from error
     except OSError as error:
         typer.echo(f"{error.filename or 'file'}: {error.strerror or error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error

@@ -18,6 +18,7 @@ from control.model.defaults import (
 from control.model.documents import API_VERSION, Document, Kind, load_yaml, read_yaml
 from control.model.experiments import validate_experiment
 from control.model.names import ResourceName, is_label, parse_name
+from control.model.render import document_of, plain, to_yaml
 from control.model.rules import check_labels
 from control.model.targets import validate_target
 from control.model.unimplemented import unimplemented_experiment, unimplemented_target
@@ -36,15 +37,18 @@ __all__ = [
     "candidates",
     "check_documents",
     "check_labels",
+    "document_of",
     "experiment_with_defaults",
     "is_label",
     "load_yaml",
     "parse_name",
+    "plain",
     "read_yaml",
     "shadow_at",
     "slow_after",
     "split_at",
     "target_with_defaults",
+    "to_yaml",
     "unimplemented",
     "unimplemented_experiment",
     "unimplemented_target",

@@ -219,7 +219,7 @@ def test_exit_code_says_what_failed_when_a_build_fails(files: list[Path], tmp_pa
     files[1].write_text(replaced(EXPERIMENT, "for: 1h,", "for: 1h, lease: 1m,"))
     done = turnout("snapshot", "build", "-f", files[0], "-f", files[1], "-o", out)
     assert done.returncode == 7
-    assert done.stderr == f"{files[1]}:22: spec.steps[2].canary.lease: not implemented\n"
+    assert done.stderr == f"{files[1]}:22: spec.steps[2].canary.lease: set: not implemented\n"
 
 
 def test_resources_come_from_standard_input_when_the_file_is_a_dash(tmp_path: Path) -> None:

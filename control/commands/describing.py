@@ -1,0 +1,176 @@
+"""Text of `turnout describe`: state, conditions, the last decision with its numbers, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
+from control.commands.output import percent, split_of, state_of
+from control.model import plain, to_yaml
+from control.model.render import enum_text, time_text
+from turnout.v1alpha1.experiment_pb2 import Check, Decision, Experiment, Lane, Step
+from turnout.v1alpha1.target_pb2 import Baseline, Target
+
+
+def experiment(resource: Experiment, decisions: Sequence[Decision]) -> str:
+    """An experiment as a page of text.
+
+    Args:
+        resource: As the control plane has it.
+        decisions: The latest, newest first.
+    """
+    status = resource.status
+    lines = [
+        *_head("Experiment", resource),
+        f"Target:      {resource.spec.target}",
+        f"State:       {state_of(status)}",
+    ]
+    if status.reason:
+        lines.append(f"Why:         {status.reason}")
+    if status.winner:
+        lines.append(f"Winner:      {status.winner}")
+    if split := split_of(resource):
+        lines.append(f"Split:       {split}")
+    lines.append(f"Epoch:       {status.epoch} (snapshot {status.snapshot_version})")
+    for label, time in (("Started", status.start_time), ("Ended", status.end_time)):
+        if time.seconds:
+            lines.append(f"{label + ':':<13}{time_text(time)}")
+    lines += ["Steps:", *_steps(resource)]
+    if status.conditions:
+        lines.append("Conditions:")
+    lines += [
+        f"  {item.type} {'yes' if item.status else 'no'}"
+        f" ({_name(item, 'reason')}){': ' if item.message else ''}{item.message}"
+        for item in status.conditions
+    ]
+    if status.HasField("last_decision"):
+        lines += ["Last decision:", *_decision(status.last_decision)]
+    lines += _history(decisions)
+    return "\n".join(lines)
+
+
+def target(resource: Target) -> str:
+    """A target as a page of text."""
+    match = resource.spec.match
+    lines = [
+        *_head("Target", resource),
+        f"Hosts:       {', '.join(match.hosts)}",
+        f"Path prefix: {match.path_prefix}",
+        f"Baseline:    {_baseline(resource.spec.baseline)}",
+    ]
+    status = resource.status
+    if status.promoted_from:
+        lines.append(f"Promoted by: {status.promoted_from}")
+    if status.HasField("previous"):
+        until = time_text(status.previous_expire_time)
+        lines.append(f"Previous:    {_baseline(status.previous)} (undo until {until})")
+    running = [name.rpartition("/")[2] for name in status.running_experiments]
+    lines.append(f"Running:     {', '.join(running) or 'nothing'}")
+    lines += ["Spec:", *_indented(to_yaml([plain(resource.spec)]).splitlines())]
+    return "\n".join(lines)
+
+
+def lane_row(lane: Lane) -> tuple[object, ...]:
+    """A safety lane as a row of a table."""
+    return (
+        _name(lane, "kind"),
+        lane.variant,
+        lane.block,
+        lane.candidate_events,
+        lane.control_events,
+        lane.log_e_value,
+        lane.log_threshold,
+        lane.crossed,
+    )
+
+
+def check_row(check: Check) -> tuple[object, ...]:
+    """A check as a row of a table."""
+    return (
+        check.metric,
+        check.variant,
+        _name(check, "verdict"),
+        _name(check, "reason"),
+        check.control_value,
+        check.candidate_value,
+        check.sentence,
+    )
+
+
+def _head(kind: str, resource: Target | Experiment) -> list[str]:
+    labels = ", ".join(f"{key}={resource.labels[key]}" for key in sorted(resource.labels))
+    lines = [f"{kind + ':':<13}{resource.name}"]
+    if labels:
+        lines.append(f"Labels:      {labels}")
+    lines.append(f"Revision:    {resource.revision} (etag {resource.etag})")
+    return lines
+
+
+def _steps(resource: Experiment) -> list[str]:
+    status = resource.status
+    lines = []
+    for index, step in enumerate(resource.spec.steps):
+        here = "->" if status.phase and index == status.step else "  "
+        lines.append(f"  {here} {index + 1}. {_step(step)}")
+    return lines
+
+
+def _step(step: Step) -> str:
+    kind = step.WhichOneof("kind") or "none"
+    body: Message = getattr(step, kind)
+    settings = plain(body)
+    parts = []
+    if kind == "shadow":
+        parts.append(f"{settings.pop('variant', '')} {percent(settings.pop('fraction', 1.0))}")
+    split = settings.pop("split", {})
+    parts += [f"{name} {percent(share)}" for name, share in split.items()]
+    parts += [
+        f"{key} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in settings.items()
+    ]
+    return f"{kind}: {'; '.join(parts)}"
+
+
+def _decision(decision: Decision) -> Iterable[str]:
+    actor = f" by {decision.actor}" if decision.actor else ""
+    yield f"  {time_text(decision.time)} {_name(decision, 'action')}{actor}"
+    yield f"  {decision.sentence}"
+    for check in decision.checks:
+        verdict = f"{_name(check, 'verdict')} ({_name(check, 'reason')})"
+        yield f"  check {check.metric} {check.variant}: {verdict} {check.sentence}".rstrip()
+    for lane in decision.lanes:
+        crossed = "CROSSED" if lane.crossed else "not crossed"
+        yield (
+            f"  lane {_name(lane, 'kind')} {lane.variant}: {lane.candidate_events} against "
+            f"{lane.control_events} of control's, log e {lane.log_e_value:.2f} of "
+            f"{lane.log_threshold:.2f}, {crossed}"
+        )
+
+
+def _history(decisions: Sequence[Decision]) -> list[str]:
+    if not decisions:
+        return []
+    return [
+        "Decisions:",
+        *(
+            f"  {time_text(item.time)} {_name(item, 'action')}: {item.sentence}"
+            for item in decisions
+        ),
+    ]
+
+
+def _baseline(baseline: Baseline) -> str:
+    upstream = baseline.upstream.address or f"cluster {baseline.upstream.cluster}"
+    model = f"{baseline.model.id} {baseline.model.version}".strip()
+    return f"{upstream} ({model})" if model else upstream
+
+
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _name(message: Message, field: str) -> str:
+    descriptor: Any = message.DESCRIPTOR.fields_by_name[field]
+    return enum_text(descriptor, getattr(message, field))

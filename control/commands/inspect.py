@@ -1,0 +1,387 @@
+"""Commands that look and change nothing: get, describe, watch, results, sidecars."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Annotated, Any, Final
+
+import grpc
+import typer
+
+from control.commands import describing
+from control.commands.client import (
+    DEFAULT_CONTROL,
+    Client,
+    ControlOption,
+    TenantOption,
+    check_tenant,
+    client_command,
+    collection,
+    connected,
+    metadata,
+    reference,
+)
+from control.commands.files import DEFAULT_TENANT
+from control.commands.output import (
+    Format,
+    FormatOption,
+    percent,
+    print_data,
+    print_line,
+    print_table,
+    split_of,
+    state_of,
+    step_of,
+    summary,
+    why,
+)
+from control.model import document_of, plain, to_yaml
+from control.model.render import enum_text
+from turnout.v1alpha1.config_service_pb2 import ListSidecarsRequest, Sidecar
+from turnout.v1alpha1.experiment_pb2 import Experiment, VariantResult
+from turnout.v1alpha1.experiment_service_pb2 import (
+    ExperimentResults,
+    GetExperimentRequest,
+    GetExperimentResultsRequest,
+    GetTargetRequest,
+    ListDecisionsRequest,
+    ListExperimentsRequest,
+    ListTargetsRequest,
+    WatchExperimentsRequest,
+    WatchExperimentsResponse,
+)
+from turnout.v1alpha1.target_pb2 import Target
+
+PAGE_SIZE: Final = 500
+DECISIONS_SHOWN: Final = 5
+RECONNECT_S: Final = 1.0
+
+WordsArgument = Annotated[
+    list[str], typer.Argument(help="KIND, KIND NAME, KIND/NAME or NAME.", metavar="WHAT")
+]
+NameArgument = Annotated[
+    list[str], typer.Argument(help="NAME (an experiment), KIND NAME or KIND/NAME.", metavar="WHAT")
+]
+
+
+# -- get -------------------------------------------------------------------------------------------
+
+
+@client_command
+def get(
+    what: WordsArgument,
+    control: ControlOption = DEFAULT_CONTROL,
+    tenant: TenantOption = DEFAULT_TENANT,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """List targets or experiments, or print one.
+
+    `turnout get experiments`, `turnout get target fraud -o yaml`. What -o yaml prints can be edited
+    and given to `turnout apply`, which refuses it when the resource has changed meanwhile.
+    """
+    resources: list[Any]
+    if len(what) == 1 and what[0].lower() in ("target", "targets", "experiment", "experiments"):
+        kind = collection(what[0])
+        with connected(control) as client:
+            resources = _all(client, kind, check_tenant(tenant))
+    else:
+        name = reference(what, tenant)
+        kind = name.collection
+        with connected(control) as client:
+            resources = [_one(client, kind, str(name))]
+    if output is not Format.TABLE:
+        print_data([document_of(resource) for resource in resources], output)
+    elif kind == "targets":
+        print_table(
+            ("NAME", "HOSTS", "PATH", "BASELINE", "MODEL", "RUNNING", "REVISION"),
+            [_target_row(target) for target in resources],
+        )
+    else:
+        print_table(
+            ("NAME", "TARGET", "STATE", "STEP", "SPLIT", "EPOCH", "WHY"),
+            [_experiment_row(experiment) for experiment in resources],
+        )
+
+
+def _one(client: Client, kind: str, name: str) -> Target | Experiment:
+    found: Target | Experiment
+    if kind == "targets":
+        found = client.call(client.targets.GetTarget, GetTargetRequest(name=name))
+    else:
+        found = client.call(client.experiments.GetExperiment, GetExperimentRequest(name=name))
+    return found
+
+
+def _all(client: Client, kind: str, tenant: str) -> list[Any]:
+    found: list[Any] = []
+    token = ""
+    while True:
+        request: Any
+        if kind == "targets":
+            request = ListTargetsRequest(
+                parent=f"tenants/{tenant}", page_size=PAGE_SIZE, page_token=token
+            )
+            page = client.call(client.targets.ListTargets, request)
+            found.extend(page.targets)
+        else:
+            request = ListExperimentsRequest(
+                parent=f"tenants/{tenant}", page_size=PAGE_SIZE, page_token=token
+            )
+            page = client.call(client.experiments.ListExperiments, request)
+            found.extend(page.experiments)
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+def _target_row(target: Target) -> tuple[object, ...]:
+    baseline = target.spec.baseline
+    running = [name.rpartition("/")[2] for name in target.status.running_experiments]
+    model = f"{baseline.model.id} {baseline.model.version}".strip()
+    return (
+        target.name.rpartition("/")[2],
+        ", ".join(target.spec.match.hosts),
+        target.spec.match.path_prefix,
+        baseline.upstream.address or baseline.upstream.cluster,
+        model,
+        ", ".join(running),
+        target.revision,
+    )
+
+
+def _experiment_row(experiment: Experiment) -> tuple[object, ...]:
+    return (
+        experiment.name.rpartition("/")[2],
+        experiment.spec.target,
+        state_of(experiment.status),
+        step_of(experiment),
+        split_of(experiment),
+        experiment.status.epoch or None,
+        why(experiment),
+    )
+
+
+# -- describe --------------------------------------------------------------------------------------
+
+
+@client_command
+def describe(
+    what: NameArgument,
+    control: ControlOption = DEFAULT_CONTROL,
+    tenant: TenantOption = DEFAULT_TENANT,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Tell an experiment's or a target's state, its conditions, the last decision and why."""
+    name = reference(what, tenant)
+    with connected(control) as client:
+        resource = _one(client, name.collection, str(name))
+        decisions = []
+        if isinstance(resource, Experiment):
+            request = ListDecisionsRequest(parent=str(name), page_size=DECISIONS_SHOWN)
+            decisions = list(client.call(client.experiments.ListDecisions, request).decisions)
+    if output is not Format.TABLE:
+        document = document_of(resource)
+        if isinstance(resource, Experiment):
+            document["decisions"] = [plain(decision) for decision in decisions]
+        print_data([document], output)
+    elif isinstance(resource, Target):
+        print_line(describing.target(resource))
+    else:
+        print_line(describing.experiment(resource, decisions))
+
+
+# -- watch -----------------------------------------------------------------------------------------
+
+
+@client_command
+def watch(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(help="Only this experiment; default all of the tenant.", metavar="[NAME]"),
+    ] = None,
+    control: ControlOption = DEFAULT_CONTROL,
+    tenant: TenantOption = DEFAULT_TENANT,
+    until_ended: Annotated[
+        bool, typer.Option("--until-ended", help="Stop when every experiment seen has ended.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Follow experiments: first as they are, then every change, until you interrupt it.
+
+    A lost control plane is waited for, and said on standard error. With -o json every event is one
+    line.
+    """
+    name = reference(what, tenant) if what else None
+    owner = name.tenant if name else check_tenant(tenant)
+    request = WatchExperimentsRequest(parent=f"tenants/{owner}", name=str(name) if name else "")
+    show = _shower(output)
+    live: dict[str, bool] = {}
+    with connected(control) as client:
+        while True:
+            try:
+                for event in client.experiments.WatchExperiments(request, metadata=metadata()):
+                    show(event)
+                    _follow(live, event)
+                    if until_ended and live and not any(live.values()):
+                        return
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or not live:
+                    raise
+            typer.echo(f"control plane at {control}: lost, trying again", err=True)
+            threading.Event().wait(RECONNECT_S)
+
+
+def _follow(live: dict[str, bool], event: WatchExperimentsResponse) -> None:
+    """Note whether an experiment has not ended."""
+    state = state_of(event.experiment.status)
+    gone = event.type == WatchExperimentsResponse.TYPE_DELETED
+    live[event.experiment.name] = not gone and state in ("DRAFT", "RUNNING", "PAUSED")
+
+
+def _shower(output: Format) -> Callable[[WatchExperimentsResponse], None]:
+    """Prints one event; a table repeats a line only when it says something new."""
+    last: dict[str, str] = {}
+
+    def show(event: WatchExperimentsResponse) -> None:
+        kind = enum_text(event.DESCRIPTOR.fields_by_name["type"], event.type)
+        document = document_of(event.experiment)
+        if output is Format.JSON:
+            print_line(json.dumps({"type": kind, "experiment": document}, ensure_ascii=False))
+        elif output is Format.YAML:
+            print_line("---\n" + to_yaml([{"type": kind, "experiment": document}]).rstrip())
+        else:
+            name = event.experiment.name
+            gone = event.type == WatchExperimentsResponse.TYPE_DELETED
+            line = f"{name.rpartition('/')[2]}  DELETED" if gone else summary(event.experiment)
+            if last.get(name) != line:
+                print_line(line)
+            last[name] = line
+
+    return show
+
+
+# -- results ---------------------------------------------------------------------------------------
+
+
+@client_command
+def results(
+    what: NameArgument,
+    control: ControlOption = DEFAULT_CONTROL,
+    tenant: TenantOption = DEFAULT_TENANT,
+    all_epochs: Annotated[
+        bool, typer.Option("--all-epochs", help="Add up all epochs: shown, never tested.")
+    ] = False,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Show what is known of an experiment's variants, its safety lanes and its checks."""
+    name = reference(what, tenant)
+    with connected(control) as client:
+        request = GetExperimentResultsRequest(name=str(name))
+        found: ExperimentResults = client.call(client.experiments.GetExperimentResults, request)
+    if output is not Format.TABLE:
+        print_data([plain(found)], output)
+        return
+    _print_variants(found.variants if all_epochs else found.epoch_variants)
+    if found.lanes:
+        print_line("")
+        print_table(
+            ("LANE", "VARIANT", "BLOCK", "EVENTS", "CONTROL'S", "LOG E", "THRESHOLD", "CROSSED"),
+            [describing.lane_row(lane) for lane in found.lanes],
+        )
+    if found.checks:
+        print_line("")
+        print_table(
+            ("CHECK", "VARIANT", "VERDICT", "REASON", "CONTROL", "CANDIDATE", "WHY"),
+            [describing.check_row(check) for check in found.checks],
+        )
+    if found.primary_sentence:
+        print_line(f"\nPrimary metric: {found.primary_sentence}")
+    if found.unstamped:
+        reasons = ", ".join(f"{key} {found.unstamped[key]}" for key in sorted(found.unstamped))
+        print_line(f"\nUnstamped: {reasons}")
+
+
+def _print_variants(variants: Any) -> None:
+    columns = (
+        "VARIANT", "REQUESTS", "ERRORS", "SLOW", "P50 MS", "P95 MS", "ACCURACY", "LABELLED", "LOSS",
+        "COPIES", "COPIES' ERRORS", "COPIES' P95 MS", "COPIES' ACCURACY",
+    )  # fmt: skip
+    rows = [_variant_row(variant) for variant in variants]
+    # Columns of copies only where there were some.
+    width = len(columns) if any(variant.shadow_requests for variant in variants) else 9
+    print_table(columns[:width], [row[:width] for row in rows])
+
+
+def _variant_row(result: VariantResult) -> tuple[object, ...]:
+    served, copies = result.requests, result.shadow_requests
+    return (
+        f"{result.variant} (control)" if result.control else result.variant,
+        served,
+        _count(result.errors, served),
+        _count(result.slow, served),
+        result.latency_p50_ms if served else None,
+        result.latency_p95_ms if served else None,
+        _share(result.correct, result.labelled),
+        _count(result.labelled, served),
+        percent(result.loss),
+        copies,
+        _count(result.shadow_errors, copies),
+        result.shadow_latency_p95_ms if copies else None,
+        _share(result.shadow_correct, result.shadow_labelled),
+    )
+
+
+def _count(part: int, whole: int) -> str:
+    return f"{part} ({percent(part / whole)})" if whole else str(part)
+
+
+def _share(part: int, whole: int) -> str | None:
+    return percent(part / whole) if whole else None
+
+
+# -- sidecars --------------------------------------------------------------------------------------
+
+
+@client_command
+def sidecars(
+    control: ControlOption = DEFAULT_CONTROL,
+    tenant: TenantOption = DEFAULT_TENANT,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """List the sidecars and which configuration each one serves."""
+    request = ListSidecarsRequest(parent=f"tenants/{check_tenant(tenant)}")
+    with connected(control) as client:
+        found = list(client.call(client.sidecars.ListSidecars, request).sidecars)
+    if output is not Format.TABLE:
+        print_data([{"sidecars": [plain(sidecar) for sidecar in found]}], output)
+        return
+    print_table(
+        ("NODE", "CONNECTED", "SERVES", "CURRENT", "CONFIG", "WORKERS", "SEEN", "TROUBLE"),
+        [_sidecar_row(sidecar) for sidecar in found],
+    )
+
+
+def _sidecar_row(sidecar: Sidecar) -> tuple[object, ...]:
+    report = sidecar.report
+    trouble = [f"NACK {item.field}: {item.value}: {item.rule}" for item in sidecar.nack]
+    trouble += [
+        f"{gate.experiment} waits for {', '.join(gate.waiting_for)}"
+        for gate in report.gates
+        if not gate.open
+    ]
+    trouble += [f"Envoy rejected {text}" for text in report.envoy_rejections]
+    trouble += [f"start gate: {report.start_gate_error}"] if report.start_gate_error else []
+    seen = timedelta(seconds=sidecar.last_seen_time.seconds)
+    return (
+        sidecar.node,
+        sidecar.connected,
+        report.applied_version or sidecar.acked_version,
+        sidecar.current_version,
+        report.config_state,
+        f"{report.workers_ready}/{report.workers}",
+        sidecar.last_seen_time.ToDatetime().strftime("%H:%M:%SZ") if seen else "",
+        "; ".join(trouble),
+    )
