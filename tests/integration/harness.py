@@ -194,10 +194,18 @@ class Sidecar(Child):
     def kill_workers(self, sig: int = signal.SIGKILL) -> list[int]:
         """Send a signal to every worker, and return their ids."""
         pids = self.workers()
-        for pid in pids:
+        self.kill_pids(pids, sig)
+        return pids
+
+    def kill_pids(self, pids: Iterable[int], sig: int = signal.SIGKILL) -> None:
+        """Send a signal to workers found earlier, those that still are workers."""
+        for pid in self.alive_pids(pids):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sig)
-        return pids
+
+    def alive_pids(self, pids: Iterable[int]) -> list[int]:
+        """Which of these still are workers."""
+        return [pid for pid in pids if "sidecar.worker" in _command_line(pid)]
 
 
 def _command_line(pid: int) -> str:
@@ -227,6 +235,7 @@ class Stage:
     Attributes:
         directory: A short directory that is removed at the end.
         port: Where Envoy listens.
+        pods: All pods, in the order in which they were opened.
     """
 
     def __init__(self) -> None:
@@ -234,7 +243,7 @@ class Stage:
         self.port = free_port()
         self.metrics_port = free_port()
         self._children: list[Child] = []
-        self._pods: list[Pod] = []
+        self.pods: list[Pod] = []
         self._fakes: list[FakeControl] = []
         self._loads: list[Load] = []
         self._client: Client | None = None
@@ -251,7 +260,7 @@ class Stage:
             if child.running:
                 await child.kill(signal.SIGKILL if isinstance(child, Envoy) else signal.SIGTERM)
         await asyncio.gather(*(fake.stop() for fake in self._fakes))
-        await asyncio.gather(*(pod.close() for pod in self._pods))
+        await asyncio.gather(*(pod.close() for pod in self.pods))
         if error[0] is not None:
             for child in self._children:
                 print(f"--- {child.name}\n{child.output()[-4_000:]}")
@@ -277,7 +286,7 @@ class Stage:
     async def pod(self, name: str, *, record: bool = False) -> Pod:
         """Open a pod."""
         pod = await Pod(name, record=record).open()
-        self._pods.append(pod)
+        self.pods.append(pod)
         return pod
 
     async def envoy(
