@@ -758,7 +758,10 @@ def _prepare(path: Path) -> None:
         path.chmod(0o600)  # -wal and -shm take the mode of the database
     except OSError as error:
         raise StoreOpenError(f"store {path}: cannot be written ({error.strerror})") from error
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+    )
     _configure(engine, writer=True)
     try:
         _migrate(engine, path)
@@ -772,9 +775,6 @@ def _migrate(engine: sa.Engine, path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", "control.store:migrations")
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    # Journal mode cannot change inside a transaction.
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     with engine.begin() as connection:
         if sa.inspect(connection).has_table("alembic_version"):
             rows = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
@@ -789,7 +789,7 @@ def _migrate(engine: sa.Engine, path: Path) -> None:
 
 def _engine(path: Path, *, writer: bool) -> AsyncEngine:
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        sa.URL.create("sqlite+aiosqlite", database=str(path)),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=1 if writer else READERS,
         max_overflow=0,
@@ -815,6 +815,8 @@ def _configure(engine: sa.Engine, *, writer: bool) -> None:
 
 def _pragmas(*, writer: bool) -> Iterator[str]:
     yield f"busy_timeout={BUSY_TIMEOUT_MS}"
+    if writer:
+        yield "journal_mode=WAL"
     yield "synchronous=FULL"
     yield "foreign_keys=ON"
     yield f"journal_size_limit={WAL_BYTES_KEPT}"
