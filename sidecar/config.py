@@ -135,7 +135,7 @@ class Config:
 
     def counting(self) -> dict[Key, int]:
         """Every variant that may still be counted, with its slot in the decided counters."""
-        return dict(self._slots.keys())
+        return dict(self._slots.counting)
 
     def served(self, generation: int) -> None:
         """Every worker serves this order or a later one: slots of what left before are free."""

@@ -94,7 +94,8 @@ class SlotTable:
                 del self._leaving[key]
                 self._free.append(self._slots.pop(key))
 
-    def keys(self) -> Mapping[Key, int]:
+    @property
+    def counting(self) -> Mapping[Key, int]:
         """Every key that may still count, with its slot."""
         return self._slots
 

@@ -120,8 +120,8 @@ class Gate:
         """A new snapshot, or a tombstone, changed what should be."""
         self._desired = desired
         names = {enrolment.experiment for enrolment in desired.enrolments}
+        # What comes anew waits for a fresh look at Envoy.
         self._latched = {name: c for name, c in self._latched.items() if name in names}
-        self._latch()
 
     def observe(
         self, healthy_hosts: Mapping[str, int], *, filter_reloads: int, now_ms: int
@@ -144,7 +144,8 @@ class Gate:
         coming = self._headers_coming
         if coming and now_ms - coming[1] >= SETTLE_MS * (2 if self.watched else 1):
             self._headers, self._headers_coming = coming[0], None
-        self._latch()
+        if not self.watched:
+            self._latch()
 
     def clusters_written(self, names: Iterable[str]) -> None:
         """The clusters file names these now."""

@@ -7,6 +7,7 @@ import signal
 import stat
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -167,13 +168,13 @@ async def test_decided_counts_survive_when_workers_are_killed(
         # At once: not a single flush was possible since the answers.
         killed = sidecar.kill_workers(signal.SIGKILL)
         assert len(killed) == 1
-        await wait_for(
-            lambda expected=round_number * len(USERS): (
-                sum(fake.total("decided").values()) == expected
-            ),
-            "every answer is counted",
-        )
+        expected = round_number * len(USERS)
+        await wait_for(partial(is_decided, fake, expected), "every answer is counted")
     await wait_for(lambda: fake.reports[-1].worker_restarts == 3, "restarts are reported")
+
+
+def is_decided(fake: FakeControl, count: int) -> bool:
+    return sum(fake.total("decided").values()) == count
 
 
 async def test_worker_is_replaced_within_seconds_when_it_stands_still(
@@ -303,7 +304,8 @@ async def test_command_says_why_when_it_cannot_run(stage: Stage, pods: tuple[Pod
     listen = ["--listen", f"unix:{stage.socket}"]
     serve = ["sidecar", *listen, "--snapshot", str(snapshot)]
     text = await stage.run("sidecar", *listen, code=2)
-    assert "--control" in text and "--snapshot" in text
+    assert "--control" in text
+    assert "--snapshot" in text
     text = await stage.run("sidecar", *listen, "--control", "nowhere", "--tenant", "t", code=2)
     assert "--state-dir" in text
     text = await stage.run("sidecar", "--listen", "/a", "--snapshot", str(snapshot), code=2)
@@ -311,7 +313,8 @@ async def test_command_says_why_when_it_cannot_run(stage: Stage, pods: tuple[Pod
     text = await stage.run(*serve, "--metrics", "127.0.0.1:http", code=2)
     assert "--metrics" in text
     text = await stage.run(*serve, "--state-dir", "/proc/nope", code=1)
-    assert "/proc/nope" in text and "cannot be used" in text
+    assert "/proc/nope" in text
+    assert "cannot be used" in text
     damaged = stage.directory / "damaged"
     damaged.write_bytes(snapshot.read_bytes()[:-1])
     text = await stage.run("sidecar", *listen, "--snapshot", str(damaged), code=3)
