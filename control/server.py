@@ -180,7 +180,7 @@ class ControlPlane:
             server,
         )
         experiment_service_pb2_grpc.add_AuditServiceServicer_to_server(
-            AuditService(self.store), server
+            AuditService(self.store, self.ledger), server
         )
         config_service_pb2_grpc.add_SidecarServiceServicer_to_server(
             SidecarService(self.distribution), server

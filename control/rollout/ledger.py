@@ -204,6 +204,12 @@ class Ledger:
         except StoreUnavailable as error:
             raise unavailable(f"the store cannot read just now: {error}") from error
 
+    async def settled(self, name: str) -> None:
+        """Before the store is read for what was decided: store what was published first."""
+        tenant = self.find(name)
+        if tenant is not None and tenant.pending:
+            await self.settle(tenant)
+
     async def settle(self, tenant: Tenant) -> bool:
         """Try to store what was published first; False while the store cannot."""
         async with tenant.lock:

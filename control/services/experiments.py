@@ -278,6 +278,7 @@ class ExperimentService(ExperimentServiceServicer):
         """List decisions, newest first."""
         name = name_of(request.parent, "experiments", field="parent")
         size, token = page_size(request.page_size), page_key(request.page_token)
+        await self._controller.ledger.settled(name.tenant)
         try:
             page = await self._store.decisions(
                 name.tenant, name.id, page_size=size, page_token=token

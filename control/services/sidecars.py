@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from control import views
 from control.distribution import Distribution, SidecarState
+from control.rollout.ledger import Ledger
 from control.services.errors import Context, answers
 from control.services.requests import bad_page_token, page_key, page_size, page_token, tenant_of
 from control.store.base import AuditRecord, Store
@@ -38,8 +39,9 @@ class SidecarService(SidecarServiceServicer):
 class AuditService(AuditServiceServicer):
     """`turnout.v1alpha1.AuditService`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, ledger: Ledger) -> None:
         self._store = store
+        self._ledger = ledger
 
     @answers
     async def ListAuditEvents(
@@ -48,6 +50,7 @@ class AuditService(AuditServiceServicer):
         """List audit events, newest first."""
         tenant = tenant_of(request.parent)
         size, token = page_size(request.page_size), page_key(request.page_token)
+        await self._ledger.settled(tenant)
         try:
             page = await self._store.audits(
                 tenant, resource=request.resource, page_size=size, page_token=token

@@ -1,0 +1,352 @@
+"""The loop: evidence in, decisions out, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import pytest
+from google.protobuf import json_format
+
+from control.rollout.entries import load_experiment, load_target
+from control.server import ControlPlane
+from control.store.base import Change, Kind, StoreUnavailable
+from tests.control.peers import (
+    EXPERIMENT,
+    EXPERIMENT_SPEC,
+    PARENT,
+    TARGET,
+    Api,
+    FakeSidecar,
+    experiment,
+    reason,
+    traffic,
+)
+from tests.integration.waiting import wait_for
+from turnout.v1alpha1 import config_service_pb2 as config
+from turnout.v1alpha1 import experiment_pb2
+from turnout.v1alpha1 import experiment_service_pb2 as service
+from turnout.v1alpha1.common_pb2 import Tombstone
+from turnout.v1alpha1.experiment_pb2 import STATE_ROLLED_BACK, Experiment
+
+SHORT = EXPERIMENT_SPEC.replace("for: 3600s", "for: 1s, minimumRequests: 30")
+
+
+async def test_candidate_is_rolled_back_within_a_second_when_its_lane_crosses(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    """From the delta that crosses to the push: less than a second."""
+    await api.start()
+    plan = await sidecar.plan()
+    await sidecar.deltas(traffic(plan, {"control": 1900, "v2": 100}, {"control": 1}))
+    assert await api.state() == "RUNNING"
+    begin = time.monotonic()
+    sidecar.send_deltas(traffic(plan, {"control": 1900, "v2": 100}, {"v2": 40}))
+    await sidecar.until(lambda me: me.pushes and not me.snapshot.experiments, "rollback")
+    assert sidecar.pushes[-1][2] - begin < 1.0
+    assert [(t.experiment, t.epoch) for t in sidecar.tombstones] == [("fraud-v2", 1)]
+    assert [(t.experiment, t.epoch) for t in sidecar.snapshot.tombstones] == [("fraud-v2", 1)]
+    found = await api.get()
+    assert found.status.state == experiment_pb2.STATE_ROLLED_BACK
+    assert found.status.last_decision.reason == experiment_pb2.REASON_LANE_ERROR
+    assert found.status.end_time.seconds > 0
+    decisions = await api.experiments.ListDecisions(service.ListDecisionsRequest(parent=EXPERIMENT))
+    assert decisions.decisions[0].action == experiment_pb2.ACTION_ROLLBACK
+    assert decisions.decisions[0].inputs_json
+    assert decisions.decisions[0].id > 0
+
+
+async def test_canary_advances_and_promotes_when_its_checks_pass(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    """The winner is the target's baseline, the old one is kept, the experiment has ended."""
+    await api.start(experiment(SHORT + "onFinish: ON_FINISH_PROMOTE\n"))
+    plan = await sidecar.plan()
+    before = {v.name: [(r.start, r.end) for r in v.ranges] for v in plan.variants}
+    assert sum(end - start for start, end in before["v2"]) == 50_000
+    await sidecar.deltas(traffic(plan, {"control": 950, "v2": 50}))
+    plan = await sidecar.plan(epoch=2)
+    after = {v.name: [(r.start, r.end) for r in v.ranges] for v in plan.variants}
+    assert sum(end - start for start, end in after["v2"]) == 500_000
+    assert before["v2"][0][0] == after["v2"][0][0]
+    await sidecar.deltas(traffic(plan, {"control": 500, "v2": 500}))
+    await sidecar.until(lambda me: not me.snapshot.experiments, "promotion")
+    assert sidecar.snapshot.targets[0].baseline.upstream.address == "127.0.0.1:8002"
+    assert not sidecar.snapshot.tombstones
+    found = await api.get()
+    assert found.status.state == experiment_pb2.STATE_PROMOTED
+    assert found.status.winner == "v2"
+    target = await api.get_target()
+    assert target.spec.baseline.model.version == "2"
+    assert target.status.previous.upstream.address == "127.0.0.1:8001"
+    assert target.status.promoted_from == EXPERIMENT
+    assert target.revision == 2
+
+
+async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) -> None:
+    """The previous baseline serves again, and can be undone to only once."""
+    await api.start()
+    await api.verb("Promote", variant="v2")
+    await sidecar.until(
+        lambda me: me.snapshot.targets[0].baseline.upstream.address == "127.0.0.1:8002",
+        "promotion",
+    )
+    await api.verb("Undo")
+    await sidecar.until(
+        lambda me: me.snapshot.targets[0].baseline.upstream.address == "127.0.0.1:8001", "undo"
+    )
+    target = await api.get_target()
+    assert not target.status.HasField("previous")
+    assert target.status.promoted_from == ""
+    assert (await api.get()).status.state == experiment_pb2.STATE_ROLLED_BACK
+
+
+async def test_canary_waits_when_an_upstream_is_not_healthy_yet(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    """The condition names the cluster; the step does not pass."""
+    await api.start(experiment(SHORT))
+    plan = await sidecar.plan()
+    sidecar.report.start_gate = True
+    gate = sidecar.report.gates.add(experiment="fraud-v2", epoch=plan.epoch, open=False)
+    gate.waiting_for.append("turnout.fraud.cafe")
+    sidecar.send(config.StreamRequest(report=sidecar.report))
+
+    def waiting(found: experiment_pb2.Experiment) -> bool:
+        return any(
+            c.type == "WAITING_FOR_UPSTREAM" and c.status and "turnout.fraud.cafe" in c.message
+            for c in found.status.conditions
+        )
+
+    found = await api.until(waiting)
+    assert found.status.step == 0
+
+
+async def test_deltas_give_equal_counts_when_delivered_twice_and_out_of_order(api: Api) -> None:
+    """A number of an instance counts once."""
+    await api.start()
+    async with FakeSidecar(api.channel) as sidecar:
+        plan = await sidecar.plan()
+        batches = [traffic(plan, {"control": 19 * n, "v2": n}) for n in (1, 2, 3)]
+        for batch, seq in zip(batches, (3, 1, 2), strict=True):
+            batch.seq = seq
+        for batch in (*batches, *batches):
+            sidecar.send_deltas(batch)
+        await sidecar.until(lambda me: len(me.acked) == 6, "6 acks")
+    found = await api.results()
+    assert {v.variant: v.requests for v in found.epoch_variants} == {"control": 114, "v2": 6}
+    assert found.epoch_variants[1].latency_p50_ms > 0
+
+
+async def test_version_only_grows_when_experiments_change(api: Api, sidecar: FakeSidecar) -> None:
+    """And a change that no sidecar needs to know is not pushed."""
+    await api.start()
+    await sidecar.plan()
+    version = sidecar.version
+    await api.verb("Pause")
+    await api.verb("Resume")
+    assert sidecar.version == version
+    await api.verb("Advance")
+    await sidecar.plan(epoch=2)
+    assert sidecar.version == version + 1
+    await api.verb("Stop", reason="enough")
+    await sidecar.until(lambda me: not me.snapshot.experiments, "stop")
+    assert not sidecar.snapshot.tombstones
+    versions = [version for version, _, _ in sidecar.pushes]
+    assert versions == sorted(set(versions))
+
+
+async def test_epochs_are_never_used_again_when_a_name_is(api: Api, sidecar: FakeSidecar) -> None:
+    """Also not after the experiment was deleted."""
+    await api.start()
+    await sidecar.plan(epoch=1)
+    await api.verb("Advance")
+    await sidecar.plan(epoch=2)
+    await api.verb("Stop")
+    await api.experiments.DeleteExperiment(service.DeleteExperimentRequest(name=EXPERIMENT))
+    await api.create()
+    started = await api.verb("Start")
+    assert started.status.epoch == 3
+    results = await api.results()
+    assert sum(v.requests for v in results.variants) == 0
+
+
+async def test_spec_change_begins_an_epoch_when_it_touches_the_comparison(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    """A later step may change without one; the current split, variants and metrics may not."""
+    created = await api.start()
+    await sidecar.plan(epoch=1)
+    created = await api.get()
+    created.spec.steps[1].canary.split["v2"] = 0.4
+    changed = await api.experiments.UpdateExperiment(
+        service.UpdateExperimentRequest(experiment=created)
+    )
+    assert (changed.status.epoch, changed.revision) == (1, 2)
+    assert changed.status.observed_revision == 2
+    changed.spec.steps[0].canary.split["v2"] = 0.1
+    changed.etag = ""
+    changed = await api.experiments.UpdateExperiment(
+        service.UpdateExperimentRequest(experiment=changed)
+    )
+    assert (changed.status.epoch, changed.revision) == (2, 3)
+    plan = await sidecar.plan(epoch=2)
+    assert [sum(r.end - r.start for r in v.ranges) for v in plan.variants] == [900_000, 100_000]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target", "other"),
+        ("unit", {"cookie": "session"}),
+        ("salt", "another"),
+    ],
+)
+async def test_update_is_refused_when_a_running_experiment_is_no_longer_the_same(
+    api: Api, field: str, value: object
+) -> None:
+    """FAILED_PRECONDITION, and nothing changes."""
+    await api.create_target(target_id="other")
+    before = await api.start()
+    wanted = json_format.ParseDict({"name": EXPERIMENT, "spec": {field: value}}, Experiment())
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.experiments.UpdateExperiment(
+            service.UpdateExperimentRequest(
+                experiment=wanted, update_mask={"paths": [f"spec.{field}"]}
+            )
+        )
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert field in refused.value.details()
+    assert (await api.get()).spec == before.spec
+
+
+async def test_target_cannot_change_under_a_running_experiment(api: Api) -> None:
+    """Its baseline is the experiment's control; it can be deleted only afterwards."""
+    await api.start()
+    changed = await api.get_target()
+    changed.spec.baseline.upstream.address = "127.0.0.1:9999"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.targets.UpdateTarget(service.UpdateTargetRequest(target=changed))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(refused.value) == "TARGET_IN_USE"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.targets.DeleteTarget(service.DeleteTargetRequest(name=TARGET))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await api.verb("Stop")
+    await api.targets.DeleteTarget(service.DeleteTargetRequest(name=TARGET))
+
+
+async def test_tombstone_of_a_sidecar_rolls_back_when_we_had_forgotten(api: Api) -> None:
+    """It was published before a crash and not stored: it is learnt back, and told to the others."""
+    await api.start()
+    async with FakeSidecar(api.channel, "node-1", instance="one") as other:
+        await other.plan()
+        dead = Tombstone(experiment="fraud-v2", epoch=1, reason="was bad", time_unix_ms=1)
+        async with FakeSidecar(
+            api.channel, "node-2", instance="two", tombstones=[dead], applied_version=40
+        ) as knowing:
+            await knowing.until(lambda me: me.pushes, "a snapshot")
+            # Never the version that would revive it, and above the one that it serves.
+            assert not any(s.experiments for _, s, _ in knowing.pushes)
+            assert knowing.pushes[-1][0] > 40
+        await other.until(lambda me: not me.snapshot.experiments, "rollback")
+    found = await api.get()
+    assert found.status.state == STATE_ROLLED_BACK
+    assert "was bad" in found.status.reason
+    with pytest.raises(grpc.aio.AioRpcError):
+        await api.verb("Start")
+
+
+async def test_operator_rolls_back_when_the_store_cannot_write(
+    plane: ControlPlane, api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published first; stored when the store can again."""
+    await api.start()
+    await sidecar.plan()
+    commit = plane.store.commit
+
+    async def full(change: Change) -> None:
+        raise StoreUnavailable("disk full")
+
+    monkeypatch.setattr(plane.store, "commit", full)
+    found = await api.verb("Rollback", reason="bad")
+    assert found.status.state == STATE_ROLLED_BACK
+    await sidecar.until(lambda me: not me.snapshot.experiments, "rollback")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.create(experiment_id="another")
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    monkeypatch.setattr(plane.store, "commit", commit)
+    await api.create(experiment_id="another")
+    stored = await plane.store.get(Kind.EXPERIMENT, "risk", "fraud-v2")
+    assert stored is not None
+    assert load_experiment(stored).run.state == "ROLLED_BACK"
+    assert [t.epoch for t in await plane.store.tombstones("risk")] == [1]
+
+
+async def test_rollback_wins_when_another_change_is_being_stored(
+    plane: ControlPlane, api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion that a slow disk holds up does not revive what was rolled back meanwhile."""
+    await api.start()
+    await sidecar.plan()
+    commit = plane.store.commit
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(change: Change) -> None:
+        held.set()
+        await go_on.wait()
+        await commit(change)
+
+    monkeypatch.setattr(plane.store, "commit", slow)
+    promotion = asyncio.create_task(api.verb("Promote", variant="v2"))
+    await held.wait()
+    await api.verb("Rollback")
+    await sidecar.until(lambda me: not me.snapshot.experiments, "rollback")
+    monkeypatch.setattr(plane.store, "commit", commit)
+    go_on.set()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await promotion
+    assert refused.value.code() is grpc.StatusCode.ABORTED
+    assert await api.state() == "ROLLED_BACK"
+    target = await api.get_target()
+    assert target.spec.baseline.upstream.address == "127.0.0.1:8001"
+    await api.experiments.ListDecisions(service.ListDecisionsRequest(parent=EXPERIMENT))
+    stored = await plane.store.get(Kind.EXPERIMENT, "risk", "fraud-v2")
+    kept = await plane.store.get(Kind.TARGET, "risk", "fraud")
+    assert stored is not None
+    assert kept is not None
+    assert load_experiment(stored).run.state == "ROLLED_BACK"
+    assert load_target(kept).spec.baseline.upstream.address == "127.0.0.1:8001"
+
+
+async def test_sidecar_is_shown_with_what_it_acknowledged(api: Api) -> None:
+    """An ACK raises the version; a NACK shows every violation and changes nothing."""
+    await api.start()
+    async with (
+        FakeSidecar(api.channel, "good") as good,
+        FakeSidecar(api.channel, "refusing", nack=True) as refusing,
+    ):
+        await good.plan()
+        await refusing.plan()
+
+        async def listed() -> dict[str, config.Sidecar]:
+            found = await api.sidecars.ListSidecars(config.ListSidecarsRequest(parent=PARENT))
+            return {s.node: s for s in found.sidecars}
+
+        async def settled() -> bool:
+            found = await listed()
+            return found["good"].acked_version > 0 and len(found["refusing"].nack) > 0
+
+        await wait_for(settled, "ACK and NACK are shown")
+        found = await listed()
+        assert found["good"].acked_version == found["good"].current_version == good.version
+        assert found["refusing"].acked_version == 0
+        assert found["refusing"].nack[0].rule == "refused by a test"
+        assert found["refusing"].connected
+    await wait_for(lambda: _away(api), "both are away")
+
+
+async def _away(api: Api) -> bool:
+    found = await api.sidecars.ListSidecars(config.ListSidecarsRequest(parent=PARENT))
+    return not any(s.connected for s in found.sidecars)
