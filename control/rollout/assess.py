@@ -371,6 +371,8 @@ def _traffic(run: Run, step: StepPolicy, seen: Seen, serving: list[str]) -> Iter
         copies = seen.variants.get(run.shadow_variant, _EMPTY).shadow_requests
         yield from _enough(copies, step, f"copies answered by {run.shadow_variant}")
         return
+    if not serving:
+        yield Doubt(Reason.NO_TRAFFIC, "no candidate is served at this step")
     for name in serving:
         yield from _enough(seen.variants.get(name, _EMPTY).requests, step, f"requests to {name}")
 

@@ -81,12 +81,16 @@ def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
-def log_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
+def log_sample_ratio(
+    counts: Sequence[int], shares: Sequence[float], *, concentration: float = SRM_CONCENTRATION
+) -> float:
     """Logarithm of the e-value against "units fall into the arms by their shares".
 
     Args:
         counts: Distinct units per arm, >= 0; shape (arms,).
         shares: Design shares, > 0, adding up to 1; shape (arms,).
+        concentration: Of the mixture around the shares; a larger one finds small deviations in
+            large counts sooner.
 
     Raises:
         ValueError: The shapes differ or a share is not positive.
@@ -96,7 +100,7 @@ def log_sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> float:
     """
     if len(counts) != len(shares) or min(shares, default=0.0) <= 0:
         raise ValueError(f"{len(counts)} counts and shares {list(shares)}")
-    k = SRM_CONCENTRATION
+    k = concentration
     total = sum(counts)
     log = math.lgamma(k) - math.lgamma(k + total)
     for count, share in zip(counts, shares, strict=True):

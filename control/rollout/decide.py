@@ -15,7 +15,7 @@ from control.rollout.phases import InvalidTransition, transition
 from control.rollout.policy import Policy, StepPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
-from control.rollout.words import Action, Effect, Input, Phase, Reason, State, Verdict
+from control.rollout.words import Action, Effect, Input, Phase, Reason, State
 from turnout.contract import BUCKET_COUNT
 
 ACTOR_LOOP: Final = "turnout"
@@ -212,8 +212,9 @@ def _exemplars(seen: Seen, harm: Harm) -> tuple[str, ...]:
 
 def _step_passed(inputs: Inputs, judged: Assessment) -> Decision:
     run, policy = inputs.run, inputs.policy
-    shown = [check.sentence for check in judged.checks if check.verdict is Verdict.PASS]
-    why = "; ".join(shown) or "its time is over and no harm was seen"
+    asked = policy.steps[run.step].checks
+    why = "; ".join(check.sentence for check in judged.checks if check.metric in asked)
+    why = why or "its time is over and no harm was seen"
     last = len(policy.steps)
     if run.step + 1 < last:
         sentence = f"step {run.step + 1} of {last} passed: {why}; next: "
