@@ -306,19 +306,31 @@ def results(
 
 def _print_variants(variants: Any) -> None:
     columns = (
-        "VARIANT", "REQUESTS", "ERRORS", "SLOW", "P50 MS", "P95 MS", "ACCURACY", "LABELLED", "LOSS",
-        "COPIES", "COPIES' ERRORS", "COPIES' P95 MS", "COPIES' ACCURACY",
-    )  # fmt: skip
+        "VARIANT (* CONTROL)",
+        "REQUESTS",
+        "ERRORS",
+        "SLOW",
+        "P50 MS",
+        "P95 MS",
+        "ACCURACY",
+        "LABELLED",
+        "LOSS",
+        "COPIES",
+        "COPIES' ERRORS",
+        "COPIES' P95 MS",
+        "COPIES' ACCURACY",
+    )
     rows = [_variant_row(variant) for variant in variants]
     # Columns of copies only where there were some.
-    width = len(columns) if any(variant.shadow_requests for variant in variants) else 9
+    copied = any(variant.shadow_requests for variant in variants)
+    width = len(columns) if copied else columns.index("COPIES")
     print_table(columns[:width], [row[:width] for row in rows])
 
 
 def _variant_row(result: VariantResult) -> tuple[object, ...]:
     served, copies = result.requests, result.shadow_requests
     return (
-        f"{result.variant} (control)" if result.control else result.variant,
+        f"{result.variant} *" if result.control else result.variant,
         served,
         _count(result.errors, served),
         _count(result.slow, served),

@@ -55,7 +55,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
         table.add_column(name, justify="right" if right else "left", no_wrap=not last)
     for row in cells:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console().print(table)
+    out = console()
+    with out.capture() as captured:
+        out.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def console() -> Console:

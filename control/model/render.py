@@ -33,13 +33,14 @@ def document_of(resource: Target | Experiment) -> dict[str, Any]:
         "createTime": time_text(resource.create_time),
         "updateTime": time_text(resource.update_time),
     }
-    return {
+    document = {
         "apiVersion": API_VERSION,
         "kind": "Target" if isinstance(resource, Target) else "Experiment",
         "metadata": metadata,
         "spec": plain(resource.spec),
-        "status": plain(resource.status),
     }
+    status = plain(resource.status)
+    return {**document, "status": status} if status else document
 
 
 def plain(message: Message) -> Any:

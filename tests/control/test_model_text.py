@@ -154,9 +154,7 @@ def test_reading_ends_in_documents_or_violations_when_a_good_file_is_damaged(
     data: st.DataObject,
 ) -> None:
     text = BOTH
-    alphabet = st.sampled_from(
-        [*"{}[]:,-#&*!|>'\"%@` \n\t~0a.", "\x00", "\x85", "é", "null", "1e9"]
-    )
+    alphabet = st.sampled_from([*"{}[]:,-#&*!|>'\"%@` \n\t~0a.", "\x00", "\x85", "é"])
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(text)))
         end = data.draw(st.integers(start, min(len(text), start + 8)))
