@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceAsyncStub
 
 _TIMEOUT_S = 5.0
+# Who asks, for decisions and the audit.
+_METADATA = (("x-turnout-actor", "demo"),)
 
 
 def state_name(state: State.ValueType) -> str:
@@ -57,31 +59,37 @@ class Console:
     async def start(self, experiment: str) -> None:
         """Start an experiment."""
         await self._experiments.StartExperiment(
-            StartExperimentRequest(name=self.name(experiment)), timeout=_TIMEOUT_S
+            StartExperimentRequest(name=self.name(experiment)),
+            timeout=_TIMEOUT_S,
+            metadata=_METADATA,
         )
 
     async def stop(self, experiment: str, reason: str) -> Experiment:
         """End an experiment without a verdict."""
         return await self._experiments.StopExperiment(
-            StopExperimentRequest(name=self.name(experiment), reason=reason), timeout=_TIMEOUT_S
+            StopExperimentRequest(name=self.name(experiment), reason=reason),
+            timeout=_TIMEOUT_S,
+            metadata=_METADATA,
         )
 
     async def get(self, experiment: str) -> Experiment:
         """The experiment with its status."""
         return await self._experiments.GetExperiment(
-            GetExperimentRequest(name=self.name(experiment)), timeout=_TIMEOUT_S
+            GetExperimentRequest(name=self.name(experiment)), timeout=_TIMEOUT_S, metadata=_METADATA
         )
 
     async def results(self, experiment: str) -> ExperimentResults:
         """Turnout's own figures."""
         return await self._experiments.GetExperimentResults(
-            GetExperimentResultsRequest(name=self.name(experiment)), timeout=_TIMEOUT_S
+            GetExperimentResultsRequest(name=self.name(experiment)),
+            timeout=_TIMEOUT_S,
+            metadata=_METADATA,
         )
 
     async def sidecars(self) -> list[Sidecar]:
         """What the control plane knows of its sidecars."""
         answer = await self._sidecars.ListSidecars(
-            ListSidecarsRequest(parent=self._tenant), timeout=_TIMEOUT_S
+            ListSidecarsRequest(parent=self._tenant), timeout=_TIMEOUT_S, metadata=_METADATA
         )
         return list(answer.sidecars)
 

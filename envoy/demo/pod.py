@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import sklearn
 import uvicorn
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.propagate import extract
@@ -182,6 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     # One row at a time: the numeric libraries' thread pools would only fight over the cores.
     threadpool_limits(limits=1)
+    # `parse` has looked at every number already.
+    sklearn.set_config(assume_finite=True, skip_parameter_validation=True)
     classifier = load(options.version, options.models)
     uvicorn.run(
         application(classifier, tracing(options.version, options.otlp)),

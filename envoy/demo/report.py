@@ -24,12 +24,13 @@ def print_act(terminal: Terminal, act: ActResult) -> None:
     """One act: its variants, its figures, its claims."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("variant")
-    for heading in ("requests", "errors", "accuracy", "p50 ms", "p95 ms"):
+    for heading in ("requests", "share", "errors", "accuracy", "p50 ms", "p95 ms"):
         table.add_column(heading, justify="right")
     for name, row in act.variants.items():
         table.add_row(
             name,
             f"{row.requests:,}",
+            f"{row.requests / act.requests:.0%}" if act.requests else "-",
             f"{row.errors:,}",
             _number(row.accuracy, ".1%"),
             _number(row.p50_ms, ".1f"),
@@ -53,11 +54,14 @@ def print_act(terminal: Terminal, act: ActResult) -> None:
 
 def print_summary(terminal: Terminal, acts: Sequence[ActResult]) -> None:
     """All acts, one line each."""
-    table = Table(title="All acts", title_justify="left", title_style="bold", header_style="dim")
-    table.add_column("act")
-    for heading in ("requests", "failed", "unstamped", "ended as", "bad model: to zero", "exposed"):
-        table.add_column(heading, justify="right" if heading != "ended as" else "left")
-    table.add_column("as it must")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("act", no_wrap=True)
+    for heading in ("requests", "failed", "unstamped"):
+        table.add_column(heading, justify="right")
+    table.add_column("ended as")
+    for heading in ("to zero", "exposed"):  # of a bad model: seconds, requests
+        table.add_column(heading, justify="right")
+    table.add_column("right")
     for act in acts:
         table.add_row(
             act.title,

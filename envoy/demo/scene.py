@@ -63,7 +63,7 @@ class Scene:
 
     async def open(self, resource: str) -> None:
         """Create the experiment, let traffic flow, start the experiment."""
-        self.progress.heading(self.result.title)
+        self.progress.heading(f"Act {self.result.title}")
         await self.stack.apply(resource)
         self._before = await self.stack.stats.read()
         self._upstream_before = await self.stack.upstream_totals()
@@ -169,9 +169,9 @@ class Scene:
         )
         stamped = sum(bool(line.variant) for line in ledger.lines)
         result.claim(
-            "every request that the sidecar was asked about is stamped, or counted unstamped",
-            stamped + envoy.unstamped == envoy.asked,
-            f"asked {envoy.asked}, stamped {stamped}, unstamped {envoy.unstamped}",
+            "the client saw as many stamps as the sidecar gave Envoy",
+            stamped == envoy.answered,
+            f"client {stamped}, Envoy {envoy.answered}",
         )
         result.unstamped = {"unknown": envoy.unstamped} if envoy.unstamped else {}
         clusters = await self.upstream_requests()

@@ -32,7 +32,7 @@ NODE: Final = "demo-node"
 RESOURCES: Final = Path(__file__).parent / "resources"
 BIN: Final = Path(sys.executable).parent
 _COMMAND_TIMEOUT_S: Final = 30.0
-_METER_EVERY_S: Final = 0.4
+_METER_EVERY_S: Final = 1.0
 
 
 class Stack:

@@ -33,8 +33,9 @@ INFER_PATH: Final = f"/v2/models/{MODEL_NAME}/infer"
 _LABELS_EVERY_S: Final = 0.5
 # Labels wait here while the control plane is away: ten minutes of traffic, then the oldest go.
 _LABELS_MAX: Final = 600 * RATE_PER_S_MAX
-# A pod that crashes under load must not let requests pile up: beyond this the sender waits.
-_IN_FLIGHT_MAX: Final = 256
+# On a busy machine requests must not pile up: beyond this the sender waits for answers.
+_IN_FLIGHT_MAX: Final = 64
+_TIMEOUT_S: Final = 20.0
 
 
 class Labels:
@@ -165,6 +166,7 @@ class Traffic:
                 headers={"x-user-id": user, "content-type": "application/json"},
                 body=self._bodies[row],
                 host="digits.demo",
+                timeout_s=_TIMEOUT_S,
             )
             status = reply.status
             variant = reply.headers.get(contract.HEADER_VARIANT, "")

@@ -26,7 +26,7 @@ def test_data_set_has_the_same_halves_every_time() -> None:
 
 def test_honest_models_are_good_and_the_second_is_better() -> None:
     first, second = accuracy(fit("1")), accuracy(fit("2"))
-    assert 0.95 < first < second
+    assert 0.93 < first < second
 
 
 def test_fourth_model_is_clearly_worse() -> None:
