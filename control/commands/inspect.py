@@ -58,6 +58,7 @@ from turnout.v1alpha1.target_pb2 import Target
 PAGE_SIZE: Final = 500
 DECISIONS_SHOWN: Final = 5
 RECONNECT_S: Final = 1.0
+ENDED: Final = ("PROMOTED", "ROLLED_BACK", "STOPPED", "INCONCLUSIVE")
 
 WordsArgument = Annotated[
     list[str], typer.Argument(help="KIND, KIND NAME, KIND/NAME or NAME.", metavar="WHAT")
@@ -238,7 +239,7 @@ def _follow(live: dict[str, bool], event: WatchExperimentsResponse) -> None:
     """Note whether an experiment has not ended."""
     state = state_of(event.experiment.status)
     gone = event.type == WatchExperimentsResponse.TYPE_DELETED
-    live[event.experiment.name] = not gone and state in ("DRAFT", "RUNNING", "PAUSED")
+    live[event.experiment.name] = not gone and state not in ENDED
 
 
 def _shower(output: Format) -> Callable[[WatchExperimentsResponse], None]:
