@@ -9,7 +9,7 @@ A snapshot is acknowledged when the caller says that the workers serve it, not b
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -33,7 +33,7 @@ BACKOFF_CAP_S: Final = 30.0
 STALE_AFTER_MS: Final = 300_000  # without the control plane; what is served does not change
 # A NACK names this many violations; a snapshot that is all wrong need not be listed whole.
 VIOLATIONS_MAX: Final = 100
-OFFERS_MAX: Final = 8  # unconfirmed at a time; workers pass over all but the newest anyway
+ORDERS_MAX: Final = 8  # unconfirmed at a time; workers pass over all but the newest anyway
 _EXPONENT_MAX: Final = 16  # 0.5 s * 2^16 is far above the cap
 
 
@@ -72,14 +72,14 @@ class Apply:
         snapshot: The same, decoded and valid.
         tenant_key: Key of the unit hashes.
         dead: Experiment -> highest tombstoned epoch.
-        nonce: To hand to `applied` or `failed`; "" for the one from the disk.
+        order: Number to hand to `applied` or `failed`; rises.
     """
 
     payload: bytes
     snapshot: Snapshot
     tenant_key: bytes
     dead: Mapping[str, int]
-    nonce: str
+    order: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def judge_snapshot(payload: bytes) -> Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A snapshot that serves, or is about to."""
+    """A snapshot that serves, or is about to; `nonce` until its push has been answered, then ""."""
 
     payload: bytes
     snapshot: Snapshot
@@ -154,8 +154,9 @@ class Subscription:
         self._identity = identity
         self._judge = judge
         self._served: _Offer | None = None
-        # By nonce, oldest first: what the workers were asked to serve and have not confirmed.
-        self._offers: dict[str, _Offer] = {}
+        # By order, oldest first: what the workers were asked to serve and have not confirmed.
+        self._orders: dict[int, _Offer] = {}
+        self._last_order = 0
         self._tombstones: dict[str, Tombstone] = {}
         self._connected = False
         self._heard = False
@@ -241,37 +242,45 @@ class Subscription:
             return [Acked(response.delta_ack.seq)]
         return []
 
-    def applied(self, nonce: str) -> list[Effect]:
-        """Every worker serves what `Apply` with this nonce asked for."""
-        offer = self._offers.get(nonce)
+    def applied(self, order: int) -> list[Effect]:
+        """Every worker serves what this order asked for."""
+        offer = self._orders.get(order)
         if offer is None:
             return []  # confirmed before, or passed over by one that was confirmed
-        # Orders are obeyed one after the other: older ones were passed over.
-        for older in list(self._offers):
-            del self._offers[older]
-            if older == nonce:
-                break
-        self._served = offer
+        self._orders = {number: left for number, left in self._orders.items() if number > order}
         self._refused = False
-        if not nonce:
-            return []  # it came from the disk
-        return [Persist(offer.payload, offer.tenant_key), self._ack(offer.snapshot.version, nonce)]
+        if not offer.nonce:
+            self._served = offer
+            return []  # from the disk, or answered before: only its tombstones are new
+        self._served = self._answered(offer)
+        return [
+            Persist(offer.payload, offer.tenant_key),
+            self._ack(offer.snapshot.version, offer.nonce),
+        ]
 
-    def failed(self, nonce: str, reason: str) -> list[Effect]:
-        """The workers could not serve it (a bug of ours): the one before serves on."""
-        offer = self._offers.pop(nonce, None)
+    def failed(self, order: int, reason: str) -> list[Effect]:
+        """The workers could not serve it (a bug of ours): what served before serves on."""
+        offer = self._orders.pop(order, None)
         if offer is None:
             return []
         self._refused = True
-        violation = Violation("snapshot", str(offer.snapshot.version), reason)
-        return [self._ack(offer.snapshot.version, nonce, [violation])] if nonce else []
+        effects: list[Effect] = []
+        if offer.nonce:
+            violation = Violation("snapshot", str(offer.snapshot.version), reason)
+            effects.append(self._ack(offer.snapshot.version, offer.nonce, [violation]))
+            self._answered(offer)
+        served = self._served
+        if served is not None and not self._orders and served.payload != offer.payload:
+            # Under the tombstones that came with, or after, the one that failed.
+            effects.append(self._apply(served))
+        return effects
 
     def buried(self, tombstones: Iterable[Tombstone]) -> list[Effect]:
         """Tombstones were heard of, from anywhere: they are in force before anything else."""
         if not self._bury(tombstones):
             return []
         effects: list[Effect] = []
-        newest = next(reversed(self._offers.values()), self._served)
+        newest = next(reversed(self._orders.values()), self._served)
         if newest is not None:
             effects.append(self._apply(newest))
         effects.append(PersistTombstones(self.tombstone_set()))
@@ -301,7 +310,7 @@ class Subscription:
     # -- Parts ------------------------------------------------------------------------------------
 
     def _pushed(self, push: SnapshotPush) -> list[Effect]:
-        if not self._offers and self._served is not None and self._served.is_(push):
+        if not self._orders and self._served is not None and self._served.is_(push):
             self._refused = False
             return [self._ack(push.version, push.nonce)]
         try:
@@ -322,18 +331,25 @@ class Subscription:
             rule = f"must be {version}, the version of the push"
             raise InvalidSnapshot([Violation("version", str(snapshot.version), rule)])
         grew = self._bury(snapshot.tombstones)
-        offer = _Offer(payload, snapshot, tenant_key, nonce)
-        self._offers.pop(nonce, None)
-        self._offers[nonce] = offer
-        while len(self._offers) > OFFERS_MAX:
-            del self._offers[next(iter(self._offers))]
-        effects: list[Effect] = [self._apply(offer)]
+        effects: list[Effect] = [self._apply(_Offer(payload, snapshot, tenant_key, nonce))]
         if grew:
             effects.append(PersistTombstones(self.tombstone_set()))
         return effects
 
     def _apply(self, offer: _Offer) -> Apply:
-        return Apply(offer.payload, offer.snapshot, offer.tenant_key, self.dead, offer.nonce)
+        self._last_order += 1
+        self._orders[self._last_order] = offer
+        while len(self._orders) > ORDERS_MAX:
+            del self._orders[next(iter(self._orders))]
+        return Apply(offer.payload, offer.snapshot, offer.tenant_key, self.dead, self._last_order)
+
+    def _answered(self, offer: _Offer) -> _Offer:
+        """Take the nonce off an offer everywhere: its push is answered once."""
+        answered = replace(offer, nonce="")
+        for number, other in self._orders.items():
+            if other is offer:
+                self._orders[number] = answered
+        return answered
 
     def _bury(self, tombstones: Iterable[Tombstone]) -> bool:
         """Add to the set, which only grows; whether it did."""

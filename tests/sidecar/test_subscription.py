@@ -62,11 +62,15 @@ def applies(effects: list[Effect]) -> list[Apply]:
     return [effect for effect in effects if isinstance(effect, Apply)]
 
 
+def order_of(effects: list[Effect]) -> int:
+    [apply] = applies(effects)
+    return apply.order
+
+
 def serving(number: int = 1) -> Subscription:
     machine = subscription()
     machine.connected(0)
-    machine.received(push(version_of(number)), 0)
-    machine.applied("n1")
+    machine.applied(order_of(machine.received(push(version_of(number)), 0)))
     return machine
 
 
@@ -94,14 +98,14 @@ def test_snapshot_is_applied_first_and_acknowledged_when_it_serves() -> None:
     message = version_of(1)
     [apply] = machine.received(push(message), 0)
     assert isinstance(apply, Apply)
-    assert (apply.snapshot, apply.tenant_key, apply.nonce) == (message, KEY, "n1")
+    assert (apply.snapshot, apply.tenant_key, apply.dead) == (message, KEY, {})
     assert machine.version == 0
-    persist, send = machine.applied("n1")
+    persist, send = machine.applied(apply.order)
     assert persist == Persist(message.SerializeToString(), KEY)
     assert isinstance(send, Send)
     assert send.message.ack == SnapshotAck(version=1, nonce="n1")
     assert machine.version == 1
-    assert machine.applied("n1") == []
+    assert machine.applied(apply.order) == []
 
 
 def test_snapshot_is_refused_with_every_violation_when_it_is_invalid() -> None:
@@ -119,8 +123,7 @@ def test_snapshot_is_refused_with_every_violation_when_it_is_invalid() -> None:
     ]
     assert machine.version == 1
     assert machine.state(0) is ConfigState.STALE
-    machine.received(push(version_of(3), "n3"), 0)
-    machine.applied("n3")
+    machine.applied(order_of(machine.received(push(version_of(3), "n3"), 0)))
     assert machine.state(0) is ConfigState.CURRENT
 
 
@@ -163,36 +166,51 @@ def test_snapshot_is_acknowledged_at_once_when_it_serves_already() -> None:
 
 def test_newer_snapshot_alone_is_acknowledged_when_the_older_was_passed_over() -> None:
     machine = serving(1)
-    machine.received(push(version_of(2), "n2"), 0)
-    machine.received(push(version_of(3), "n3"), 0)
-    assert [ack.version for ack in acks(machine.applied("n3"))] == [3]
-    assert machine.applied("n2") == []
+    older = order_of(machine.received(push(version_of(2), "n2"), 0))
+    newer = order_of(machine.received(push(version_of(3), "n3"), 0))
+    assert [ack.version for ack in acks(machine.applied(newer))] == [3]
+    assert machine.applied(older) == []
     assert machine.version == 3
 
 
 def test_older_version_is_served_when_the_control_plane_went_back() -> None:
     machine = serving(5)
-    machine.received(push(version_of(4), "n4"), 0)
-    machine.applied("n4")
+    machine.applied(order_of(machine.received(push(version_of(4), "n4"), 0)))
     assert machine.version == 4
 
 
-def test_snapshot_is_nacked_and_the_old_one_stays_when_the_workers_fail() -> None:
+def test_snapshot_is_nacked_and_the_old_one_is_ordered_again_when_the_workers_fail() -> None:
     machine = serving(1)
-    machine.received(push(version_of(2), "n2"), 0)
-    [nack] = acks(machine.failed("n2", "no memory"))
+    order = order_of(machine.received(push(version_of(2), "n2"), 0))
+    effects = machine.failed(order, "no memory")
+    [nack] = acks(effects)
     assert [violation.rule for violation in nack.violations] == ["no memory"]
-    assert machine.version == 1
-    assert machine.failed("n2", "again") == []
+    [again] = applies(effects)
+    assert again.snapshot.version == machine.version == 1
+    assert machine.failed(order, "twice") == []
     assert machine.state(0) is ConfigState.STALE
+    assert machine.applied(again.order) == []
 
 
-def test_offers_are_bounded_when_the_workers_confirm_nothing() -> None:
+def test_tombstones_hold_when_the_snapshot_that_came_with_them_fails() -> None:
     machine = serving(1)
-    for number in range(2, 50):
-        machine.received(push(version_of(number), f"n{number}"), 0)
-    assert machine.applied("n2") == []
-    assert [ack.version for ack in acks(machine.applied("n49"))] == [49]
+    message = version_of(2, epoch=2)
+    message.tombstones.add(experiment="fraud-v2", epoch=1)
+    [apply] = applies(machine.received(push(message, "n2"), 0))
+    [again] = applies(machine.failed(apply.order, "a bug"))
+    assert again.snapshot.version == 1
+    assert again.dead == {"fraud-v2": 1}
+    assert machine.failed(again.order, "a bug") == [], "it does not go round in circles"
+
+
+def test_orders_are_bounded_when_the_workers_confirm_nothing() -> None:
+    machine = serving(1)
+    orders = [
+        order_of(machine.received(push(version_of(number), f"n{number}"), 0))
+        for number in range(2, 50)
+    ]
+    assert machine.applied(orders[0]) == []
+    assert [ack.version for ack in acks(machine.applied(orders[-1]))] == [49]
 
 
 # -- Disk -----------------------------------------------------------------------------------------
@@ -204,7 +222,7 @@ def test_snapshot_from_disk_serves_and_is_not_written_again() -> None:
     [apply] = machine.loaded(payload, KEY, [Tombstone(experiment="x", epoch=1)], now_ms=0)
     assert isinstance(apply, Apply)
     assert apply.dead == {"x": 1}
-    assert machine.applied(apply.nonce) == []
+    assert machine.applied(apply.order) == []
     assert machine.version == 4
     assert machine.state(1) is ConfigState.CACHED
 
@@ -239,11 +257,12 @@ def test_tombstones_change_nothing_when_they_are_known() -> None:
 
 def test_tombstone_reaches_the_snapshot_that_is_on_its_way() -> None:
     machine = serving(1)
-    machine.received(push(version_of(2), "n2"), 0)
-    apply = machine.received(tombstones(1), 0)[0]
-    assert isinstance(apply, Apply)
-    assert (apply.nonce, apply.snapshot.version) == ("n2", 2)
-    assert [ack.version for ack in acks(machine.applied("n2"))] == [2]
+    first = order_of(machine.received(push(version_of(2), "n2"), 0))
+    second = machine.received(tombstones(1), 0)[0]
+    assert isinstance(second, Apply)
+    assert (second.snapshot.version, second.dead) == (2, {"fraud-v2": 1})
+    assert [ack.version for ack in acks(machine.applied(first))] == [2]
+    assert machine.applied(second.order) == [], "a push is answered once"
 
 
 def test_tombstones_of_a_snapshot_stay_when_a_later_one_lacks_them() -> None:
