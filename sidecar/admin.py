@@ -16,13 +16,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
-from turnout.contract import EXT_PROC_FILTER, EXT_PROC_STAT_PREFIX, HCM_STAT_PREFIX
+from turnout.contract import (
+    EXT_PROC_FILTER,
+    EXT_PROC_STAT_PREFIX,
+    HCM_STAT_PREFIX,
+    ROUTE_CONFIG_NAME,
+)
 
 TIMEOUT_S: Final = 2.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 FAILURE_MODE_ALLOWED: Final = (
     f"http.{HCM_STAT_PREFIX}.ext_proc.{EXT_PROC_STAT_PREFIX}.failure_mode_allowed"
 )
+# What Envoy counts about each of our files; every kind has the same words.
+_UPDATES: Final = {
+    "clusters": "cluster_manager.cds.",
+    "routes": f"http.{HCM_STAT_PREFIX}.rds.{ROUTE_CONFIG_NAME}.",
+    "filter": f"extension_config_discovery.http_filter.{EXT_PROC_FILTER}.",
+}
+_REFUSED: Final = ("update_rejected", "update_failure", "config_fail")
 # Every number that is read, in one request.
 _FILTER: Final = (
     r"^(http\.[^.]+\.ext_proc\..*|cluster_manager\.cds\.update_.*|http\.[^.]+\.rds\..*\.update_.*"
@@ -54,19 +66,31 @@ class EnvoyState:
         return self.counters.get(FAILURE_MODE_ALLOWED, 0)
 
     @property
-    def rejections(self) -> tuple[str, ...]:
-        """Sentences about files that this Envoy has refused."""
-        found = []
-        for name, value in sorted(self.counters.items()):
-            if value and (name.endswith((".update_rejected", ".config_fail"))):
-                found.append(f"Envoy refused {value} update(s): {name}")
-        return tuple(found)
-
-    @property
     def filter_reloads(self) -> int:
         """How often this Envoy has taken a new configuration of the ext_proc filter."""
-        suffix = f"extension_config_discovery.http_filter.{EXT_PROC_FILTER}.config_reload"
-        return sum(value for name, value in self.counters.items() if name.endswith(suffix))
+        return self.counters.get(_UPDATES["filter"] + "config_reload", 0)
+
+
+class Refusals:
+    """Which of our files this Envoy has refused, and not taken a newer one of since."""
+
+    def __init__(self) -> None:
+        """Nothing refused."""
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._refused: set[str] = set()
+
+    def observe(self, state: EnvoyState) -> tuple[str, ...]:
+        """Sentences about what is refused now."""
+        for kind, prefix in _UPDATES.items():
+            refused = sum(state.counters.get(prefix + word, 0) for word in _REFUSED)
+            taken = state.counters.get(prefix + "update_success", 0)
+            before_refused, before_taken = self._seen.get(kind, (0, 0))
+            if refused > before_refused:
+                self._refused.add(kind)
+            elif taken != before_taken:
+                self._refused.discard(kind)
+            self._seen[kind] = (refused, taken)
+        return tuple(f"Envoy refused our {kind} file" for kind in sorted(self._refused))
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -100,11 +124,14 @@ class Admin:
 
     def _look(self) -> EnvoyState:
         query = quote(_FILTER, safe="")
-        return EnvoyState(
-            healthy_hosts=parse_clusters(self._get("/clusters?format=json")),
-            counters=parse_stats(self._get(f"/stats?format=json&filter={query}")),
-            uptime_s=parse_uptime(self._get("/server_info")),
-        )
+        try:
+            return EnvoyState(
+                healthy_hosts=parse_clusters(self._get("/clusters?format=json")),
+                counters=parse_stats(self._get(f"/stats?format=json&filter={query}")),
+                uptime_s=parse_uptime(self._get("/server_info")),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AdminError(f"{self.address} does not answer as Envoy's admin does") from error
 
     def _connection(self) -> http.client.HTTPConnection:
         if self.address.startswith("unix:"):
@@ -121,7 +148,7 @@ class Admin:
                 raise AdminError(f"Envoy's admin at {self.address}: {path} gave {answer.status}")
             return json.loads(body)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise AdminError(f"Envoy's admin at {self.address} is not there: {error}") from error
+            raise AdminError(f"Envoy's admin at {self.address} does not answer: {error}") from error
         finally:
             connection.close()
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from sidecar.admin import Admin, AdminError, EnvoyState
+from sidecar.admin import Admin, AdminError, EnvoyState, Refusals
 from sidecar.clock import monotonic_ms
 from sidecar.config import Config
 from sidecar.envoydir import EnvoyDir
@@ -42,6 +42,7 @@ class Conductor:
         envoy_dir: EnvoyDir | None,
         admin: Admin | None,
         on_look: Callable[[EnvoyState], None],
+        on_step: Callable[[], None],
     ) -> None:
         """Nothing is done before `changed`.
 
@@ -52,6 +53,7 @@ class Conductor:
             envoy_dir: None = Envoy's files are written by somebody else.
             admin: None = the gate is off.
             on_look: Takes every look at Envoy.
+            on_step: Called after every step: gates may have moved.
         """
         self._config = config
         self._workers = workers
@@ -59,11 +61,13 @@ class Conductor:
         self._dir = envoy_dir
         self._admin = admin
         self._on_look = on_look
+        self._on_step = on_step
         self._clusters: dict[str, ClusterPlan] = {}
         self._ordered: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         # Revision and clusters that Envoy's files have: texts are made anew only for others.
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
         self._woken = asyncio.Event()
+        self._refusals = Refusals()
         # What a report says about Envoy.
         self.admin_error = "" if admin is not None else "no --envoy-admin: every gate is open"
         self.file_error = ""
@@ -93,6 +97,7 @@ class Conductor:
         """Step until cancelled."""
         while True:
             await self._step()
+            self._on_step()
             wait_s = LOOK_BUSY_S if self._gate.pending() else LOOK_CALM_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), wait_s)
@@ -114,9 +119,11 @@ class Conductor:
                 self._gate.workers_serve(self._ordered[1])
             await self._write_routes()
             self.file_error = ""
-        except OSError as error:
-            self.file_error = f"Envoy's files cannot be written: {error}"
-            _LOG.error("%s", self.file_error)
+        except (OSError, ValueError) as error:
+            # A full disk, or what cannot be said in Envoy's words: the files that are there stay.
+            if (text := f"Envoy's files cannot be written: {error}") != self.file_error:
+                self.file_error = text
+                _LOG.error("%s", text)
 
     async def _look(self) -> None:
         if self._admin is None:
@@ -126,7 +133,7 @@ class Conductor:
         except AdminError as error:
             self.admin_error = str(error)
             return
-        self.admin_error, self.rejections = "", state.rejections
+        self.admin_error, self.rejections = "", self._refusals.observe(state)
         self._gate.observe(
             state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
         )

@@ -95,11 +95,13 @@ def _handle_signals(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.stopping.set)
-    if supervisor.options.snapshot is not None:
-        loop.add_signal_handler(signal.SIGHUP, _reload, supervisor)
+    loop.add_signal_handler(signal.SIGHUP, _reload, supervisor)
 
 
 def _reload(supervisor: Supervisor) -> None:
+    if supervisor.options.snapshot is None:
+        _LOG.info("SIGHUP: nothing to read, the control plane says what to serve")
+        return
     try:
         supervisor.load_file()
         _LOG.info("%s is served", supervisor.options.snapshot)

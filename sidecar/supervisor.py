@@ -39,6 +39,7 @@ from sidecar.subscription import (
 from sidecar.unstamped import EnvoyCounter
 from sidecar.workers import Workers
 from turnout import __version__
+from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2 import (
     ExperimentGate,
     SidecarReport,
@@ -49,6 +50,7 @@ from turnout.v1alpha1.config_service_pb2 import (
 _LOG = logging.getLogger(__name__)
 
 COLLECT_S: Final = 1.0
+BATCH_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX - 4_096
 # Workers drain for 1.2 s; then they are killed.
 STOP_WORKERS_S: Final = 4.0
 # Two readings of Envoy's age, in whole seconds, may disagree by this about when it started.
@@ -88,6 +90,7 @@ class Supervisor:
             envoy_dir=EnvoyDir(options.envoy_dir) if options.envoy_dir else None,
             admin=Admin(options.envoy_admin) if options.envoy_admin else None,
             on_look=self._on_look,
+            on_step=self._tell,
         )
         self.stopping = asyncio.Event()
         # Set at every acknowledgement of a batch.
@@ -175,16 +178,16 @@ class Supervisor:
         """Workers get it now; the acknowledgement waits for them, nothing else does."""
         self.config.serve(effect.payload, effect.snapshot, effect.tenant_key, effect.dead)
         generation = self.conductor.changed()
-        task = asyncio.ensure_future(self._confirm(generation, effect.nonce))
+        task = asyncio.ensure_future(self._confirm(generation, effect.order))
         self._confirming.add(task)
         task.add_done_callback(self._confirming.discard)
 
-    async def _confirm(self, generation: int, nonce: str) -> None:
+    async def _confirm(self, generation: int, order: int) -> None:
         await self.workers.served(generation)
         if errors := self.workers.errors:
-            self.perform(self.subscription.failed(nonce, "; ".join(errors)))
+            self.perform(self.subscription.failed(order, "; ".join(errors)))
         else:
-            self.perform(self.subscription.applied(nonce))
+            self.perform(self.subscription.applied(order))
         self.on_report()
 
     # -- Run and stop ----------------------------------------------------------------------------
@@ -234,7 +237,12 @@ class Supervisor:
         delta = self.evidence.take(monotonic_ms())
         if self.options.control:
             # An empty batch says that this sidecar is alive and saw nothing.
-            self.deltas.append(delta, now_ms())
+            batch = self.deltas.append(delta, now_ms())
+            if batch.ByteSize() > BATCH_BYTES_MAX:
+                # The control plane would refuse it for ever, and all that come after it.
+                self.deltas.ack(batch.seq)
+                self.deltas.dropped += 1
+                _LOG.error("a batch of %d bytes is dropped", batch.ByteSize())
 
     def _on_delta(self, payload: bytes) -> None:
         try:
@@ -253,7 +261,6 @@ class Supervisor:
         if before != self._counter.last:
             value = {"start_ms": start_ms, "unanswered": self._counter.last}
             self._save_later(ENVOY_FILE, lambda state: state.save_json(ENVOY_FILE, value))
-        self._tell()
 
     def _accounted(self, start_ms: int) -> int:
         """What an earlier supervisor of ours has counted of this very Envoy."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
 from tests.integration.harness import (
     Request,
     Stage,
@@ -12,6 +14,7 @@ from tests.integration.harness import (
     wait_for,
 )
 from tests.integration.snapshots import EXPERIMENT, expected_variant
+from turnout.v1alpha1.common_pb2 import Tombstone
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED
 
 USERS = [f"user-{i}" for i in range(300)]
@@ -84,3 +87,74 @@ async def test_unstamped_total_equals_what_clients_saw_when_both_workers_are_kil
             lambda: sum(fake.unstamped().values()) >= tally.unstamped, "unstamped are counted"
         )
         assert sum(fake.unstamped().values()) == tally.unstamped
+
+
+async def test_routes_stay_on_when_the_sidecar_restarts_without_control() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = one_experiment(v1, v2, {"v2": 0.5}, version=2)
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        sidecar = await stage.sidecar(control=fake.address)
+        fake.push(snapshot)
+        await fake.gate(EXPERIMENT, 1)
+        await stage.enrols()
+        await wait_for((stage.directory / "state" / "snapshot").exists, "it is on disk")
+        files = [stage.envoy_dir / name for name in (CLUSTERS_FILE, ROUTES_FILE, FILTER_FILE)]
+        before = [file.stat().st_ino for file in files]
+        await fake.stop()
+        await sidecar.stop()
+        # A pod that is down now was given its weight before: the restart does not take it away.
+        await v2.close()
+        await stage.sidecar(control=fake.address)
+        await stage.enrols(user=next(u for u in USERS if expected_variant(snapshot, u) == "v2"))
+        assert [file.stat().st_ino for file in files] == before
+
+
+async def test_tombstone_takes_effect_when_no_file_can_be_written() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        sidecar = await stage.sidecar(control=fake.address)
+        fake.push(one_experiment(v1, v2, {"v2": 1.0}, version=2))
+        await fake.gate(EXPERIMENT, 1)
+        await stage.enrols()
+        # As good as a full disk: the temporary names are taken by directories.
+        for name in ("tombstones", "snapshot"):
+            (stage.directory / "state" / f".{name}.{sidecar.pid}.tmp").mkdir()
+        (stage.envoy_dir / f"..routes.yaml.staged.{sidecar.pid}.tmp").mkdir()
+        fake.bury(Tombstone(experiment=EXPERIMENT, epoch=1, reason="test"))
+
+        async def baseline_only() -> bool:
+            return {answer.pod for answer in await stage.users(USERS[:20])} == {"v1"}
+
+        await wait_for(baseline_only, "the baseline serves everybody", timeout_s=5)
+        await wait_for(lambda: fake.reports[-1].envoy_rejections, "the report says it")
+        assert "cannot be written" in fake.reports[-1].envoy_rejections[0]
+        assert "state directory cannot be written" in sidecar.output()
+
+
+async def test_unstamped_total_goes_on_when_envoy_restarts() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        envoy = await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        sidecar = await stage.sidecar(control=fake.address)
+        fake.push(one_experiment(v1, v2, {"v2": 0.5}, version=2))
+        await fake.gate(EXPERIMENT, 1)
+        for number in (20, 5):
+            # The second Envoy has counted less than the first: its counter went down.
+            await stage.enrols()
+            counted = fake.unstamped().total()
+            sidecar.kill_workers(signal.SIGSTOP)
+            answers = await stage.users(USERS[:number])
+            missing = sum(not answer.variant for answer in answers)
+            assert missing > 0
+            await wait_for(
+                lambda: fake.unstamped().total() >= counted + missing,  # noqa: B023 - awaited here
+                "all are counted",
+            )
+            await stage.enrols()
+            await envoy.kill(signal.SIGKILL)
+            envoy = await stage.start_envoy()

@@ -9,6 +9,7 @@ from sidecar.admin import (
     Admin,
     AdminError,
     EnvoyState,
+    Refusals,
     parse_clusters,
     parse_stats,
     parse_uptime,
@@ -60,15 +61,20 @@ def test_stats_are_numbers_by_name() -> None:
     assert EnvoyState({}).unanswered == 0
 
 
-def test_refused_files_are_named() -> None:
-    counters = {
-        "cluster_manager.cds.update_rejected": 2,
-        "http.turnout.rds.turnout.update_rejected": 0,
-        "http.turnout.rds.turnout.update_success": 9,
-    }
-    (sentence,) = EnvoyState({}, counters).rejections
-    assert "cds" in sentence
-    assert "2" in sentence
+def test_refused_file_is_named_until_envoy_takes_a_newer_one() -> None:
+    refusals = Refusals()
+
+    def seen(refused: int, taken: int) -> tuple[str, ...]:
+        rds = "http.turnout.rds.turnout."
+        counters = {rds + "update_rejected": refused, rds + "update_success": taken}
+        return refusals.observe(EnvoyState({}, counters))
+
+    assert seen(0, 1) == ()
+    assert seen(1, 1) == ("Envoy refused our routes file",)
+    assert seen(1, 1) == ("Envoy refused our routes file",)
+    assert seen(1, 2) == ()
+    # Another Envoy, which begins at zero.
+    assert seen(0, 1) == ()
 
 
 def test_uptime_is_in_whole_seconds() -> None:
