@@ -75,7 +75,9 @@ class Console:
     async def get(self, experiment: str) -> Experiment:
         """The experiment with its status."""
         return await self._experiments.GetExperiment(
-            GetExperimentRequest(name=self.name(experiment)), timeout=_TIMEOUT_S, metadata=_METADATA
+            GetExperimentRequest(name=self.name(experiment)),
+            timeout=_TIMEOUT_S,
+            metadata=_METADATA,
         )
 
     async def results(self, experiment: str) -> ExperimentResults:
@@ -89,7 +91,9 @@ class Console:
     async def sidecars(self) -> list[Sidecar]:
         """What the control plane knows of its sidecars."""
         answer = await self._sidecars.ListSidecars(
-            ListSidecarsRequest(parent=self._tenant), timeout=_TIMEOUT_S, metadata=_METADATA
+            ListSidecarsRequest(parent=self._tenant),
+            timeout=_TIMEOUT_S,
+            metadata=_METADATA,
         )
         return list(answer.sidecars)
 

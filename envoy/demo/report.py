@@ -43,9 +43,10 @@ def print_act(terminal: Terminal, act: ActResult) -> None:
             f" · exposed {act.exposed_users} users, {act.exposed_requests} requests"
             f" · to zero in {_number(act.seconds_to_zero, '.1f')} s"
         )
-    terminal.print(line, highlight=False)
+    terminal.print(line, highlight=False, soft_wrap=True)
     if act.final_state:
-        terminal.print(f"{act.final_state}: {act.reason or 'runs'}", highlight=False, markup=False)
+        ended = f"{act.final_state}: {act.reason or 'runs'}"
+        terminal.print(ended, highlight=False, markup=False, soft_wrap=True)
     for claim in act.claims:
         mark, style = ("ok  ", "green") if claim.held else ("FAIL", "bold red")
         detail = f" ({claim.detail})" if claim.detail else ""
