@@ -6,6 +6,7 @@ import pytest
 
 from control import evidence as module
 from control.evidence import CorruptEvidence, Evidence, InvalidDelta, check
+from control.findings import EPOCHS_KEPT
 from control.outcomes import FailedTrace, Joined, Observation
 from control.rollout.lanes import BlockTracker, LaneFacts
 from control.rollout.policy import BreakerPolicy, Policy, StepPolicy
@@ -334,7 +335,7 @@ def test_seen_is_filled_for_a_run_and_begins_its_epoch() -> None:
 def test_new_keys_are_left_out_and_counted_when_there_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "KEYS_MAX", 3)
+    monkeypatch.setattr("control.findings.KEYS_MAX", 3)
     evidence = evidence_of(
         batch(1, counts=[count(experiment=f"e{n}", requests=1) for n in range(5)]),
         batch(2, counts=[count(experiment="e0", requests=1)]),
@@ -354,7 +355,7 @@ def test_oldest_instance_goes_when_there_are_too_many(monkeypatch: pytest.Monkey
 
 def test_lanes_of_old_epochs_go_when_there_are_too_many() -> None:
     evidence = Evidence()
-    for epoch in range(1, module.EPOCHS_KEPT + 3):
+    for epoch in range(1, EPOCHS_KEPT + 3):
         evidence.begin_epoch("exp", epoch, EPOCH_START_MS)
         evidence.add_delta(batch(epoch, bad=[first_bad("v2", [1], epoch=epoch)]), START_MS)
     assert evidence.tracker("exp", 2) is None
