@@ -33,6 +33,7 @@ from control.store.base import (
     TombstoneRecord,
 )
 from turnout.v1alpha1.common_pb2 import Tombstone
+from turnout.v1alpha1.config_service_pb2 import Hello
 from turnout.v1alpha1.experiment_pb2 import Experiment
 
 TICK_S: Final = 1.0
@@ -344,6 +345,19 @@ class Controller:
 
     # -- What sidecars know --------------------------------------------------------------------
 
+    def meet(self, tenant: Tenant, hello: Hello) -> None:
+        """Learn what a sidecar knows and we do not, before anything is sent to it.
+
+        A version above ours was published before a crash and not stored, or the store is older than
+        the sidecar: go above it.
+        """
+        ahead = tenant.version < hello.applied_version <= VERSION_MAX
+        if ahead:
+            tenant.version = hello.applied_version
+        self.learn(tenant, hello.tombstones, source=f"sidecar {hello.node}")
+        if ahead and tenant.version == hello.applied_version and tenant.content is not None:
+            self.ledger.republish(tenant, now_ms=self.clock_ms())
+
     def learn(self, tenant: Tenant, tombstones: Iterable[Tombstone], *, source: str) -> None:
         """Merge a sidecar's tombstones: the set only grows.
 
@@ -377,16 +391,6 @@ class Controller:
         decision = self.decided(tenant, entry, command, now_ms)
         decision = replace(decision, tombstone_epoch=max(decision.tombstone_epoch, tombstone.epoch))
         self._take_away(tenant, entry, decision, Call(LOOP_ACTOR, "loop/LEARN"))
-
-    def catch_up(self, tenant: Tenant, applied_version: int) -> None:
-        """Go above a version that a sidecar serves and that we do not know: it was ours.
-
-        It was published before a crash and not stored, or the store is older than the sidecar.
-        """
-        if tenant.version < applied_version <= VERSION_MAX:
-            tenant.version = applied_version
-            if tenant.content is not None:
-                self.ledger.republish(tenant, now_ms=self.clock_ms())
 
     # -- Alerts --------------------------------------------------------------------------------
 

@@ -74,8 +74,7 @@ class ConfigService:
         hello = await self._hello(requests)
         tenant = await self._tenants.get_or_create(hello.tenant)
         # What it knows goes first: a snapshot that revives what was rolled back must never be sent.
-        self._controller.learn(tenant, hello.tombstones, source=f"sidecar {shorten(hello.node)}")
-        self._controller.catch_up(tenant, hello.applied_version)
+        self._controller.meet(tenant, hello)
         now_ms = self._controller.clock_ms()
         outbox, state = self._distribution.attach(hello, now_ms=now_ms)
         if self._distribution.current(tenant.name) is None:
