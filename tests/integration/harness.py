@@ -248,6 +248,7 @@ class Stage:
         self._loads: list[Load] = []
         self._client: Client | None = None
         self._envoy: Envoy | None = None
+        self._sidecar: Sidecar | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -368,7 +369,23 @@ class Stage:
             command += ["--control", control, "--tenant", TENANT]
         sidecar = self._own(Sidecar("sidecar", self.directory / "sidecar.log"))
         await sidecar.spawn(BIN / "turnout", *command, *args)
+        self._sidecar = sidecar
         return sidecar
+
+    async def kill_sidecar(self) -> Sidecar:
+        """Kill the last sidecar: the supervisor first, so that nobody restarts the workers."""
+        sidecar = self._sidecar
+        assert sidecar is not None
+        workers = sidecar.workers()
+        await sidecar.kill()
+        sidecar.kill_pids(workers)
+        await wait_for(lambda: not sidecar.alive_pids(workers), "all workers are gone")
+        return sidecar
+
+    async def restart_sidecar(self, *, control: str) -> Sidecar:
+        """Kill the last sidecar and start another on its state."""
+        await self.kill_sidecar()
+        return await self.sidecar(control=control)
 
     async def fake_control(self) -> FakeControl:
         """Start a control plane that does what the test says."""
@@ -483,6 +500,14 @@ class Stage:
             return bool(answers[0].variant)
 
         await wait_for(stamped, "a request is stamped")
+
+    async def workers_serve(self, count: int = 2) -> None:
+        """Wait until so many workers serve a plan."""
+
+        async def ready() -> bool:
+            return await self.metric("turnout_sidecar_workers_ready") == count
+
+        await wait_for(ready, f"{count} workers serve")
 
     async def metric(self, name: str) -> float:
         """Sum of a metric of the sidecar over its labels."""

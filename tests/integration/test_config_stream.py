@@ -107,7 +107,7 @@ async def test_buried_revision_never_serves_when_it_is_pushed_again(stage: Stage
     await fake.stop()
     await sidecar.stop()
     await stage.sidecar(control=fake.address)
-    await wait_for(lambda: len(list(stage.directory.glob("w.*"))) == 2, "both workers listen")
+    await stage.workers_serve()
     answers = await stage.users(USERS)
     assert {(a.status, a.pod, a.variant) for a in answers} == {(200, "v1", "")}
     # The next revision does.

@@ -7,7 +7,6 @@ import signal
 
 from tests.integration.harness import (
     Request,
-    Sidecar,
     Stage,
     one_experiment,
     one_target,
@@ -18,19 +17,11 @@ from tests.integration.snapshots import cluster_of, expected_variant
 USERS = [f"user-{i}" for i in range(200)]
 
 
-async def _kill_all(sidecar: Sidecar) -> None:
-    """The supervisor first, so that nobody restarts the workers."""
-    workers = sidecar.workers()
-    await sidecar.kill()
-    sidecar.kill_pids(workers)
-    await wait_for(lambda: not sidecar.alive_pids(workers), "all workers are gone")
-
-
 async def test_new_baseline_serves_when_the_sidecar_dies_after_a_promotion(stage: Stage) -> None:
     v1, v2 = await stage.pod("v1"), await stage.pod("v2")
     fake = await stage.fake_control()
     await stage.envoy(one_target(v1))
-    sidecar = await stage.sidecar(control=fake.address)
+    await stage.sidecar(control=fake.address)
     snapshot = one_experiment(v1, v2, {"v2": 0.5})
     fake.push(snapshot)
     await fake.serving(snapshot)
@@ -43,7 +34,7 @@ async def test_new_baseline_serves_when_the_sidecar_dies_after_a_promotion(stage
         return {a.pod for a in await stage.users(USERS[:20])} == {"v2"}
 
     await wait_for(promoted, "the new baseline serves everybody")
-    await _kill_all(sidecar)
+    await stage.kill_sidecar()
     answers = await stage.users(USERS)
     assert {(a.status, a.pod, a.variant) for a in answers} == {(200, "v2", "")}
     tally = await load.stop()
@@ -86,7 +77,7 @@ async def test_clients_headers_never_choose_when_the_sidecar_lives_or_is_dead(
     v1, v2 = await stage.pod("v1", record=True), await stage.pod("v2", record=True)
     snapshot = one_experiment(v1, v2, {"v2": 0.3})
     await stage.envoy(snapshot)
-    sidecar = await stage.sidecar(snapshot=snapshot)
+    await stage.sidecar(snapshot=snapshot)
     await stage.enrols()
     evil = {
         "x-variant": "v2",
@@ -109,7 +100,7 @@ async def test_clients_headers_never_choose_when_the_sidecar_lives_or_is_dead(
             seen.headers
         )
         assert "0000000000000000" not in seen.headers.get("x-turnout", "")
-    await _kill_all(sidecar)
+    await stage.kill_sidecar()
     v1.seen.clear()
     before = v2.requests
     answers = await stage.send(requests)

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @overload
 async def wait_for(
-    condition: Callable[[], Awaitable[T]], what: str, *, timeout_s: float = DEADLINE_S
+    condition: Callable[[], Awaitable[T | None]], what: str, *, timeout_s: float = DEADLINE_S
 ) -> T: ...
 
 
