@@ -3,6 +3,7 @@
 Pure: no clock, no chance, no socket. Every function that refuses something names every fault.
 """
 
+from control.model import durations
 from control.model.bundle import check_documents, unimplemented
 from control.model.defaults import (
     LATENCY_METRICS,
@@ -38,6 +39,7 @@ __all__ = [
     "check_documents",
     "check_labels",
     "document_of",
+    "durations",
     "experiment_with_defaults",
     "is_label",
     "load_yaml",

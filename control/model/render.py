@@ -109,7 +109,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if Scalar(text, plain=True, line=0).is_string() else '"'
+    # Line ends of any kind are folded in every other style.
+    plain_is_same = Scalar(text, plain=True, line=0).is_string() and text.isprintable()
+    style = None if plain_is_same else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

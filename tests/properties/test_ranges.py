@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.snapshot import Allocation, Ranges, allocate, grow, size, tiles, weights_ppm
@@ -49,6 +49,7 @@ def moved_between_candidates(before: Allocation, after: Allocation) -> int:
     )
 
 
+@settings(deadline=None)
 @given(histories)
 def test_ranges_tile_and_have_the_asked_sizes_when_splits_change(
     history: list[dict[str, int]],
@@ -60,6 +61,7 @@ def test_ranges_tile_and_have_the_asked_sizes_when_splits_change(
     assert allocation.keys() == {CONTROL, *history[-1]}
 
 
+@settings(deadline=None)
 @given(histories, splits)
 def test_candidate_keeps_its_units_and_gains_exactly_the_increment_when_it_grows(
     history: list[dict[str, int]], increment: Mapping[str, int]
@@ -78,6 +80,7 @@ def test_candidate_keeps_its_units_and_gains_exactly_the_increment_when_it_grows
     assert overlap(before[CONTROL], after[CONTROL]) == size(after[CONTROL])
 
 
+@settings(deadline=None)
 @given(histories, splits)
 def test_no_unit_moves_between_candidates_when_control_has_enough(
     history: list[dict[str, int]], split: dict[str, int]
@@ -90,6 +93,7 @@ def test_no_unit_moves_between_candidates_when_control_has_enough(
     assert moved_between_candidates(before, after) == 0
 
 
+@settings(deadline=None)
 @given(histories, st.sampled_from(NAMES))
 def test_units_return_to_control_when_a_candidate_is_removed(
     history: list[dict[str, int]], removed: str
@@ -102,12 +106,14 @@ def test_units_return_to_control_when_a_candidate_is_removed(
     assert all(after[name] == before[name] for name in kept)
 
 
+@settings(deadline=None)
 @given(histories)
 def test_allocation_repeats_when_the_history_is_replayed(history: list[dict[str, int]]) -> None:
     shuffled = [dict(reversed(split.items())) for split in history]
     assert replay(history) == replay(shuffled)
 
 
+@settings(deadline=None)
 @given(histories)
 def test_ranges_are_sorted_and_joined_when_pieces_meet(history: list[dict[str, int]]) -> None:
     for ranges in replay(history).values():
@@ -115,6 +121,7 @@ def test_ranges_are_sorted_and_joined_when_pieces_meet(history: list[dict[str, i
             assert end < start
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=64))
 def test_weights_fit_when_fractions_add_up_to_one(parts: list[float]) -> None:
     total = sum(parts)
