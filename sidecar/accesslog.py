@@ -4,6 +4,7 @@ Owns what an entry means: whose request it was (the stamp), whether it failed, h
 why it carries no stamp. Refuses messages that do not decode and stamps that are not ours.
 """
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
@@ -110,7 +111,16 @@ class Entry(NamedTuple):
 
 
 def parse_message(data: bytes) -> tuple[str, list[Entry]]:
-    """Decode one message of an access log stream.
+    """`read_message`, read to its end."""
+    log_name, entries = read_message(data)
+    return log_name, list(entries)
+
+
+def read_message(data: bytes) -> tuple[str, Iterator[Entry]]:
+    """Decode one message of an access log stream; its entries are read one by one.
+
+    """Decode one message of an access log stream; its entries are read one after the other.
+    must answer requests meanwhile takes a few at a time.
 
     Returns:
         The log's name and the entries. Envoy names the log in a stream's first message only: in
@@ -123,8 +133,7 @@ def parse_message(data: bytes) -> tuple[str, list[Entry]]:
         message = StreamAccessLogsMessage.FromString(data)
     except DecodeError as error:
         raise MalformedMessage("not an encoded StreamAccessLogsMessage") from error
-    entries = [_entry(entry) for entry in message.http_logs.log_entry]
-    return message.identifier.log_name, entries
+    return message.identifier.log_name, map(_entry, message.http_logs.log_entry)
 
 
 def is_client_gone(entry: Entry) -> bool:

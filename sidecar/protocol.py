@@ -49,10 +49,11 @@ class Handler(Protocol):
         """
         ...
 
-    def access_log(self, message: bytes, log_name: str) -> str:
+    async def access_log(self, message: bytes, log_name: str) -> str:
         """Fold one StreamAccessLogsMessage and return the stream's log name.
 
-        Envoy names a log in the first message of a stream only.
+        Envoy names a log in the first message of a stream only. A message may be large: the handler
+        lets others run in between.
 
         Raises:
             PeerError: The message cannot be read.
@@ -142,7 +143,7 @@ class GrpcServer:
         log_name = ""
         try:
             async for message in messages:
-                log_name = self._handler.access_log(message, log_name)
+                log_name = await self._handler.access_log(message, log_name)
         except PeerError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return _EMPTY

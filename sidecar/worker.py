@@ -16,13 +16,14 @@ import logging
 import os
 import signal
 import socket
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from sidecar import deltas
-from sidecar.accesslog import parse_message
+from sidecar.accesslog import MalformedMessage, read_message
 from sidecar.counters import CounterFile
 from sidecar.fold import Fold
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
@@ -41,6 +42,8 @@ _LOG = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 0.25
 FLUSH_S: Final = 0.5
+# About 2 ms of work.
+ENTRIES_AT_ONCE: Final = 64
 # Envoy flushes its access log within a second: streams stay open a little longer than that.
 DRAIN_S: Final = 1.2
 # A supervisor that does not read (stopped, overloaded) must not fill our memory: the fold is
@@ -65,16 +68,19 @@ class Work:
         self.fold.answered(answer)
         return answer.response
 
-    def access_log(self, message: bytes, log_name: str) -> str:
-        """Fold the entries of one message."""
+    async def access_log(self, message: bytes, log_name: str) -> str:
+        """Fold the entries of one message, a few at a time."""
         try:
-            named, entries = parse_message(message)
-        except ValueError as error:
+            named, entries = read_message(message)
+        except MalformedMessage as error:
             raise PeerError(str(error)) from error
         log_name = named or log_name
         shadow = log_name == ACCESS_LOG_SHADOW
-        for entry in entries:
-            self.fold.add(entry, shadow=shadow)
+        while some := list(islice(entries, ENTRIES_AT_ONCE)):
+            for entry in some:
+                self.fold.add(entry, shadow=shadow)
+            # 9,000 entries in one go took 300 ms; Envoy waits 50 ms for an answer.
+            await asyncio.sleep(0)
         return log_name
 
     def healthy(self) -> bool:
