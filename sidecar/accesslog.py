@@ -119,8 +119,8 @@ def parse_message(data: bytes) -> tuple[str, list[Entry]]:
 def read_message(data: bytes) -> tuple[str, Iterator[Entry]]:
     """Decode one message of an access log stream; its entries are read one by one.
 
-    """Decode one message of an access log stream; its entries are read one after the other.
-    must answer requests meanwhile takes a few at a time.
+    A message may hold thousands (1.1 MB was seen after an outage), at some 20 us each: a reader
+    that must answer requests meanwhile takes a few at a time.
 
     Returns:
         The log's name and the entries. Envoy names the log in a stream's first message only: in
