@@ -1,0 +1,1 @@
+"""The data plane: answers Envoy, folds its access log, keeps serving without a control plane."""
