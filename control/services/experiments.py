@@ -26,6 +26,7 @@ from control.services.requests import (
     bad_page_token,
     check_reason,
     check_size,
+    fitting,
     merged,
     name_of,
     page_key,
@@ -33,7 +34,7 @@ from control.services.requests import (
     page_token,
     tenant_of,
 )
-from control.store.base import Store
+from control.store.base import DecisionRecord, Store
 from turnout.v1alpha1 import experiment_service_pb2 as api
 from turnout.v1alpha1.experiment_pb2 import Decision, Experiment
 from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceServicer
@@ -109,7 +110,9 @@ class ExperimentService(ExperimentServiceServicer):
         names = sorted(n for n in (tenant.experiments if tenant else ()) if n > after)
         response = api.ListExperimentsResponse()
         if tenant is not None:
-            response.experiments.extend(self._shown(tenant, name) for name in names[:size])
+            page = [self._shown(tenant, name) for name in names[:size]]
+            size = fitting(page)
+            response.experiments.extend(page[:size])
         if len(names) > size:
             response.next_page_token = page_token(names[size - 1])
         return response
@@ -283,13 +286,15 @@ class ExperimentService(ExperimentServiceServicer):
             page = await self._store.decisions(
                 name.tenant, name.id, page_size=size, page_token=token
             )
+            decisions = [_decision(record) for record in page.records]
+            count = fitting(decisions)
+            if count < len(decisions):
+                page = await self._store.decisions(
+                    name.tenant, name.id, page_size=count, page_token=token
+                )
         except ValueError as error:
             raise bad_page_token(request.page_token) from error
-        response = api.ListDecisionsResponse()
-        for record in page.records:
-            decision = Decision.FromString(record.payload)
-            decision.id = record.id
-            response.decisions.append(decision)
+        response = api.ListDecisionsResponse(decisions=decisions[:count])
         if page.next_token:
             response.next_page_token = page_token(page.next_token)
         return response
@@ -317,3 +322,9 @@ class ExperimentService(ExperimentServiceServicer):
             raise not_found(f"tenants/{tenant.name}/experiments/{name}")
         latest = tenant.latest.get(name)
         return views.experiment_message(entry, latest.conditions if latest else ())
+
+
+def _decision(record: DecisionRecord) -> Decision:
+    decision = Decision.FromString(record.payload)
+    decision.id = record.id
+    return decision

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
@@ -21,6 +21,8 @@ from turnout import contract
 LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
+# gRPC clients take 4 MiB by default; one resource or decision is far smaller than the rest.
+PAGE_BYTES_MAX: Final = 2 * 1024 * 1024
 REQUEST_ID_BYTES_MAX: Final = 64
 REASON_BYTES_MAX: Final = 1024
 ACTOR_BYTES_MAX: Final = 128
@@ -110,6 +112,17 @@ def page_size(asked: int) -> int:
     if asked < 0:
         raise invalid([Fault("pageSize", str(asked), f"must be 0..{PAGE_SIZE_MAX}")])
     return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def fitting(messages: Iterable[Message]) -> int:
+    """How many of the messages fit into one answer; at least one, so that a list always goes on."""
+    size = count = 0
+    for message in messages:
+        size += message.ByteSize()
+        if count and size > PAGE_BYTES_MAX:
+            break
+        count += 1
+    return count
 
 
 def page_token(key: str) -> str:

@@ -9,7 +9,14 @@ from control import views
 from control.distribution import Distribution, SidecarState
 from control.rollout.ledger import Ledger
 from control.services.errors import Context, answers
-from control.services.requests import bad_page_token, page_key, page_size, page_token, tenant_of
+from control.services.requests import (
+    bad_page_token,
+    fitting,
+    page_key,
+    page_size,
+    page_token,
+    tenant_of,
+)
 from control.store.base import AuditRecord, Store
 from turnout.v1alpha1 import config_service_pb2, experiment_service_pb2
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceServicer
@@ -55,11 +62,15 @@ class AuditService(AuditServiceServicer):
             page = await self._store.audits(
                 tenant, resource=request.resource, page_size=size, page_token=token
             )
+            events = [_event(record) for record in page.records]
+            count = fitting(events)
+            if count < len(events):
+                page = await self._store.audits(
+                    tenant, resource=request.resource, page_size=count, page_token=token
+                )
         except ValueError as error:
             raise bad_page_token(request.page_token) from error
-        response = experiment_service_pb2.ListAuditEventsResponse(
-            events=[_event(record) for record in page.records]
-        )
+        response = experiment_service_pb2.ListAuditEventsResponse(events=events[:count])
         if page.next_token:
             response.next_page_token = page_token(page.next_token)
         return response

@@ -17,6 +17,7 @@ from control.services.calls import call_of, check_id
 from control.services.errors import Context, answers
 from control.services.requests import (
     check_size,
+    fitting,
     merged,
     name_of,
     page_key,
@@ -69,7 +70,9 @@ class TargetService(TargetServiceServicer):
         names = sorted(n for n in (tenant.targets if tenant else ()) if n > after)
         response = api.ListTargetsResponse()
         if tenant is not None:
-            response.targets.extend(self._shown(tenant, name) for name in names[:size])
+            page = [self._shown(tenant, name) for name in names[:size]]
+            size = fitting(page)
+            response.targets.extend(page[:size])
         if len(names) > size:
             response.next_page_token = page_token(names[size - 1])
         return response

@@ -394,3 +394,27 @@ async def test_decision_replays_to_itself_when_read_back(api: Api) -> None:
     assert again.sentence == record.sentence
     assert decide.replay(again.inputs_json).to_json() == again.to_json()
     assert isinstance(await api.get(), Experiment)
+
+
+async def test_page_fits_into_a_message_when_resources_are_large(api: Api) -> None:
+    """gRPC clients take 4 MiB; the list goes on in the next page."""
+    await api.create_target()
+    note = {f"k{n}": "x" * 63 for n in range(32)}
+    for index in range(24):
+        spec = TARGET_ELSEWHERE.replace("elsewhere", f"host-{index}")
+        message = target(spec, labels=note)
+        for number in range(31):
+            message.spec.match.hosts.append(f"{'h' * 60}.{'g' * 60}.{number}.{index}.example")
+        for number in range(16):
+            values = [f"{number}-{n}-" + "v" * 240 for n in range(40)]
+            message.spec.match.headers.add(header=f"x-h{number}", in_values=values)
+        await api.create_target(message, target_id=f"t{index}")
+    seen, pages, token = 0, 0, ""
+    while pages == 0 or token:
+        page = await api.targets.ListTargets(
+            service.ListTargetsRequest(parent=PARENT, page_size=1000, page_token=token)
+        )
+        assert page.ByteSize() < 4 << 20
+        seen, pages, token = seen + len(page.targets), pages + 1, page.next_page_token
+    assert seen == 25
+    assert pages > 1
