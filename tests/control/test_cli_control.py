@@ -9,6 +9,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -26,22 +27,29 @@ from turnout.v1alpha1.target_pb2 import TargetSpec
 STARTUP_S = 60.0
 
 
+@contextmanager
+def control_plane(place: str, store: Path) -> Iterator[None]:
+    """A `turnout control` process that answers."""
+    command = [sys.executable, "-m", "turnout.cli", "control", "--listen", place]
+    command += ["--store", f"sqlite:{store}"]
+    with store.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        with grpc.insecure_channel(place) as channel:
+            grpc.channel_ready_future(channel).result(timeout=STARTUP_S)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A control plane that this module has to itself."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
         place = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "turnout.cli", "control", "--listen", place]
-        command += ["--store", f"sqlite:{directory}/control.db"]
-        with Path(directory, "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            with grpc.insecure_channel(place) as channel:
-                grpc.channel_ready_future(channel).result(timeout=STARTUP_S)
+        with control_plane(place, Path(directory, "control.db")):
             yield place
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
 
 
 class Shell:
@@ -238,24 +246,61 @@ def test_results_name_every_variant_when_there_was_no_traffic(shell: Shell) -> N
     assert json.loads(shell("sidecars", "-o", "json").out) == {"sidecars": []}
 
 
+@contextmanager
+def watching(address: str, tenant: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `turnout watch` process that ends when the experiment has."""
+    command = [sys.executable, "-m", "turnout.cli", "watch", "fraud-v2", "--until-ended"]
+    command += ["--control", address, "--tenant", tenant, "-o", "json"]
+    environment = {**os.environ, **ENVIRONMENT}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def events_of(process: subprocess.Popen[bytes]) -> Iterator[tuple[str, str]]:
+    """Type and state of every event, as they come."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        yield event["type"], event["experiment"]["status"]["state"]
+
+
 def test_watch_prints_what_is_and_every_change_until_all_have_ended(
     shell: Shell, address: str
 ) -> None:
     shell.apply(TARGET, EXPERIMENT)
-    command = [sys.executable, "-m", "turnout.cli", "watch", "fraud-v2", "--until-ended"]
-    command += ["--control", address, "--tenant", shell.tenant, "-o", "json"]
-    environment = {**os.environ, **ENVIRONMENT}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        first = json.loads(process.stdout.readline())
-        assert first["type"] == "PRESENT"
-        assert first["experiment"]["status"]["state"] == "DRAFT"
+    with watching(address, shell.tenant) as process:
+        events = events_of(process)
+        assert next(events) == ("PRESENT", "DRAFT")
         shell("start", "fraud-v2")
         shell("stop", "fraud-v2")
-        rest = [json.loads(line) for line in process.stdout]
+        rest = list(events)
         assert process.wait(timeout=30) == 0
-    assert {event["type"] for event in rest} == {"CHANGED"}
-    assert rest[-1]["experiment"]["status"]["state"] == "STOPPED"
+    assert {kind for kind, _ in rest} == {"CHANGED"}
+    assert rest[-1] == ("CHANGED", "STOPPED")
+
+
+def test_watch_goes_on_when_the_control_plane_comes_back(tmp_path: Path) -> None:
+    place, store = f"127.0.0.1:{free_port()}", tmp_path / "control.db"
+    shell = Shell(place, "back", tmp_path)
+    with ExitStack() as stack:
+        with control_plane(place, store):
+            shell.apply(TARGET, EXPERIMENT)
+            process = stack.enter_context(watching(place, "back"))
+            events = events_of(process)
+            assert next(events) == ("PRESENT", "DRAFT")
+        assert process.stderr is not None
+        assert b"lost, trying again" in process.stderr.readline()
+        with control_plane(place, store):
+            assert next(events) == ("PRESENT", "DRAFT")
+            shell("start", "fraud-v2")
+            shell("stop", "fraud-v2")
+            assert list(events)[-1] == ("CHANGED", "STOPPED")
+            assert process.wait(timeout=30) == 0
 
 
 def test_who_asked_is_kept_with_the_decision(shell: Shell, address: str) -> None:
