@@ -318,6 +318,18 @@ def test_window_rule_rolls_back_when_the_difference_is_large_and_certain(
     assert [harm.reason for harm in harms] == ([Reason.WINDOW_RULE] if rolls_back else [])
 
 
+@pytest.mark.parametrize(
+    ("units", "errors", "rolls_back"), [(4, 100, False), (5, 100, True), (1, 500, True)]
+)
+def test_window_rule_asks_for_several_units_when_not_most_requests_fail(
+    units: int, errors: int, rolls_back: bool
+) -> None:
+    """A few users who always fail are no evidence, however many requests they make."""
+    lane = replace(worlds.crossed_lane(), crossed=False, candidate_events=units)
+    harms = judge(replace(window((100, 10_000), (errors, 1_000)), lanes=(lane,))).harms
+    assert [harm.reason for harm in harms] == ([Reason.WINDOW_RULE] if rolls_back else [])
+
+
 def test_window_rule_says_its_numbers_when_it_rolls_back() -> None:
     (harm,) = judge(window((100, 10_000), (70, 1_000))).harms
     assert harm.sentence == (
