@@ -12,6 +12,7 @@ counted twice. Recovery loads the checkpoint and applies the rows above it. A de
 again after its row was dropped is known by its (instance, number), which the evidence keeps.
 """
 
+import asyncio
 import hashlib
 import json
 import struct
@@ -68,9 +69,11 @@ class Book:
 
     def to_bytes(self) -> bytes:
         """Everything, deterministically, with a checksum."""
-        evidence, joiner = self.evidence.to_bytes(), self.joiner.to_bytes()
-        body = b"".join((_SIZE.pack(len(evidence)), evidence, joiner))
-        return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
+        return seal(*self.parts())
+
+    def parts(self) -> tuple[bytes, bytes]:
+        """Evidence and joiner as they are now, for `seal`."""
+        return self.evidence.to_bytes(), self.joiner.to_bytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -93,6 +96,12 @@ class Book:
             raise CorruptEvidence(str(error)) from error
 
 
+def seal(evidence: bytes, joiner: bytes) -> bytes:
+    """The bytes of a book, from its parts: slow for a big one, and free of the book itself."""
+    body = b"".join((_SIZE.pack(len(evidence)), evidence, joiner))
+    return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
+
+
 class Journal:
     """One tenant's way in. Make it with `recover`; every method returns after the commit."""
 
@@ -102,6 +111,7 @@ class Journal:
         self._book = book
         self._applied_id = self._checkpoint_id = journal_id
         self._checkpoint_due_ms = 0
+        self._checkpointing = asyncio.Lock()
 
     @classmethod
     async def recover(cls, store: Store, tenant: str) -> Self:
@@ -199,17 +209,19 @@ class Journal:
         Raises:
             StoreUnavailable: Not written; the rows stay.
         """
-        if self._applied_id == self._checkpoint_id:
-            return False
-        if not force and now_ms < self._checkpoint_due_ms:
-            return False
-        journal_id = self._applied_id
-        payload = self._book.to_bytes()
-        cost_ms = len(payload) * 1000 // CHECKPOINT_BYTES_PER_S
-        self._checkpoint_due_ms = now_ms + max(CHECKPOINT_EVERY_MS, cost_ms)
-        await self._store.save_checkpoint(Checkpoint(self._tenant, journal_id, now_ms, payload))
-        self._checkpoint_id = journal_id
-        return True
+        async with self._checkpointing:
+            if self._applied_id == self._checkpoint_id:
+                return False
+            if not force and now_ms < self._checkpoint_due_ms:
+                return False
+            journal_id = self._applied_id
+            # Copying 300,000 waiting rows takes 25 ms, the checksum 160 ms: that is for a thread.
+            payload = await asyncio.to_thread(seal, *self._book.parts())
+            cost_ms = len(payload) * 1000 // CHECKPOINT_BYTES_PER_S
+            self._checkpoint_due_ms = now_ms + max(CHECKPOINT_EVERY_MS, cost_ms)
+            await self._store.save_checkpoint(Checkpoint(self._tenant, journal_id, now_ms, payload))
+            self._checkpoint_id = journal_id
+            return True
 
     def to_bytes(self) -> bytes:
         """The book's bytes."""

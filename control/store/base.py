@@ -379,7 +379,10 @@ class Store(Protocol):
         """Rows of a tenant with an id above `after_id`, by id."""
 
     async def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replaces the tenant's checkpoint and drops the journal rows that it covers."""
+        """Replaces the tenant's checkpoint and drops the journal rows that it covers.
+
+        One that covers less than the present one changes nothing.
+        """
 
     async def checkpoint(self, tenant: str) -> Checkpoint | None:
         """The tenant's last checkpoint."""

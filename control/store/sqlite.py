@@ -426,7 +426,12 @@ class SqliteStore:
             await connection.execute(
                 insert(t.checkpoints)
                 .values(tenant=checkpoint.tenant, **values)
-                .on_conflict_do_update(index_elements=["tenant"], set_=values)
+                .on_conflict_do_update(
+                    index_elements=["tenant"],
+                    set_=values,
+                    # The rows that the newer one covers are gone.
+                    where=t.checkpoints.c.journal_id <= checkpoint.journal_id,
+                )
             )
             await connection.execute(
                 sa.delete(t.journal).where(

@@ -308,6 +308,8 @@ async def test_checkpoint_replaces_the_rows_that_it_covers(store: Store) -> None
     assert await store.checkpoint("risk") == Checkpoint("risk", ids[1], 7, b"book")
     assert [row.entry.seq for row in await store.read_journal("risk")] == [3]
     assert len(await store.read_journal("other")) == 1
+    await store.save_checkpoint(Checkpoint("risk", ids[0] or 0, 9, b"older"))
+    assert (await store.checkpoint("risk") or Checkpoint("", 0, 0, b"")).payload == b"book"
     # Ids are not given again, or a later checkpoint would cover rows that it has not seen.
     await store.save_checkpoint(Checkpoint("risk", 10**6, 8, b"book2"))
     (new_id,) = await store.append_journal([delta(4)])
