@@ -243,8 +243,9 @@ class BlockTracker:
 
     def to_bytes(self) -> bytes:
         """Deterministic: equal evidence gives equal bytes, whatever the order it came in."""
-        parts = [_FORMAT, struct.pack("<H", len(self._ledgers))]
-        for kind in sorted(self._ledgers):
+        kinds = sorted(kind for kind, ledger in self._ledgers.items() if ledger)
+        parts = [_FORMAT, struct.pack("<H", len(kinds))]
+        for kind in kinds:
             parts += [_text(kind), self._ledgers[kind].to_bytes()]
         return b"".join(parts)
 
@@ -289,6 +290,10 @@ class _Ledger:
         self._facts: LaneFacts | None = None
         self._cache: dict[tuple[str, int], float] = {}
         self._crossed: set[tuple[str, int]] = set()
+
+    def __bool__(self) -> bool:
+        """False while it is as good as new, so that looking at it leaves no trace."""
+        return bool(self._shift or self._base or self._units)
 
     def add(self, slot: int, variant: str, unit_hashes: Iterable[int], sample_shift: int) -> None:
         if sample_shift > self._shift:

@@ -333,3 +333,10 @@ def test_state_never_changes_when_nothing_comes_in() -> None:
     tracker = tracked([(Kind.ERROR, s, v, s) for s, v in itertools.product(range(9), ("v2",))])
     first = state_at(tracker, 9)
     assert all(state_at(tracker, 9) == first for _ in range(3))
+
+
+def test_looking_leaves_no_trace_when_nothing_has_come_in() -> None:
+    tracker = tracked([(Kind.ERROR, 1, "v2", 1)])
+    before = tracker.to_bytes()
+    tracker.assess(replace(FACTS, kinds=tuple(Kind)), now_ms=SLOT_MS)
+    assert tracker.to_bytes() == before
