@@ -285,6 +285,7 @@ class Ledger:
                 entry.name, mark.epoch, entry.run.epoch_start_ms, entry.spec.target, now_ms
             )
             await self.written(began)
+            tenant.ahead = None  # a copy from before the epoch
 
     async def written(self, writing: Awaitable[T]) -> T:
         """What a write to the store gives.

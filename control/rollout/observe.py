@@ -37,7 +37,7 @@ def observe(
     code_version: str,
 ) -> Seen:
     """Everything that may be looked at in a decision about one experiment."""
-    return tenant.journal.evidence.seen(
+    return tenant.evidence.seen(
         entry.run,
         entry.policy,
         now_ms=now_ms,
@@ -131,7 +131,7 @@ def _fresh(seen: Seen, now_ms: int) -> Condition:
 
 def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> ExperimentResults:
     """What is known of an experiment's variants."""
-    run, evidence = entry.run, tenant.journal.evidence
+    run, evidence = entry.run, tenant.evidence
     message = ExperimentResults(
         name=f"tenants/{tenant.name}/experiments/{entry.name}",
         state=views.state_value(run.state),

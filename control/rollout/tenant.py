@@ -10,8 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from control import snapshot
+from control.evidence import Evidence
 from control.journal import Journal
 from control.rollout.decide import Decision
 from control.rollout.entries import ExperimentEntry, TargetEntry
@@ -27,8 +29,12 @@ from control.store.base import (
 )
 from turnout import contract
 from turnout.v1alpha1.common_pb2 import Tombstone
+from turnout.v1alpha1.config_service_pb2 import DeltaBatch
 from turnout.v1alpha1.experiment_pb2 import Condition
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
+
+# A sidecar sends what was not acknowledged again within seconds; this long without it, it is gone.
+AHEAD_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,35 @@ class Latest:
     decision: Decision
     seen: Seen
     conditions: tuple[Condition, ...]
+
+
+class Ahead:
+    """Evidence with deltas that the store could not take yet.
+
+    Harm must be seen while the disk is slow or full, and evidence is otherwise what was stored. A
+    copy that is thrown away as soon as everything in it is stored; labels that come meanwhile are
+    not in it.
+    """
+
+    def __init__(self, stored: Evidence) -> None:
+        self.evidence = Evidence.from_bytes(stored.to_bytes())
+        self._unstored: set[tuple[str, int]] = set()
+        self._touched_ms = 0
+
+    def add(self, batch: DeltaBatch, now_ms: int) -> None:
+        """Look at a delta that is not stored."""
+        self.evidence.add_delta(batch, now_ms)
+        self._unstored.add((batch.instance_id, batch.seq))
+        self._touched_ms = now_ms
+
+    def stored(self, batch: DeltaBatch, now_ms: int) -> None:
+        """A delta was stored; one that was not looked at yet is now."""
+        self.evidence.add_delta(batch, now_ms)
+        self._unstored.discard((batch.instance_id, batch.seq))
+
+    def over(self, now_ms: int) -> bool:
+        """True when everything is stored, or its senders have gone."""
+        return not self._unstored or now_ms - self._touched_ms > AHEAD_MS
 
 
 @dataclass(slots=True)
@@ -51,7 +86,8 @@ class Tenant:
         epochs: Highest epoch ever used under a name, deleted experiments included.
         version: Last snapshot version that was given out, published or not.
         content: The published snapshot with version 0; None before the first.
-        journal: What sidecars, spans and outcomes have told.
+        journal: What sidecars, spans and outcomes have told, stored.
+        ahead: The same with deltas that are not stored yet; see `Ahead`.
         latest: The loop's last look at each live experiment.
         pending: Changes that were published before they were stored, in order.
         lock: Held while a change is stored: changes are stored one after the other.
@@ -59,6 +95,7 @@ class Tenant:
 
     name: str
     journal: Journal
+    ahead: Ahead | None = None
     targets: dict[str, TargetEntry] = field(default_factory=dict)
     experiments: dict[str, ExperimentEntry] = field(default_factory=dict)
     tombstones: dict[str, TombstoneRecord] = field(default_factory=dict)
@@ -68,6 +105,11 @@ class Tenant:
     latest: dict[str, Latest] = field(default_factory=dict)
     pending: deque[Change] = field(default_factory=deque)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def evidence(self) -> Evidence:
+        """All that may be looked at."""
+        return self.journal.evidence if self.ahead is None else self.ahead.evidence
 
     def live_on(self, target: str) -> list[ExperimentEntry]:
         """The live experiments of a target, by name."""

@@ -19,13 +19,15 @@ from control.journal import Journal
 from control.refusals import Fault, Refused, invalid, shorten
 from control.rollout.controller import Controller
 from control.rollout.entries import load_experiment, load_target
-from control.rollout.tenant import Tenant
+from control.rollout.tenant import Ahead, Tenant
 from control.store.base import Kind, Store, StoreFailed, StoreUnavailable
 from turnout.v1alpha1.config_service_pb2 import DeltaBatch
 from turnout.v1alpha1.experiment_pb2 import Decision
 from turnout.v1alpha1.outcome_service_pb2 import Outcome
 
 CHECKPOINT_LOOK_S: Final = 5.0
+# A delta that is not stored by then is looked at first: a rollback must not wait for a slow disk.
+SLOW_STORE_S: Final = 0.3
 
 _log = logging.getLogger(__name__)
 
@@ -97,20 +99,37 @@ class Tenants:
         Raises:
             Refused: INVALID_ARGUMENT, no sidecar of ours sends such a delta.
         """
+        now_ms = self._controller.clock_ms()
+        storing = asyncio.create_task(tenant.journal.add_delta(batch, now_ms))
         try:
-            await tenant.journal.add_delta(batch, self._controller.clock_ms())
+            done, _ = await asyncio.wait([storing], timeout=SLOW_STORE_S)
+            if not done:
+                self._look_ahead(tenant, batch, now_ms)
+            await storing
         except InvalidDelta as error:
             raise invalid([Fault("deltas", shorten(batch.instance_id), str(error))]) from error
         except StoreUnavailable as error:
             # The stream stays: a rollback may have to go out on it.
             self.unstored += 1
+            self._look_ahead(tenant, batch, now_ms)
             _log.warning("tenant %s: a delta was not stored: %s", tenant.name, error)
             return False
         except StoreFailed as error:
             self._ledger.fail(str(error))
             return False
+        if tenant.ahead is not None:
+            tenant.ahead.stored(batch, now_ms)
+            if tenant.ahead.over(now_ms):
+                tenant.ahead = None
         self._controller.wake()
         return True
+
+    def _look_ahead(self, tenant: Tenant, batch: DeltaBatch, now_ms: int) -> None:
+        """Harm must be seen although the delta is not stored yet."""
+        if tenant.ahead is None:
+            tenant.ahead = Ahead(tenant.journal.evidence)
+        tenant.ahead.add(batch, now_ms)
+        self._controller.wake()
 
     async def take_outcomes(self, tenant: Tenant, outcomes: Iterable[Outcome]) -> None:
         """Store and join outcomes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -318,6 +319,53 @@ async def test_rollback_wins_when_another_change_is_being_stored(
     assert kept is not None
     assert load_experiment(stored).run.state == "ROLLED_BACK"
     assert load_target(kept).spec.baseline.upstream.address == "127.0.0.1:8001"
+
+
+@pytest.mark.parametrize("disk", ["full", "slow"])
+async def test_candidate_is_rolled_back_when_the_disk_is_full_or_slow(
+    plane: ControlPlane, api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    """Evidence that cannot be stored yet is looked at; it is acknowledged when it is stored."""
+    await api.start()
+    plan = await sidecar.plan()
+    await sidecar.deltas(traffic(plan, {"control": 1900, "v2": 100}, {"control": 1}))
+    repaired = asyncio.Event()
+    append, commit = plane.store.append_journal, plane.store.commit
+
+    async def broken_append(*args: Any) -> Any:
+        if disk == "full":
+            raise StoreUnavailable("disk full")
+        await repaired.wait()
+        return await append(*args)
+
+    async def broken_commit(change: Change) -> None:
+        if disk == "full":
+            raise StoreUnavailable("disk full")
+        await repaired.wait()
+        await commit(change)
+
+    monkeypatch.setattr(plane.store, "append_journal", broken_append)
+    monkeypatch.setattr(plane.store, "commit", broken_commit)
+    begin = time.monotonic()
+    batch = traffic(plan, {"control": 1900, "v2": 100}, {"v2": 40})
+    sidecar.send_deltas(batch)
+    await sidecar.until(lambda me: not me.snapshot.experiments, "rollback")
+    assert sidecar.pushes[-1][2] - begin < 2.0
+    assert batch.seq not in sidecar.acked
+    monkeypatch.undo()
+    repaired.set()
+    await sidecar.deltas(batch)
+    await wait_for(lambda: _stored_state(plane), "the rollback is stored")
+    tenant = plane.ledger.find("risk")
+    assert tenant is not None
+    assert tenant.ahead is None
+    found = {v.variant: v.requests for v in (await api.results()).variants}
+    assert found == {"control": 3800, "v2": 200}
+
+
+async def _stored_state(plane: ControlPlane) -> bool:
+    stored = await plane.store.get(Kind.EXPERIMENT, "risk", "fraud-v2")
+    return stored is not None and load_experiment(stored).run.state == "ROLLED_BACK"
 
 
 async def test_sidecar_is_shown_with_what_it_acknowledged(api: Api) -> None:
