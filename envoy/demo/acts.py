@@ -293,9 +293,9 @@ class Part(NamedTuple):
 
 
 ACTS: Final = (
-    Part(shadow, "shadow", "1 shadow: every request is copied to v2", "shadow-v2", "v1"),
-    Part(promotion, "canary v2", "2 canary v2: promoted, workers killed", "canary-v2", "v1"),
-    Part(broken, "canary v3", "3 canary v3: fails, rolled back", "canary-v3", "v2"),
-    Part(wrong, "canary v4", "4 canary v4: wrong, rolled back", "canary-v4", "v2"),
-    Part(outage, "outage", "5 outage: control plane killed", "split-v1", "v2"),
+    Part(shadow, "shadow", "1 shadow: v2 gets copies", "shadow-v2", "v1"),
+    Part(promotion, "canary v2", "2 canary v2: promoted", "canary-v2", "v1"),
+    Part(broken, "canary v3", "3 canary v3: breaks", "canary-v3", "v2"),
+    Part(wrong, "canary v4", "4 canary v4: is wrong", "canary-v4", "v2"),
+    Part(outage, "outage", "5 control plane killed", "split-v1", "v2"),
 )

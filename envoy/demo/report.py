@@ -58,8 +58,8 @@ def print_summary(terminal: Terminal, acts: Sequence[ActResult]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("act", no_wrap=True)
     for heading in ("requests", "failed", "unstamped"):
-        table.add_column(heading, justify="right")
-    table.add_column("ended as")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("ended as", no_wrap=True)
     for heading in ("to zero", "exposed"):  # of a bad model: seconds, requests
         table.add_column(heading, justify="right")
     table.add_column("right")

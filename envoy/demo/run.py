@@ -80,13 +80,15 @@ async def _play(
 
 
 async def _with_company(
-    stack: Stack, progress: Progress, *, only: Sequence[int], keep: bool
-) -> list[ActResult]:
+    stack: Stack, progress: Progress, *, only: Sequence[int], keep: bool, begin_s: float
+) -> int:
     """Play with traffic, labels and meter running beside; when one of them breaks, all end."""
     console = Console(stack.control_address, TENANT)
     labels = Labels(stack.control_address, TENANT)
     traffic = Traffic(stack.envoy_address, digits()[1], labels)
-    company = [asyncio.create_task(part) for part in (traffic.run(), labels.run(), stack.meter())]
+    company: list[asyncio.Task[None]] = [
+        asyncio.create_task(part) for part in (traffic.run(), labels.run(), stack.meter())
+    ]
     play = asyncio.create_task(_play(stack, console, traffic, progress, only))
     waiting: set[asyncio.Task[Any]] = {play, *company}
     try:
@@ -94,11 +96,11 @@ async def _with_company(
         for task in company:
             if task.done():
                 task.result()  # raises what broke it: these never return
-        acts = await play
+        took_s = time.monotonic() - begin_s
+        code = _conclude(stack.root, await play, only, progress.terminal, took_s)
         if keep:
-            write_summary(stack.root / "summary.json", acts)
             await _keep(stack, traffic, progress)
-        return acts
+        return code
     finally:
         for each in waiting:
             each.cancel()
@@ -112,7 +114,6 @@ async def _keep(stack: Stack, traffic: Traffic, progress: Progress) -> None:
     call = f"{grpcurl} -plaintext"
     service = "turnout.v1alpha1.ExperimentService"
     name = f"tenants/{TENANT}/experiments/split-v1"
-    traffic.begin()
     progress.heading("Left running, with traffic; Ctrl-C ends it. Try (grpcurl: make tools):")
     for line in (
         f"{call} {stack.control_address} list",
@@ -128,7 +129,10 @@ async def _keep(stack: Stack, traffic: Traffic, progress: Progress) -> None:
         f"http://{stack.envoy_address}{INFER_PATH.removesuffix('/infer')}",
     ):
         progress.terminal.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-    await asyncio.Event().wait()
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            traffic.begin()  # a new ledger every minute: nobody reads it any more
+            await asyncio.sleep(60)
 
 
 async def run(root: Path, *, only: Sequence[int], keep: bool, terminal: Terminal) -> int:
@@ -140,13 +144,12 @@ async def run(root: Path, *, only: Sequence[int], keep: bool, terminal: Terminal
     assert current is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, current.cancel)
-    acts: list[ActResult] = []
     progress.heading(
         f"Turnout demo: handwritten digits, {USERS:,} users, at most {RATE_PER_S_MAX} requests/s"
     )
     try:
         await _start(stack, progress)
-        acts = await _with_company(stack, progress, only=only, keep=keep)
+        return await _with_company(stack, progress, only=only, keep=keep, begin_s=begin_s)
     except StartFailure as error:
         terminal.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return EXIT_NOT_STARTED
@@ -154,9 +157,7 @@ async def run(root: Path, *, only: Sequence[int], keep: bool, terminal: Terminal
         terminal.print("interrupted; everything is being stopped")
         return EXIT_INTERRUPTED
     finally:
-        with contextlib.suppress(asyncio.CancelledError):
-            stack.stop()
-    return _conclude(root, acts, only, terminal, time.monotonic() - begin_s)
+        stack.stop()
 
 
 def _conclude(
