@@ -8,9 +8,9 @@ for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
 import grpc
@@ -71,7 +71,7 @@ class ConfigClient:
         self._address = address
         self._subscription = subscription
         self._peer = peer
-        self._outgoing: asyncio.Queue[StreamRequest | None] | None = None
+        self._outgoing: asyncio.Queue[StreamRequest] | None = None
         self._call: Any = None
         self._reported = SidecarReport()
         # seq -> when it was last sent on this stream.
@@ -126,7 +126,6 @@ class ConfigClient:
             while True:
                 try:
                     await self._stream(stub)
-                    self.last_error = "the control plane ended the stream"
                 except grpc.aio.AioRpcError as error:
                     self.last_error = f"{error.code().name}: {error.details()}"
                 finally:
@@ -142,8 +141,9 @@ class ConfigClient:
         return sum(effect.delay_s for effect in effects if isinstance(effect, Backoff))
 
     async def _stream(self, stub: Any) -> None:
-        queue: asyncio.Queue[StreamRequest | None] = asyncio.Queue(_QUEUE_MAX)
-        call = self._call = stub.Stream(_drain(queue))
+        queue: asyncio.Queue[StreamRequest] = asyncio.Queue(_QUEUE_MAX)
+        call = self._call = stub.Stream()
+        writing: list[asyncio.Task[None]] = []
         try:
             await call.wait_for_connection()
             self._outgoing = queue
@@ -153,21 +153,25 @@ class ConfigClient:
             self._peer.perform(self._subscription.connected(monotonic_ms()))
             self.send_report(always=True)
             self.send_pending()
-            reporting = asyncio.create_task(self._keep_reporting())
-            try:
-                async for response in call:
-                    self._peer.perform(self._subscription.received(response, monotonic_ms()))
-            finally:
-                reporting.cancel()
+            writing.append(asyncio.create_task(self._keep_writing(call, queue)))
+            writing.append(asyncio.create_task(self._keep_reporting()))
+            while (response := await call.read()) is not grpc.aio.EOF:
+                self._peer.perform(self._subscription.received(response, monotonic_ms()))
+            status = await call.code()
+            self.last_error = f"the stream ended: {status.name} {await call.details() or ''}"
         finally:
             call.cancel()
+            for task in writing:
+                task.cancel()
+            await asyncio.gather(*writing, return_exceptions=True)
+
+    async def _keep_writing(self, call: Any, queue: asyncio.Queue[StreamRequest]) -> None:
+        """Write what is queued until the stream breaks; the reader says why it broke."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            while True:
+                await call.write(await queue.get())
 
     async def _keep_reporting(self) -> None:
         while True:
             await asyncio.sleep(REPORT_S)
             self.send_report(always=True)
-
-
-async def _drain(queue: asyncio.Queue[StreamRequest | None]) -> AsyncIterator[StreamRequest]:
-    while (message := await queue.get()) is not None:
-        yield message
