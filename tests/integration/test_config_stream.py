@@ -57,10 +57,10 @@ async def test_assignments_are_byte_equal_when_control_is_gone_and_the_sidecar_r
     await stage.enrols()
     assert await _stamps(stage) == before
     # And when it is back, it hears of the time without it (but for what the killed one knew).
-    known = fake.total("requests").total()
+    known = fake.total("decided").total()
     await fake.start()
     await wait_for(
-        lambda: fake.total("requests").total() >= known + len(USERS),
+        lambda: fake.total("decided").total() >= known + len(USERS),
         "requests without a control plane are known",
         timeout_s=BACKOFF_MAX_S + 10,
     )

@@ -6,7 +6,9 @@ import asyncio
 import signal
 
 from tests.integration.harness import (
+    Load,
     Request,
+    Sidecar,
     Stage,
     one_experiment,
     one_target,
@@ -127,3 +129,46 @@ async def test_requests_wait_50_ms_at_most_when_every_worker_hangs(stage: Stage)
     # The supervisor ends them after 2 s of silence and starts others.
     await wait_for(lambda: not set(hung) & set(sidecar.workers()), "hung workers are replaced")
     await stage.enrols()
+
+
+async def _stamps(load: Load, count: int) -> None:
+    before = load.tally.by_variant.total()
+    await wait_for(lambda: load.tally.by_variant.total() >= before + count, "workers answer")
+
+
+async def _kill(sidecar: Sidecar, load: Load) -> None:
+    unstamped = load.tally.unstamped
+    killed = sidecar.kill_workers()
+    assert len(killed) == 2
+    await wait_for(lambda: load.tally.unstamped > unstamped, "the baseline serves")
+    await wait_for(lambda: not set(killed) & set(sidecar.workers()), "others start")
+
+
+async def test_accounts_are_exact_when_both_workers_are_killed_again_and_again(
+    stage: Stage,
+) -> None:
+    v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+    fake = await stage.fake_control()
+    await stage.envoy(one_target(v1))
+    sidecar = await stage.sidecar(control=fake.address)
+    snapshot = one_experiment(v1, v2, {"v2": 0.5})
+    fake.push(snapshot)
+    await fake.serving(snapshot)
+    await stage.enrols()
+    before = await stage.unstamped()
+    load = stage.load(lambda i: Request(headers={"x-user-id": f"u{i}"}), pause_s=0.002)
+    for _ in range(3):
+        await _stamps(load, 150)
+        await _kill(sidecar, load)
+    await _stamps(load, 150)
+    tally = await load.stop()
+    assert tally.failed == 0, tally.failures
+    # What Envoy counted is what the clients saw: those and no others went without a stamp.
+    counted = await stage.unstamped()
+    assert counted - before == tally.unstamped
+    await wait_for(lambda: fake.unstamped().total() >= counted, "the control plane knows")
+    assert fake.unstamped().total() == counted
+    # Counted when decided, although the workers that decided were killed.
+    await wait_for(
+        lambda: fake.total("decided").total() >= tally.by_variant.total(), "decisions are known"
+    )
