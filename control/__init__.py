@@ -1,0 +1,1 @@
+"""The control plane: keeps resources, gathers evidence, decides, tells the sidecars."""

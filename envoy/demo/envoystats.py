@@ -63,7 +63,7 @@ class ClusterMeter:
     """Requests per upstream address since the start, through clusters that come and go.
 
     A cluster that Envoy removes takes its counters along, and starts from 0 when it returns.
-    Sampled several times a second, the sum over all its lives is exact: clusters leave long after
+    Sampled every second, the sum over all its lives is exact: clusters leave long after
     their last request.
     """
 

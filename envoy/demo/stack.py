@@ -66,6 +66,7 @@ class Stack:
         for part in ("logs", "resources", "envoy", "state", "store"):
             shutil.rmtree(self.root / part, ignore_errors=True)
             (self.root / part).mkdir(parents=True)
+        (self.root / "summary.json").unlink(missing_ok=True)
         addresses = {f"v{version}": address for version, address in self.pods.items()}
         for source in sorted(RESOURCES.glob("*.yaml")):
             text = Template(source.read_text()).substitute(addresses)
@@ -232,9 +233,16 @@ class Stack:
             return self._meter.totals()
 
     async def meter(self) -> None:
-        """Sample Envoy's clusters several times a second, until cancelled."""
+        """Sample Envoy's clusters every second, until cancelled.
+
+        Raises:
+            StartFailure: Something that is needed ended.
+        """
         while True:
-            await self.upstream_totals()
+            try:
+                await self.upstream_totals()
+            except OSError:
+                self.check()  # an Envoy that ended says why; one that is slow is asked again
             await asyncio.sleep(_METER_EVERY_S)
 
     def check(self) -> None:

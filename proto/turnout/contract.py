@@ -1,18 +1,18 @@
 """Names, sizes and formats that sidecar and control plane must agree on.
 
-Data only: every computation has one home on one of the two sides, and `tests/vectors` proves that they
-agree.
+Data only: every computation has one home on one of the two sides, and `tests/vectors` proves that
+they agree.
 """
 
 from typing import Final
 
-# -- Headers -----------------------------------------------------------------------------------------
+# -- Headers ---------------------------------------------------------------------------------------
 HEADER_VARIANT: Final = "x-variant"
 HEADER_STAMP: Final = "x-turnout"
 HEADER_UPSTREAM: Final = "x-turnout-upstream"
 HEADER_SHADOW: Final = "x-turnout-shadow"
-# On a request that is mirrored: <experiment>;<epoch>;<shadow variant>. The mirror policy copies it into
-# HEADER_SHADOW_OF on the copy, so that the marker is on copies alone.
+# On a request that is mirrored: <experiment>;<epoch>;<shadow variant>. The mirror policy copies it
+# into HEADER_SHADOW_OF on the copy, so that the marker is on copies alone.
 HEADER_SHADOW_VARIANT: Final = "x-turnout-shadow-variant"
 HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
 HEADER_REQUEST_ID: Final = "x-request-id"
@@ -28,7 +28,7 @@ STAMP_SEPARATOR: Final = ","
 STAMP_FIELD_SEPARATOR: Final = ";"
 UNIT_HASH_HEX_DIGITS: Final = 16
 
-# -- Assignment --------------------------------------------------------------------------------------
+# -- Assignment ------------------------------------------------------------------------------------
 # bucket = xxh3_64(salt + NUL + unit) mod BUCKET_COUNT; weights are parts per million.
 BUCKET_COUNT: Final = 1_000_000
 HASH_VERSION: Final = 1
@@ -36,27 +36,29 @@ LAYER_MODELS: Final = "models"
 UNIT_BYTES_MAX: Final = 4096  # a longer unit is no unit, and counted
 TENANT_KEY_BYTES: Final = 32  # keyed BLAKE2b, digest 8 bytes, read little endian
 
-# -- Snapshot file: MAGIC + BLAKE2b-256 of the payload + payload (the encoded Snapshot) -----------------
+# -- Snapshot file: MAGIC + BLAKE2b-256 of the payload + payload (the encoded Snapshot) ------------
 SNAPSHOT_MAGIC: Final = b"TURNOUT\x01"
 SNAPSHOT_DIGEST_BYTES: Final = 32
 SNAPSHOT_FORMAT: Final = 1
 SNAPSHOT_BYTES_MAX: Final = 16 * 1024 * 1024
 
-# -- Evidence ----------------------------------------------------------------------------------------
+# -- Evidence --------------------------------------------------------------------------------------
 TIME_BUCKET_S: Final = 10
-# A unit's first bad event is kept once per slot. A lane's block begins at every FIRST_BAD_BLOCK_EVERY-th
-# slot and lives FIRST_BAD_BLOCK_SLOTS of them: an hour, begun every 5 minutes. Slots shorter than that let
-# a block restart its count (see control/rollout/lanes.py), which halves the time to find a late change.
+# A unit's first bad event is kept once per slot. A lane's block begins at every
+# FIRST_BAD_BLOCK_EVERY-th slot and lives FIRST_BAD_BLOCK_SLOTS of them: an hour, begun every 5
+# minutes. Slots shorter than that let a block restart its count (see control/rollout/lanes.py),
+# which halves the time to find a late change.
 FIRST_BAD_SLOT_S: Final = 60
 FIRST_BAD_BLOCK_EVERY: Final = 5
 FIRST_BAD_BLOCK_SLOTS: Final = 60
 FIRST_BAD_UNITS_MAX: Final = 65_536
-# DDSketch (Masson, Rim, Lee 2019, arXiv 1908.10693): bin i holds (gamma^(i-1), gamma^i] milliseconds.
+# DDSketch (Masson, Rim, Lee 2019, arXiv 1908.10693): bin i holds (gamma^(i-1), gamma^i]
+# milliseconds.
 LATENCY_SKETCH_ALPHA: Final = 0.01
 LATENCY_SKETCH_GAMMA: Final = (1 + LATENCY_SKETCH_ALPHA) / (1 - LATENCY_SKETCH_ALPHA)
 LATENCY_MIN_MS: Final = 0.001
 
-# -- Spans (OTLP attributes) --------------------------------------------------------------------------
+# -- Spans (OTLP attributes) -----------------------------------------------------------------------
 ATTRIBUTE_REQUEST_ID: Final = "turnout.request_id"
 ATTRIBUTE_ENVOY_REQUEST_ID: Final = "guid:x-request-id"
 ATTRIBUTE_PREDICTION: Final = "turnout.prediction"
@@ -66,16 +68,16 @@ ATTRIBUTE_COST: Final = "turnout.cost"
 # True on a span that answered a mirrored copy (the request carried x-turnout-shadow-of).
 ATTRIBUTE_SHADOW: Final = "turnout.shadow"
 
-# -- Envoy -------------------------------------------------------------------------------------------
+# -- Envoy -----------------------------------------------------------------------------------------
 EXT_PROC_FILTER: Final = "turnout"  # the filter's configured name, and the key of its filter state
 EXT_PROC_STAT_PREFIX: Final = "turnout"
 HCM_STAT_PREFIX: Final = "turnout"
 ROUTE_CONFIG_NAME: Final = "turnout"
 ACCESS_LOG_SERVED: Final = "turnout_served"
 ACCESS_LOG_SHADOW: Final = "turnout_shadow"
-# The access log's custom tag with ext_proc's call status as a decimal: 0 answered, 4 timeout, 10 closed
-# without an answer, 14 unreachable, other codes as the worker's; absent where the filter is off. The
-# whole filter state would add 650 bytes to every entry (measured: 1,100 instead of 450).
+# The access log's custom tag with ext_proc's call status as a decimal: 0 answered, 4 timeout, 10
+# closed without an answer, 14 unreachable, other codes as the worker's; absent where the filter is
+# off. The whole filter state would add 650 bytes to every entry (measured: 1,100 instead of 450).
 ACCESS_LOG_CALL_STATUS: Final = "c"
 WORKERS_CLUSTER: Final = "turnout_workers"
 OTLP_CLUSTER: Final = "turnout_otlp"
@@ -83,7 +85,7 @@ CLUSTER_PREFIX: Final = "turnout."
 # Routes are named turnout/<target>/<stamped|baseline>.
 ROUTE_NAME_PREFIX: Final = "turnout/"
 
-# -- Limits ------------------------------------------------------------------------------------------
+# -- Limits ----------------------------------------------------------------------------------------
 RESOURCE_BYTES_MAX: Final = 256 * 1024
 RESOURCE_DEPTH_MAX: Final = 20
 VARIANTS_MAX: Final = 64

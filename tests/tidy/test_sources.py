@@ -115,8 +115,16 @@ def test_no_test_is_skipped() -> None:
     assert not [hit for hit in found(pattern) if "test_sources.py" not in hit]
 
 
+def has_provenance(content: dict[str, object]) -> bool:
+    """Whether the file, or else each of its sections, has one."""
+    sections = [section for section in content.values() if isinstance(section, dict)]
+    return bool(content.get("provenance")) or (
+        bool(sections) and all(section.get("provenance") for section in sections)
+    )
+
+
 def test_vectors_say_how_they_were_made() -> None:
-    """A JSON file has a `provenance`; any other file is named in its directory's README.md."""
+    """A JSON file has a `provenance`, or each of its sections; any other file is named in its directory's README.md."""
     nameless = []
     for path in files():
         if VECTORS not in path.parents or path.suffix in {".py", ".md"}:
@@ -125,7 +133,7 @@ def test_vectors_say_how_they_were_made() -> None:
         described = readme.exists() and path.name in readme.read_text()
         if path.suffix == ".json":
             content = json.loads((ROOT / path).read_text())
-            described |= isinstance(content, dict) and bool(content.get("provenance"))
+            described |= isinstance(content, dict) and has_provenance(content)
         if not described:
             nameless.append(str(path))
     assert not nameless, nameless

@@ -1,0 +1,1 @@
+"""The few of Envoy's messages that Turnout reads and writes: generated, wire-compatible."""
