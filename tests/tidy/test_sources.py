@@ -124,7 +124,7 @@ def has_provenance(content: dict[str, object]) -> bool:
 
 
 def test_vectors_say_how_they_were_made() -> None:
-    """A JSON file has a `provenance`, or each of its sections; any other file is named in its directory's README.md."""
+    """A JSON file, or each of its sections, has a `provenance`; other files are in a README.md."""
     nameless = []
     for path in files():
         if VECTORS not in path.parents or path.suffix in {".py", ".md"}:
