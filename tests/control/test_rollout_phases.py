@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from control.rollout import phases
 from control.rollout.phases import (
     TRANSITIONS,
     InvalidTransition,
@@ -69,5 +71,7 @@ def test_ended_experiment_never_serves_again_when_anything_is_asked(state: State
     assert not reachable & {State.RUNNING, State.PAUSED, State.DRAFT}
 
 
-def test_diagram_shows_every_transition_when_drawn() -> None:
+def test_diagram_in_the_readme_is_the_table_when_compared() -> None:
     assert diagram().count("-->") == len(ALLOWED)
+    readme = Path(phases.__file__).with_name("README.md")
+    assert f"```mermaid\n{diagram()}```" in readme.read_text()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from control.rollout.lanes import assess_all
+from control.rollout.words import Kind
 from tests.simulation import worlds
 from tests.simulation.worlds import World, bad_events, first_of_each_block, seconds_to_rollback
 
@@ -36,14 +37,16 @@ def rollbacks(world: World, duration_s: float, runs: int, *, raw: bool = False) 
     return found
 
 
-def detection_s(change_s: float, runs: int) -> list[float]:
+def detection_s(change_s: float, runs: int, kinds: tuple[Kind, ...] = (Kind.ERROR,)) -> list[float]:
     """Seconds from the change 1 % -> 5 % to the rollback."""
     world = World(base=0.01, always_failing=0.0, harmed=0.05, change_s=change_s)
     found = []
     for number in range(runs):
         rng = np.random.default_rng([SEED, 7, number])
         events = first_of_each_block(bad_events(world, change_s + 900.0, rng))
-        rolled_back_s = seconds_to_rollback(world, events, every_s=ASSESS_EVERY_S, from_s=change_s)
+        rolled_back_s = seconds_to_rollback(
+            world, events, every_s=ASSESS_EVERY_S, from_s=change_s, kinds=kinds
+        )
         found.append(rolled_back_s - change_s)
     return found
 
@@ -149,3 +152,12 @@ def test_lanes_find_harm_within_150_s_when_it_comes_anywhere_in_a_block(
 ) -> None:
     times_s = detection_s(HOUR_S + after_block_s, 100)
     assert report(f"1 -> 5 % after 1 h and {after_block_s:.0f} s", times_s) <= 150.0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("change_s", "limit_s"), [(0.0, 40.0), (HOUR_S + 150.0, 150.0)])
+def test_lanes_find_harm_in_time_when_three_kinds_share_alpha(
+    change_s: float, limit_s: float
+) -> None:
+    times_s = detection_s(change_s, 300, tuple(Kind))
+    assert report(f"1 -> 5 % after {change_s:.0f} s, three kinds", times_s) <= limit_s

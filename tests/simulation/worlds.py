@@ -139,7 +139,12 @@ class Driver:
 
 
 def seconds_to_rollback(
-    world: World, events: BadEvents, *, every_s: float, from_s: float = 0.0
+    world: World,
+    events: BadEvents,
+    *,
+    every_s: float,
+    from_s: float = 0.0,
+    kinds: tuple[Kind, ...] = (Kind.ERROR,),
 ) -> float:
     """When the lanes first cross, infinity = never.
 
@@ -149,8 +154,9 @@ def seconds_to_rollback(
         every_s: The lanes are assessed at its multiples if something came in; 0 = at every event.
         from_s: They are not assessed before (used where crossing before is another simulation's
             subject).
+        kinds: In use; all errors are of kind ERROR, the others only divide alpha.
     """
-    driver = Driver(world)
+    driver = Driver(world, kinds)
     time_s, user, candidate = events.time_s, events.user, events.candidate
     begin = 0
     while begin < len(user):
