@@ -46,6 +46,14 @@ async def test_sidecar_splits_and_accounts_when_experiment_is_pushed() -> None:
         requests = {key.variant: n for key, n in fake.total("requests").items()}
         assert requests["v2"] >= given["v2"]
         assert {key.role for key in fake.total("requests")} == {ROLE_SERVED}
+        decided = sum(fake.total("decided").values())
+        assert await stage.metric("turnout_sidecar_decided_total") == decided
+        assert await stage.metric("turnout_sidecar_snapshot_version") == snapshot.version
+        assert await stage.metric("turnout_sidecar_config_state") == 1
+        assert await stage.metric("turnout_sidecar_experiment_open") == 1
+        assert await stage.metric("turnout_sidecar_workers_ready") == 2
+        assert await stage.metric("turnout_sidecar_envoy_up") == 1
+        assert await stage.metric("turnout_sidecar_control_connected") == 1
 
 
 async def test_experiment_enrols_nobody_when_candidate_is_not_healthy() -> None:
