@@ -28,16 +28,25 @@ from control.rollout.lanes import BlockTracker, assess_all
 from control.rollout.policy import Policy
 from control.rollout.run import Run
 from control.rollout.seen import BucketSeen, Exemplar, Seen, SidecarSeen, VariantSeen, WindowSeen
-from control.tallies import Numbers
+from control.tallies import COUNTED, Numbers
 from turnout.contract import EXPERIMENTS_PER_TENANT_MAX
-from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, ROLE_SHADOW, DeltaBatch, TargetDelta
+from turnout.v1alpha1.config_service_pb2 import (
+    ROLE_SERVED,
+    ROLE_SHADOW,
+    CountDelta,
+    DeltaBatch,
+    TargetDelta,
+)
 
 # Twice what may exist: deltas of deleted experiments still come in.
 EXPERIMENTS_MAX: Final = 2 * EXPERIMENTS_PER_TENANT_MAX
 INSTANCES_MAX: Final = 4096
 TARGETS_MAX: Final = 2000
 REASONS_MAX: Final = 16
+NAME_CHARACTERS_MAX: Final = 63
+COUNT_MAX: Final = 1 << 40  # of one delta: a million of them still fit into 64 bits
 PRUNE_EVERY_MS: Final = 60_000
+_NUMBER_MAX: Final = 1 << 62  # what SQLite and packed rows hold
 _FORMAT: Final = b"EVIDENCE\x01"
 _UNSTAMPED: Final = "unstamped."
 _BESIDE: Final = (
@@ -81,18 +90,10 @@ def check(batch: DeltaBatch) -> None:
     Raises:
         InvalidDelta: Names the part.
     """
-    if not batch.instance_id or len(batch.instance_id) > 128 or batch.seq < 1:
+    if not 0 < len(batch.instance_id) <= 128 or not 0 < batch.seq <= _NUMBER_MAX:
         raise InvalidDelta("instance_id must have 1..128 characters and seq must be >= 1")
     for count in batch.counts:
-        _check_key(count.experiment, count.variant)
-        if len(count.latency_bins) != len(count.latency_counts):
-            raise InvalidDelta("latency_bins and latency_counts differ in length")
-        if count.role not in (ROLE_SERVED, ROLE_SHADOW):
-            raise InvalidDelta(f"role {count.role}")
-        if not 0 <= count.latency_sum_ms < 1e18:  # also refuses NaN
-            raise InvalidDelta(f"latency_sum_ms {count.latency_sum_ms}")
-        if any(not -2000 < index < 4000 for index in count.latency_bins):
-            raise InvalidDelta("latency bin out of range")
+        _check_count(count)
     for bad in batch.first_bad:
         _check_key(bad.experiment, bad.variant)
         if len(bad.unit_hashes) % 8 or bad.sample_shift > 64 or bad.kind not in KINDS:
@@ -102,13 +103,30 @@ def check(batch: DeltaBatch) -> None:
         rows = len(exposure.offset_ms) * 8
         if len(exposure.unit_hashes) != rows or len(exposure.request_hashes) != rows:
             raise InvalidDelta("exposures: columns differ in length")
-        if not 0 <= exposure.base_unix_ms < 1 << 62:
+        if not 0 <= exposure.base_unix_ms <= _NUMBER_MAX:
             raise InvalidDelta("exposures: base_unix_ms")
+    for target in batch.targets:
+        if any(len(name) > NAME_CHARACTERS_MAX for name in (target.target, *target.unstamped)):
+            raise InvalidDelta("targets: name or reason too long")
+
+
+def _check_count(count: CountDelta) -> None:
+    _check_key(count.experiment, count.variant)
+    if len(count.latency_bins) != len(count.latency_counts):
+        raise InvalidDelta("latency_bins and latency_counts differ in length")
+    if count.role not in (ROLE_SERVED, ROLE_SHADOW):
+        raise InvalidDelta(f"role {count.role}")
+    if not 0 <= count.latency_sum_ms < 1e18:  # also refuses NaN
+        raise InvalidDelta(f"latency_sum_ms {count.latency_sum_ms}")
+    if any(not -2000 < index < 4000 for index in count.latency_bins):
+        raise InvalidDelta("latency bin out of range")
+    if any(getattr(count, name) > COUNT_MAX for name in COUNTED) or count.first_bad_unix_ms < 0:
+        raise InvalidDelta("a count out of range")
 
 
 def _check_key(experiment: str, variant: str) -> None:
     for name in (experiment, variant):
-        if not 0 < len(name) <= 63 or not name.isascii() or not name.isprintable():
+        if not 0 < len(name) <= NAME_CHARACTERS_MAX or not name.isascii() or not name.isprintable():
             raise InvalidDelta(f"name {name[:80]!r}")
 
 

@@ -57,7 +57,6 @@ from control.store.base import (
     PutResource,
     Resource,
     SnapshotRecord,
-    StoreError,
     StoreFailed,
     StoreOpenError,
     StoreUnavailable,
@@ -376,7 +375,7 @@ class SqliteStore:
                 async with self._write() as connection:
                     batch = self._take_appends()
                     ids = [await _append(connection, append.entry) for append in batch]
-            except (StoreError, DBAPIError) as error:
+            except Exception as error:  # noqa: BLE001 - passed on: else all would wait for ever
                 for append in batch or self._take_appends():
                     append.fail(error)
             else:

@@ -283,6 +283,12 @@ async def test_failing_callback_fails_its_own_caller_only(store: Store) -> None:
     assert len(await store.read_journal("risk")) == 2
 
 
+async def test_entry_that_cannot_be_stored_fails_and_the_next_is_stored(store: Store) -> None:
+    with pytest.raises(OverflowError):
+        await store.append_journal([delta(2**64 - 1)])
+    assert await store.append_journal([delta(1)]) != [None]
+
+
 async def test_cancelled_caller_does_not_take_others_or_its_own_write_with_it(
     store: Store,
 ) -> None:
