@@ -344,10 +344,7 @@ class Fold:
         experiment, epoch, variant = parse_shadow(entry.shadow_of)
         counts = self._counts(experiment, epoch, variant, 0, ROLE_SHADOW, entry.start_ms)
         # Nobody downstream waits for a copy: its time ends with the upstream's last byte.
-        latency_ms = entry.upstream_ms
-        if latency_ms is None:
-            latency_ms = entry.latency_ms
-        self._count(counts, entry, latency_ms, self._epochs.get((experiment, epoch)))
+        self._count(counts, entry, entry.upstream_ms, self._epochs.get((experiment, epoch)))
 
     def _add_unstamped(self, entry: Entry) -> None:
         reason = unstamped_reason(entry)

@@ -83,10 +83,6 @@ class Experiment:
         """The arm of a unit's bucket."""
         return self._arms[bisect_right(self._starts, bucket_after(self._salt, unit)) - 1]
 
-    def arms(self) -> list[tuple[int, Arm]]:
-        """Where each arm begins, in order of buckets."""
-        return list(zip(self._starts, self._arms, strict=True))
-
 
 class Target:
     """One target: what it matches, and the experiment on it, if one may serve."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sidecar import accesslog, fold
-from sidecar.fold import CountKey, Counts, ExposureKey, Fold, FoldDelta, SlotKey, TargetCounts
+from sidecar.fold import (
+    CountKey,
+    Counts,
+    ExposureKey,
+    FirstBad,
+    Fold,
+    FoldDelta,
+    SlotKey,
+    TargetCounts,
+)
 from sidecar.hashing import request_hash
 from sidecar.plan import EpochFacts
 from sidecar.processor import ANSWER_NO_SNAPSHOT, ANSWER_SHED, Answer, Outcome
@@ -74,7 +83,7 @@ def test_slow_answer_is_counted_when_longer_than_the_limit() -> None:
     delta = folded(entry(latency_ms=200.0), entry(latency_ms=200.5, stamp=stamp(unit=9)))
     [counts] = delta.counts.values()
     assert (counts.slow, counts.errors) == (1, 0)
-    assert delta.first_bad == {SLOW_0: fold.FirstBad(0, {"v2": {9}})}
+    assert delta.first_bad == {SLOW_0: FirstBad(0, {"v2": {9}})}
 
 
 def test_client_that_gave_up_is_slow_but_no_error_when_it_waited_too_long() -> None:
@@ -293,7 +302,7 @@ def test_every_arm_hears_of_a_higher_shift_when_only_one_has_new_units(
     for unit in range(1, 12):
         folding.add(entry(status=500, stamp=stamp("v2", unit=unit)), shadow=False)
     bad = folding.take().first_bad[ERROR_0]
-    assert bad == fold.FirstBad(1, {"control": set(), "v2": {2, 4, 6, 8, 10}})
+    assert bad == FirstBad(1, {"control": set(), "v2": {2, 4, 6, 8, 10}})
 
 
 def test_sent_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +373,30 @@ def test_unit_and_request_count_once_when_two_workers_saw_them() -> None:
     assert delta.first_bad[ERROR_0].units == {"v2": {1}}
     assert [len(rows) for rows in delta.exposures.values()] == [1]
     assert delta.repeated_requests == 1
+
+
+def test_counts_and_answers_add_up_when_workers_share_a_key() -> None:
+    folding, merged = knowing(), Fold()
+    for number in range(2):
+        folding.add(entry(request_id=f"r-{number}", status=500), shadow=False)
+        folding.add(entry(stamp="", call_status=4), shadow=False)
+        folding.answered(ANSWER_SHED)
+        merged.merge(folding.take())
+    delta = merged.take()
+    [counts] = delta.counts.values()
+    assert (counts.requests, counts.errors, sum(counts.latency.values())) == (2, 2, 2)
+    assert delta.targets == {
+        "fraud": TargetCounts(unstamped={"timeout": 2}),
+        "": TargetCounts(answered=2, shed=2),
+    }
+
+
+def test_higher_shift_of_one_worker_is_everyones_when_merged() -> None:
+    merged = Fold()
+    merged.merge(FoldDelta(first_bad={ERROR_0: FirstBad(0, {"v2": {1, 2, 3, 4}})}))
+    merged.merge(FoldDelta(first_bad={ERROR_0: FirstBad(1, {"control": {6}})}))
+    bad = merged.take().first_bad[ERROR_0]
+    assert bad == FirstBad(1, {"v2": {2, 4}, "control": {6}})
 
 
 def test_delta_is_false_when_nothing_was_folded() -> None:

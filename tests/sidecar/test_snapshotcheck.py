@@ -11,7 +11,7 @@ import pytest
 from sidecar.plan import InvalidSnapshot, decode_snapshot
 from sidecar.snapshotcheck import validate
 from tests.sidecar.samples import build, snapshot, target
-from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_UNSPECIFIED, Predicate
+from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_UNSPECIFIED, Predicate, Unit
 from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan, VariantPlan
 
 Change = Callable[[Snapshot], object]
@@ -87,6 +87,8 @@ RULES: list[tuple[str, Change, str]] = [
     ("claim", lambda m: put(exp(m).unit, jwt_claim="sub"), "experiments[0].unit.jwt_claim"),
     ("session", lambda m: put(exp(m).unit, session="s"), "experiments[0].unit.session"),
     ("query", lambda m: put(exp(m).unit, query_parameter="q"), "experiments[0].unit.query_parameter"),
+    ("cookie", lambda m: m.experiments[0].unit.CopyFrom(Unit(cookie="a b")), "experiments[0].unit.cookie"),
+    ("no unit rule", lambda m: put(exp(m).unit, no_unit=9), "experiments[0].unit.no_unit"),
     ("pseudo unit", lambda m: put(exp(m).unit, header=":path"), "experiments[0].unit.header"),
     ("own unit", lambda m: put(exp(m).unit, header="x-turnout-a"), "experiments[0].unit.header"),
     ("own stamp", lambda m: put(exp(m).unit, header="x-turnout"), "experiments[0].unit.header"),
