@@ -135,7 +135,11 @@ def _connection_manager(options: BootstrapOptions) -> Json:
         "request_headers_timeout": "10s",
         "common_http_protocol_options": {"max_headers_count": 200},
         "early_header_mutation_extensions": [_strip()],
-        "access_log": [_access_log(contract.ACCESS_LOG_SERVED)],
+        "access_log": [
+            _access_log(
+                contract.ACCESS_LOG_SERVED, contract.HEADER_STAMP, contract.HEADER_UNSTAMPED
+            )
+        ],
         "rds": {
             "route_config_name": contract.ROUTE_CONFIG_NAME,
             "config_source": _watched(options, ROUTES_FILE),
@@ -179,23 +183,19 @@ def _router() -> Json:
         "typed_config": {
             "@type": TYPE + "envoy.extensions.filters.http.router.v3.Router",
             "suppress_envoy_headers": True,
-            "upstream_log": [
-                _access_log(contract.ACCESS_LOG_SHADOW)
-                | {
-                    "filter": {
-                        "header_filter": {
-                            "header": {"name": contract.HEADER_SHADOW_OF, "present_match": True}
-                        }
-                    }
-                }
-            ],
+            "upstream_log": [_access_log(contract.ACCESS_LOG_SHADOW, contract.HEADER_SHADOW_OF)],
         },
     }
 
 
-def _access_log(log_name: str) -> Json:
+def _access_log(log_name: str, *headers: str) -> Json:
+    """Log requests that carry one of these headers."""
+    present = [
+        {"header_filter": {"header": {"name": name, "present_match": True}}} for name in headers
+    ]
     return {
         "name": "envoy.access_loggers.http_grpc",
+        "filter": present[0] if len(present) == 1 else {"or_filter": {"filters": present}},
         "typed_config": {
             "@type": TYPE + "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
             "common_config": {

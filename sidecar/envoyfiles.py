@@ -252,7 +252,9 @@ def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
         # Attribution: only an applied stamp says which variant answered, never the upstream itself.
         "response_headers_to_remove": [contract.HEADER_VARIANT],
     }
-    if not on:
+    if on:
+        route["request_headers_to_add"] = [_header(contract.HEADER_UNSTAMPED, "1")]
+    else:
         route["typed_per_filter_config"] = _filter_off()
     return route
 

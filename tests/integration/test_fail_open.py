@@ -15,6 +15,7 @@ from tests.integration.harness import (
     wait_for,
 )
 from tests.integration.snapshots import cluster_of, expected_variant
+from turnout.contract import HEADER_UNSTAMPED
 
 USERS = [f"user-{i}" for i in range(200)]
 
@@ -71,6 +72,10 @@ async def test_no_stream_is_opened_when_the_target_has_no_experiment(stage: Stag
     answers = await stage.users(USERS)
     assert {(a.pod, a.variant) for a in answers} == {("v1", "")}
     assert (await envoy.ext_proc())["streams_started"] == before
+    # Nor is it logged.
+    logged = (await envoy.stats("access_logs.grpc_access_log."))["logs_written"]
+    await stage.users(USERS)
+    assert (await envoy.stats("access_logs.grpc_access_log."))["logs_written"] == logged
 
 
 async def test_clients_headers_never_choose_when_the_sidecar_lives_or_is_dead(
@@ -108,7 +113,8 @@ async def test_clients_headers_never_choose_when_the_sidecar_lives_or_is_dead(
     answers = await stage.send(requests)
     assert {(a.status, a.pod, a.variant) for a in answers} == {(200, "v1", "")}
     assert v2.requests == before
-    assert not [n for seen in v1.seen for n in seen.headers if n.startswith(("x-turnout", "x-v"))]
+    names = {name for seen in v1.seen for name in seen.headers}
+    assert {n for n in names if n.startswith(("x-turnout", "x-v", "x-param"))} == {HEADER_UNSTAMPED}
 
 
 async def test_requests_wait_50_ms_at_most_when_every_worker_hangs(stage: Stage) -> None:

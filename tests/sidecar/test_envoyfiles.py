@@ -30,6 +30,7 @@ def test_filter_is_off_on_every_route_when_no_gate_is_open() -> None:
     routes = _routes(samples.snapshot(), set())
     assert [route["name"] for route in routes] == ["turnout/fraud/baseline", "turnout/none"]
     assert all(r["typed_per_filter_config"]["turnout"]["disabled"] for r in routes)
+    assert not any("request_headers_to_add" in route for route in routes)
 
 
 def test_stamped_route_comes_first_when_the_gate_is_open() -> None:
@@ -38,6 +39,8 @@ def test_stamped_route_comes_first_when_the_gate_is_open() -> None:
     assert stamped["match"]["headers"] == [{"name": "x-turnout-upstream", "present_match": True}]
     assert baseline["route"]["cluster"] == "turnout.fraud.base"
     assert "typed_per_filter_config" not in baseline
+    (marker,) = baseline["request_headers_to_add"]
+    assert marker["header"]["key"] == "x-turnout-unstamped"
     assert none["typed_per_filter_config"]["turnout"]["disabled"]
 
 
