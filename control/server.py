@@ -30,6 +30,7 @@ from control.rollout.tenants import Tenants
 from control.rollout.watch import Watches
 from control.samples import samples
 from control.services.config import ConfigService
+from control.services.errors import finish
 from control.services.experiments import ExperimentService
 from control.services.outcomes import OutcomeService
 from control.services.sidecars import AuditService, SidecarService
@@ -158,6 +159,7 @@ class ControlPlane:
         self.distribution.close()
         if self._server is not None:
             await self._server.stop(DRAIN_S)
+        await finish()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

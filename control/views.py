@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from google.protobuf import json_format
-from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.rollout.assess import Check
@@ -92,7 +90,7 @@ def experiment_message(
         revision=resource.revision,
         labels=resource.labels,
         spec=entry.spec,
-        status=_status(entry, conditions),
+        status=_status(entry, conditions if entry.run.live else ()),
     )
 
 
@@ -121,13 +119,6 @@ def _status(
     )
     status.conditions.extend(conditions)
     return status
-
-
-def audit_json(message: Message | None) -> str:
-    """A resource as it is kept in the audit trail; "" for none."""
-    if message is None:
-        return ""
-    return json_format.MessageToJson(message, indent=None, sort_keys=True)
 
 
 def decision_message(decision: Decision) -> experiment_pb2.Decision:

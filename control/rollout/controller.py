@@ -189,7 +189,7 @@ class Controller:
         now_ms = self.clock_ms()
         if command.verb is Input.START:
             self._check_start(tenant, entry)
-            stored = await self.ledger.written(self.ledger.store.last_epoch(tenant.name, name))
+            stored = await self.ledger.asked(self.ledger.store.last_epoch(tenant.name, name))
             last_epoch = max(stored, tenant.last_epoch(name))
             command = replace(command, revision=entry.resource.revision, last_epoch=last_epoch)
         if command.verb is Input.UNDO:
@@ -324,7 +324,8 @@ class Controller:
         """
         if not call.request_id:
             return None
-        answer = await self.ledger.answer(tenant.name, call.method, call.request_id)
+        reading = self.ledger.store.answer(tenant.name, call.method, call.request_id)
+        answer = await self.ledger.asked(reading)
         if answer is None:
             return None
         if answer.digest != call.digest:
@@ -402,7 +403,11 @@ class Controller:
         """Take up the alerts that the last process did not deliver, to URLs that still count."""
         pending = await self.ledger.store.pending_alerts(self.clock_ms(), limit=ALERTS_LOADED_MAX)
         for record in pending:
-            self.alerts.submit(alert_of(record))
+            alert = alert_of(record)
+            if alert.url in self.settings.webhooks:
+                self.alerts.submit(alert)
+            else:
+                await self.ledger.store.alert_done(record.id)
 
     def _count(self, decision: Decision) -> None:
         self.decisions[decision.action] = self.decisions.get(decision.action, 0) + 1

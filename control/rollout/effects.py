@@ -6,12 +6,12 @@ Pure. Refuses to decide and to carry out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from google.protobuf.message import Message
 
-from control import views
+from control import audit, views
 from control.alerts import Alert
 from control.rollout.decide import Decision
 from control.rollout.entries import (
@@ -28,7 +28,6 @@ from control.rollout.words import Action, Effect
 from control.store.base import (
     AlertRecord,
     AnswerRecord,
-    AuditRecord,
     DecisionRecord,
     EpochMark,
     TombstoneRecord,
@@ -174,6 +173,9 @@ def alert_of(record: AlertRecord) -> Alert:
     return Alert(id=envelope["id"], url=envelope["url"], body=body, payload=record.payload)
 
 
+Shown = Target | Experiment
+
+
 class Closing:
     """Makes the answer and the audit events of a mutation when its entries are final."""
 
@@ -196,10 +198,17 @@ class Closing:
     def __call__(self, mutation: Mutation) -> Mutation:
         """The mutation with its audit events and its answer."""
         now_ms = self._now_ms
-        audits = [
-            *self._audits(mutation.targets, self._tenant.targets, now_ms),
-            *self._audits(mutation.experiments, self._tenant.experiments, now_ms),
-        ]
+        tenant = self._tenant
+        pairs: list[tuple[Shown | None, Shown | None]] = []
+        for target, entry in mutation.targets.items():
+            before = self._shown(tenant.targets.get(target), now_ms)
+            pairs.append((before, self._shown(entry, now_ms)))
+        for experiment, changed in mutation.experiments.items():
+            before = self._shown(tenant.experiments.get(experiment), now_ms)
+            pairs.append((before, self._shown(changed, now_ms)))
+        audits = audit.records(
+            tenant.name, self._call.actor, self._call.method, pairs, time_ms=now_ms
+        )
         if self._experiment:
             self.message = self._shown(mutation.experiments.get(self._experiment), now_ms)
         elif self._target:
@@ -215,33 +224,7 @@ class Closing:
             )
         return replace(mutation, audits=(*mutation.audits, *audits), answers=answers)
 
-    def _audits(
-        self,
-        after: Mapping[str, TargetEntry | None] | Mapping[str, ExperimentEntry | None],
-        before: Mapping[str, TargetEntry] | Mapping[str, ExperimentEntry],
-        now_ms: int,
-    ) -> list[AuditRecord]:
-        records = []
-        for name, entry in after.items():
-            old, new = self._shown(before.get(name), now_ms), self._shown(entry, now_ms)
-            shown = new or old
-            assert shown is not None
-            records.append(
-                AuditRecord(
-                    tenant=self._tenant.name,
-                    time_ms=now_ms,
-                    actor=self._call.actor,
-                    method=self._call.method,
-                    resource=shown.name,
-                    before_json=views.audit_json(old),
-                    after_json=views.audit_json(new),
-                )
-            )
-        return records
-
-    def _shown(
-        self, entry: TargetEntry | ExperimentEntry | None, now_ms: int
-    ) -> Target | Experiment | None:
+    def _shown(self, entry: TargetEntry | ExperimentEntry | None, now_ms: int) -> Shown | None:
         if entry is None:
             return None
         if isinstance(entry, ExperimentEntry):

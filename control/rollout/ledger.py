@@ -26,7 +26,6 @@ from control.rollout.entries import ExperimentEntry, TargetEntry, sealed_experim
 from control.rollout.tenant import Mutation, Tenant, overlay, tombstone_message
 from control.store.base import (
     AlreadyExists,
-    AnswerRecord,
     Change,
     Conflict,
     DeleteResource,
@@ -134,7 +133,7 @@ class Ledger:
             mutation = _stamped(mutation, tenant.version, now_ms)
         mutation = close(mutation)
         record = None if planned is None else _record(tenant, planned, now_ms)
-        await self.written(self.store.commit(_change(tenant, mutation, [record] if record else [])))
+        await self.asked(self.store.commit(_change(tenant, mutation, [record] if record else [])))
         if any(
             now is not before for now, before in zip(_entries(tenant, mutation), held, strict=True)
         ):
@@ -192,17 +191,6 @@ class Ledger:
         running = self._flushes.get(tenant.name)
         if tenant.pending and (running is None or running.done()):
             self._flushes[tenant.name] = asyncio.create_task(self._flush_soon(tenant))
-
-    async def answer(self, tenant: str, method: str, request_id: str) -> AnswerRecord | None:
-        """The first answer to a request id.
-
-        Raises:
-            Refused: UNAVAILABLE.
-        """
-        try:
-            return await self.store.answer(tenant, method, request_id)
-        except StoreUnavailable as error:
-            raise unavailable(f"the store cannot read just now: {error}") from error
 
     async def settled(self, name: str) -> None:
         """Before the store is read for what was decided: store what was published first."""
@@ -284,19 +272,19 @@ class Ledger:
             began = tenant.journal.begin_epoch(
                 entry.name, mark.epoch, entry.run.epoch_start_ms, entry.spec.target, now_ms
             )
-            await self.written(began)
+            await self.asked(began)
             tenant.ahead = None  # a copy from before the epoch
 
-    async def written(self, writing: Awaitable[T]) -> T:
-        """What a write to the store gives.
+    async def asked(self, asking: Awaitable[T]) -> T:
+        """What the store answers.
 
         Raises:
             Refused: UNAVAILABLE, ABORTED, NOT_FOUND or ALREADY_EXISTS.
         """
         try:
-            return await writing
+            return await asking
         except StoreUnavailable as error:
-            raise unavailable(f"the store cannot write just now: {error}") from error
+            raise unavailable(f"the store cannot do it just now: {error}") from error
         except StoreFailed as error:
             self.fail(str(error))
             raise unavailable("the store has failed") from error

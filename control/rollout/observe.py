@@ -151,8 +151,11 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     if entry.spec.metrics.primary.metric:
         message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
         message.primary_sentence = ANALYSIS_SENTENCE
-    counted = evidence.target(entry.spec.target, since_start_of=entry.name)
-    message.unstamped.update(counted.unstamped)
+    # A sidecar counts either for whole Envoys (target "", exact) or by target, never both.
+    for target in ("", entry.spec.target):
+        counted = evidence.target(target, since_start_of=entry.name)
+        for why, count in counted.unstamped.items():
+            message.unstamped[why] += count
     return message
 
 

@@ -315,7 +315,7 @@ class Resources:
                 raise precondition("EXPERIMENT_RUNS", message)
             await self._controller.commit(tenant, Mutation(experiments={name: None}), call)
             now_ms = self._controller.clock_ms()
-            await self._controller.ledger.written(tenant.journal.forget(name, now_ms))
+            await self._controller.ledger.asked(tenant.journal.forget(name, now_ms))
 
     async def _put_experiment(
         self,

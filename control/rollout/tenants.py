@@ -68,7 +68,7 @@ class Tenants:
             found = self._ledger.find(name)
             if found is None:
                 self._ledger.admit(name)
-                found = await self._ledger.written(self._load(name))
+                found = await self._ledger.asked(self._load(name))
             return found
 
     async def _load(self, name: str) -> Tenant:
@@ -138,7 +138,7 @@ class Tenants:
             Refused: UNAVAILABLE; none was stored.
         """
         now_ms = self._controller.clock_ms()
-        await self._ledger.written(tenant.journal.add_outcomes(list(outcomes), now_ms))
+        await self._ledger.asked(tenant.journal.add_outcomes(list(outcomes), now_ms))
         self._controller.wake()
 
     async def take_spans(self, name: str, facts: tuple[SpanFact, ...]) -> str:
@@ -150,7 +150,7 @@ class Tenants:
         if tenant is None:
             return f"there is no tenant {shorten(name)}"
         now_ms = self._controller.clock_ms()
-        await self._ledger.written(tenant.journal.add_spans(facts, now_ms))
+        await self._ledger.asked(tenant.journal.add_spans(facts, now_ms))
         self._controller.wake()
         return ""
 
@@ -167,6 +167,6 @@ class Tenants:
         """Write one tenant's checkpoint if it is due; a store that cannot write is left alone."""
         try:
             now_ms = self._controller.clock_ms()
-            await self._ledger.written(tenant.journal.checkpoint(now_ms, force=force))
+            await self._ledger.asked(tenant.journal.checkpoint(now_ms, force=force))
         except Refused as refused:
             _log.warning("tenant %s: no checkpoint: %s", tenant.name, refused)

@@ -6,6 +6,7 @@ what is refused.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -19,6 +20,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, Any, Context], Awaitable[Reply]]
 StreamMethod = Callable[[Any, Any, Context], AsyncIterator[Reply]]
 
+_running: set[asyncio.Task[Any]] = set()
+
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -27,13 +30,33 @@ def answers(method: Method[Reply]) -> Method[Reply]:
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Any, context: Context) -> Reply:
+        # A client that gives up must not cut a change in two: what is stored would not be known.
+        task: asyncio.Task[Reply] = asyncio.create_task(_awaited(method(self, request, context)))
+        _running.add(task)
+        task.add_done_callback(_ended)
         try:
-            return await method(self, request, context)
+            return await asyncio.shield(task)
         except Refused as refused:
             await abort(context, refused)
             raise AssertionError("abort always raises") from refused
 
     return wrapped
+
+
+async def _awaited(answer: Awaitable[Reply]) -> Reply:
+    return await answer
+
+
+def _ended(task: asyncio.Task[Any]) -> None:
+    _running.discard(task)
+    if not task.cancelled():
+        task.exception()  # whoever asked may have gone: then nobody else looks at it
+
+
+async def finish() -> None:
+    """Wait for calls whose clients have given up."""
+    while _running:
+        await asyncio.wait(_running)
 
 
 def streams(method: StreamMethod[Reply]) -> StreamMethod[Reply]:

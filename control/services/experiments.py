@@ -34,7 +34,7 @@ from control.services.requests import (
     page_token,
     tenant_of,
 )
-from control.store.base import DecisionRecord, Store
+from control.store.base import DecisionRecord, Page, Store
 from turnout.v1alpha1 import experiment_service_pb2 as api
 from turnout.v1alpha1.experiment_pb2 import Decision, Experiment
 from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceServicer
@@ -282,16 +282,17 @@ class ExperimentService(ExperimentServiceServicer):
         name = name_of(request.parent, "experiments", field="parent")
         size, token = page_size(request.page_size), page_key(request.page_token)
         await self._controller.ledger.settled(name.tenant)
+
+        async def read(count: int) -> Page[DecisionRecord]:
+            reading = self._store.decisions(name.tenant, name.id, page_size=count, page_token=token)
+            return await self._controller.ledger.asked(reading)
+
         try:
-            page = await self._store.decisions(
-                name.tenant, name.id, page_size=size, page_token=token
-            )
+            page = await read(size)
             decisions = [_decision(record) for record in page.records]
             count = fitting(decisions)
             if count < len(decisions):
-                page = await self._store.decisions(
-                    name.tenant, name.id, page_size=count, page_token=token
-                )
+                page = await read(count)
         except ValueError as error:
             raise bad_page_token(request.page_token) from error
         response = api.ListDecisionsResponse(decisions=decisions[:count])

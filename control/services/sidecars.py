@@ -17,7 +17,7 @@ from control.services.requests import (
     page_token,
     tenant_of,
 )
-from control.store.base import AuditRecord, Store
+from control.store.base import AuditRecord, Page, Store
 from turnout.v1alpha1 import config_service_pb2, experiment_service_pb2
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceServicer
 from turnout.v1alpha1.experiment_service_pb2_grpc import AuditServiceServicer
@@ -58,16 +58,19 @@ class AuditService(AuditServiceServicer):
         tenant = tenant_of(request.parent)
         size, token = page_size(request.page_size), page_key(request.page_token)
         await self._ledger.settled(tenant)
-        try:
-            page = await self._store.audits(
-                tenant, resource=request.resource, page_size=size, page_token=token
+
+        async def read(count: int) -> Page[AuditRecord]:
+            reading = self._store.audits(
+                tenant, resource=request.resource, page_size=count, page_token=token
             )
+            return await self._ledger.asked(reading)
+
+        try:
+            page = await read(size)
             events = [_event(record) for record in page.records]
             count = fitting(events)
             if count < len(events):
-                page = await self._store.audits(
-                    tenant, resource=request.resource, page_size=count, page_token=token
-                )
+                page = await read(count)
         except ValueError as error:
             raise bad_page_token(request.page_token) from error
         response = experiment_service_pb2.ListAuditEventsResponse(events=events[:count])
