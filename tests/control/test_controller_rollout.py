@@ -18,10 +18,12 @@ from tests.control.peers import (
     EXPERIMENT_SPEC,
     PARENT,
     TARGET,
+    TARGET_SPEC,
     Api,
     FakeSidecar,
     experiment,
     reason,
+    target,
     traffic,
 )
 from tests.integration.waiting import wait_for
@@ -29,7 +31,7 @@ from turnout.v1alpha1 import config_service_pb2 as config
 from turnout.v1alpha1 import experiment_pb2
 from turnout.v1alpha1 import experiment_service_pb2 as service
 from turnout.v1alpha1.common_pb2 import Tombstone
-from turnout.v1alpha1.experiment_pb2 import STATE_ROLLED_BACK, Experiment
+from turnout.v1alpha1.experiment_pb2 import STATE_ROLLED_BACK, STATE_RUNNING, Experiment
 
 SHORT = EXPERIMENT_SPEC.replace("for: 3600s", "for: 1s, minimumRequests: 30")
 
@@ -78,11 +80,11 @@ async def test_canary_advances_and_promotes_when_its_checks_pass(
     found = await api.get()
     assert found.status.state == experiment_pb2.STATE_PROMOTED
     assert found.status.winner == "v2"
-    target = await api.get_target()
-    assert target.spec.baseline.model.version == "2"
-    assert target.status.previous.upstream.address == "127.0.0.1:8001"
-    assert target.status.promoted_from == EXPERIMENT
-    assert target.revision == 2
+    kept = await api.get_target()
+    assert kept.spec.baseline.model.version == "2"
+    assert kept.status.previous.upstream.address == "127.0.0.1:8001"
+    assert kept.status.promoted_from == EXPERIMENT
+    assert kept.revision == 2
 
 
 async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) -> None:
@@ -97,9 +99,9 @@ async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) ->
     await sidecar.until(
         lambda me: me.snapshot.targets[0].baseline.upstream.address == "127.0.0.1:8001", "undo"
     )
-    target = await api.get_target()
-    assert not target.status.HasField("previous")
-    assert target.status.promoted_from == ""
+    kept = await api.get_target()
+    assert not kept.status.HasField("previous")
+    assert kept.status.promoted_from == ""
     assert (await api.get()).status.state == experiment_pb2.STATE_ROLLED_BACK
 
 
@@ -310,8 +312,8 @@ async def test_rollback_wins_when_another_change_is_being_stored(
         await promotion
     assert refused.value.code() is grpc.StatusCode.ABORTED
     assert await api.state() == "ROLLED_BACK"
-    target = await api.get_target()
-    assert target.spec.baseline.upstream.address == "127.0.0.1:8001"
+    kept = await api.get_target()
+    assert kept.spec.baseline.upstream.address == "127.0.0.1:8001"
     await api.experiments.ListDecisions(service.ListDecisionsRequest(parent=EXPERIMENT))
     stored = await plane.store.get(Kind.EXPERIMENT, "risk", "fraud-v2")
     kept = await plane.store.get(Kind.TARGET, "risk", "fraud")
@@ -319,6 +321,68 @@ async def test_rollback_wins_when_another_change_is_being_stored(
     assert kept is not None
     assert load_experiment(stored).run.state == "ROLLED_BACK"
     assert load_target(kept).spec.baseline.upstream.address == "127.0.0.1:8001"
+
+
+async def test_both_changes_are_served_when_one_is_rolled_back_while_the_other_is_stored(
+    plane: ControlPlane, api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollback does not wait; the change that was being stored comes in a later version."""
+    await api.start()
+    other = TARGET_SPEC.replace("fraud.risk.svc", "other.risk.svc")
+    await api.create_target(target(other), target_id="other")
+    await api.create(experiment(EXPERIMENT_SPEC.replace("target: fraud", "target: other")), "o")
+    await sidecar.plan()
+    commit = plane.store.commit
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(change: Change) -> None:
+        held.set()
+        await go_on.wait()
+        await commit(change)
+
+    monkeypatch.setattr(plane.store, "commit", slow)
+    starting = asyncio.create_task(api.verb("Start", f"{PARENT}/experiments/o"))
+    await held.wait()
+    await api.verb("Rollback")
+    await sidecar.until(lambda me: not me.snapshot.experiments, "rollback")
+    monkeypatch.setattr(plane.store, "commit", commit)
+    go_on.set()
+    assert (await starting).status.state == STATE_RUNNING
+    await sidecar.plan("o")
+    assert [e.name for e in sidecar.snapshot.experiments] == ["o"]
+    assert [t.experiment for t in sidecar.snapshot.tombstones] == ["fraud-v2"]
+    versions = [version for version, _, _ in sidecar.pushes]
+    assert versions == sorted(set(versions))
+    tenant = plane.ledger.find("risk")
+    assert tenant is not None
+    assert await plane.ledger.settle(tenant)
+    stored = await plane.store.snapshot("risk")
+    assert stored is not None
+    assert stored.version == sidecar.version
+
+
+async def test_change_is_whole_when_its_client_gives_up(
+    plane: ControlPlane, api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored is what is served, although nobody waits for the answer."""
+    await api.create_target()
+    await api.create()
+    commit = plane.store.commit
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(change: Change) -> None:
+        held.set()
+        await go_on.wait()
+        await commit(change)
+
+    monkeypatch.setattr(plane.store, "commit", slow)
+    starting = asyncio.create_task(api.verb("Start"))
+    await held.wait()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    go_on.set()
+    await sidecar.plan()
+    assert await api.state() == "RUNNING"
 
 
 @pytest.mark.parametrize("disk", ["full", "slow"])
