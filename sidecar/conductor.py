@@ -66,6 +66,7 @@ class Conductor:
         self._ordered: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         # Revision and clusters that Envoy's files have: texts are made anew only for others.
         self._written: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._routes_lost = False
         self._woken = asyncio.Event()
         self._refusals = Refusals()
         # What a report says about Envoy.
@@ -109,6 +110,7 @@ class Conductor:
             return
         self._gate.tick(monotonic_ms())
         try:
+            await self._notice_others()
             await self._write_clusters_and_filter()
             opened = self._gate.open_gates()
             if opened != self._ordered[1]:
@@ -145,6 +147,13 @@ class Conductor:
         self._ordered = (order.generation, opened)
         self._workers.order(order)
 
+    async def _notice_others(self) -> None:
+        """Files that somebody else has written are not ours any more: say everything again."""
+        if self._dir is not None and await asyncio.to_thread(self._dir.changed_by_others):
+            _LOG.warning("somebody else has written Envoy's files: they are written again")
+            self._written = (-1, frozenset())
+            self._routes_lost = True
+
     async def _write_clusters_and_filter(self) -> None:
         live = self._config.live()
         names = self._gate.clusters()
@@ -165,13 +174,14 @@ class Conductor:
 
     async def _write_routes(self) -> None:
         routes = self._gate.routes()
-        if routes is None or routes == self._gate.written:
+        if routes is None or (routes == self._gate.written and not self._routes_lost):
             return
         if self._dir is not None:
             routed = self._routed(routes)
             texts = await asyncio.to_thread(documents, routed, enabled=routes.enabled)
             await self._write(ROUTES_FILE, texts.rds)
         self._gate.routes_written(routes)
+        self._routes_lost = False
 
     async def _write(self, name: str, text: str) -> bool:
         assert self._dir is not None

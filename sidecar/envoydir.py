@@ -32,11 +32,12 @@ class EnvoyDir:
         """
         self.path = path
         self._texts: dict[str, str] = {}
+        # What each file looked like when we last knew its text.
+        self._seen: dict[str, tuple[int, int]] = {}
         try:
             for name in _FILES:
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
-                if (path / name).exists():
-                    self._texts[name] = (path / name).read_text()
+                self._read(name)
         except (OSError, UnicodeDecodeError) as error:
             raise EnvoyDirError(f"Envoy's directory {path} cannot be used: {error}") from error
         if not os.access(path, os.W_OK | os.X_OK):
@@ -55,4 +56,31 @@ class EnvoyDir:
         write_atomic(staged, text.encode())
         staged.rename(self.path / name)
         self._texts[name] = text
+        self._seen[name] = self._look(name)
         return True
+
+    def changed_by_others(self) -> bool:
+        """Whether somebody else gave a file another text since we last knew it.
+
+        `turnout envoy bootstrap` run beside a sidecar writes the same files anew.
+        """
+        changed = False
+        for name in _FILES:
+            if self._look(name) != self._seen[name]:
+                before = self._texts.get(name)
+                self._read(name)
+                changed |= self._texts.get(name) != before
+        return changed
+
+    def _read(self, name: str) -> None:
+        self._seen[name] = self._look(name)
+        self._texts.pop(name, None)
+        if (self.path / name).exists():
+            self._texts[name] = (self.path / name).read_text()
+
+    def _look(self, name: str) -> tuple[int, int]:
+        try:
+            status = (self.path / name).stat()
+        except FileNotFoundError:
+            return (0, 0)
+        return (status.st_ino, status.st_mtime_ns)

@@ -119,6 +119,25 @@ async def test_routes_stay_on_when_the_sidecar_restarts_without_control() -> Non
         assert [file.stat().st_ino for file in files] == before
 
 
+async def test_files_are_written_again_when_a_bootstrap_overwrites_them() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        fake = await stage.fake_control()
+        # The sidecar is there first: it waits for an Envoy.
+        await stage.sidecar(control=fake.address)
+        fake.push(one_experiment(v1, v2, {"v2": 1.0}, version=2))
+        await fake.gate(EXPERIMENT, 1, is_open=False)
+        await stage.envoy(one_target(v1))
+        await stage.enrols()
+        await stage.bootstrap(one_target(v1))
+        assert "x-turnout-upstream" not in (stage.envoy_dir / ROUTES_FILE).read_text()
+        await wait_for(
+            lambda: "x-turnout-upstream" in (stage.envoy_dir / ROUTES_FILE).read_text(),
+            "the routes are ours again",
+        )
+        await stage.enrols()
+
+
 async def test_tombstone_takes_effect_when_no_file_can_be_written() -> None:
     async with Stage() as stage:
         v1, v2 = await stage.pod("v1"), await stage.pod("v2")

@@ -100,6 +100,19 @@ def test_envoys_file_is_replaced_only_when_its_text_changes(tmp_path: Path) -> N
     assert again.write(CLUSTERS_FILE, "c")
 
 
+def test_envoys_file_is_written_again_when_somebody_else_wrote_it(tmp_path: Path) -> None:
+    envoy_dir = EnvoyDir(tmp_path)
+    envoy_dir.write(ROUTES_FILE, "ours")
+    assert not envoy_dir.changed_by_others()
+    (tmp_path / ROUTES_FILE).write_text("theirs")
+    assert envoy_dir.changed_by_others()
+    assert not envoy_dir.changed_by_others()
+    assert envoy_dir.write(ROUTES_FILE, "ours")
+    (tmp_path / ROUTES_FILE).unlink()
+    assert envoy_dir.changed_by_others()
+    assert envoy_dir.write(ROUTES_FILE, "ours")
+
+
 def test_envoys_directory_is_refused_when_it_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvoyDirError, match="cannot be used"):
