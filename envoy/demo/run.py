@@ -173,11 +173,16 @@ def _conclude(
     terminal.print(
         f"{requests:,} requests in {took_s:.0f} s, {sum(act.failed for act in acts)} failed; "
         + ("every act ended as it must" if right else "NOT every act ended as it must")
-        + f"; {root / 'summary.json'}",
+        + f"; {_shown(root / 'summary.json')}",
         highlight=False,
         soft_wrap=True,
     )
     return 0 if right else EXIT_WRONG
+
+
+def _shown(path: Path) -> Path:
+    """Relative to the working directory when it is below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _acts(text: str) -> list[int]:
