@@ -191,6 +191,24 @@ async def test_worker_is_replaced_within_seconds_when_it_stands_still(
     assert "was silent for" in sidecar.output()
 
 
+async def test_workers_live_on_when_it_was_the_supervisor_that_stood_still(
+    stage: Stage, pods: tuple[Pod, Pod]
+) -> None:
+    fake = await stage.fake_control()
+    sidecar = await sidecar_of(stage, fake)
+    await served(fake, one_experiment(*pods, {"v2": 0.5}, version=1))
+    workers = sidecar.workers()
+    os.kill(sidecar.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    while time.monotonic() - stopped < 3.0:  # longer than a worker may be silent
+        await assigned(stage)
+    os.kill(sidecar.pid, signal.SIGCONT)
+    reports = len(fake.reports)
+    await wait_for(lambda: len(fake.reports) > reports + 1, "it reports again")
+    assert sidecar.workers() == workers
+    assert fake.reports[-1].worker_restarts == 0
+
+
 async def test_tombstoned_epoch_never_serves_again_when_an_older_snapshot_is_pushed(
     stage: Stage, pods: tuple[Pod, Pod]
 ) -> None:
