@@ -12,49 +12,36 @@ committed together, so that a slow disk costs one fsync per batch and not one pe
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from control.store import sqlite_file, writes
 from control.store import tables as t
 from control.store.base import (
-    ALERTS_PENDING_MAX,
-    IDEMPOTENCY_WINDOW_MS,
     PAGE_MAX,
-    SNAPSHOTS_KEPT,
     AlertRecord,
-    AlreadyExists,
     AnswerRecord,
     AuditRecord,
     Change,
     Checkpoint,
     Committed,
-    Conflict,
     DecisionRecord,
-    DeleteResource,
-    Expect,
     JournalEntry,
     JournalKind,
     JournalRow,
     Kind,
-    NotFound,
     Page,
-    PutResource,
     Resource,
     SnapshotRecord,
     StoreFailed,
@@ -66,10 +53,7 @@ from control.store.base import (
 from turnout.contract import TENANT_KEY_BYTES
 
 URL_PREFIX: Final = "sqlite:"
-BUSY_TIMEOUT_MS: Final = 5000
-READERS: Final = 4
 JOURNAL_BATCH_MAX: Final = 512  # entries committed together
-WAL_BYTES_KEPT: Final = 64 * 1024 * 1024  # the log is cut back to this after a checkpoint
 
 # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_FULL: nothing was written, and it may work later.
 _RETRYABLE: Final = frozenset({5, 6, 13})
@@ -134,13 +118,18 @@ class SqliteStore:
             StoreOpenError: The path cannot be used; the message names it and says why.
         """
         path = path_of_url(url)
-        lock_fd = _lock(path)
+        lock_fd = sqlite_file.lock(path)
         try:
-            await asyncio.to_thread(_prepare, path)
+            await asyncio.to_thread(sqlite_file.prepare, path)
         except BaseException:
             os.close(lock_fd)
             raise
-        return cls(path, lock_fd, _engine(path, writer=True), _engine(path, writer=False))
+        return cls(
+            path,
+            lock_fd,
+            sqlite_file.engine(path, writer=True),
+            sqlite_file.engine(path, writer=False),
+        )
 
     async def close(self) -> None:
         """Ends it when running writes are over; what was committed stays."""
@@ -163,18 +152,18 @@ class SqliteStore:
     async def _commit(self, change: Change) -> None:
         async with self._write() as connection:
             for put in change.puts:
-                await _put(connection, put)
+                await writes.put(connection, put)
             for delete in change.deletes:
-                await _delete(connection, delete)
+                await writes.delete(connection, delete)
             for mark in change.epochs:
-                await _raise_epoch(connection, mark.tenant, mark.experiment, mark.epoch)
+                await writes.raise_epoch(connection, mark.tenant, mark.experiment, mark.epoch)
             for tombstone in change.tombstones:
-                await _put_tombstone(connection, tombstone)
+                await writes.put_tombstone(connection, tombstone)
             for snapshot in change.snapshots:
-                await _put_snapshot(connection, snapshot)
+                await writes.put_snapshot(connection, snapshot)
             for answer in change.answers:
-                await _put_answer(connection, answer)
-            await _append_rows(connection, change)
+                await writes.put_answer(connection, answer)
+            await writes.append_rows(connection, change)
 
     # -- Resources ---------------------------------------------------------------------------------
 
@@ -374,7 +363,7 @@ class SqliteStore:
             try:
                 async with self._write() as connection:
                     batch = self._take_appends()
-                    ids = [await _append(connection, append.entry) for append in batch]
+                    ids = [await writes.append(connection, append.entry) for append in batch]
             except Exception as error:  # noqa: BLE001 - passed on: else all would wait for ever
                 for append in batch or self._take_appends():
                     append.fail(error)
@@ -498,198 +487,6 @@ class SqliteStore:
         return error
 
 
-# -- Writing one record ----------------------------------------------------------------------------
-
-
-async def _put(connection: AsyncConnection, put: PutResource) -> None:
-    resource = put.resource
-    await _check(connection, resource.kind, resource.tenant, resource.name, put.expect)
-    values = {
-        "uid": resource.uid,
-        "revision": resource.revision,
-        "etag": resource.etag,
-        "labels": json.dumps(dict(resource.labels), sort_keys=True),
-        "spec": resource.spec,
-        "state": resource.state,
-        "create_ms": resource.create_ms,
-        "update_ms": resource.update_ms,
-    }
-    await connection.execute(
-        insert(t.resources)
-        .values(kind=resource.kind, tenant=resource.tenant, name=resource.name, **values)
-        .on_conflict_do_update(index_elements=["kind", "tenant", "name"], set_=values)
-    )
-
-
-async def _delete(connection: AsyncConnection, delete: DeleteResource) -> None:
-    if not await _check(connection, delete.kind, delete.tenant, delete.name, delete.expect):
-        raise NotFound(delete.kind, delete.tenant, delete.name)
-    c = t.resources.c
-    await connection.execute(
-        sa.delete(t.resources).where(
-            c.kind == delete.kind, c.tenant == delete.tenant, c.name == delete.name
-        )
-    )
-
-
-async def _check(
-    connection: AsyncConnection, kind: Kind, tenant: str, name: str, expect: str | Expect
-) -> bool:
-    """Whether the resource is there, after its precondition held."""
-    c = t.resources.c
-    etag = (
-        await connection.execute(
-            sa.select(c.etag).where(c.kind == kind, c.tenant == tenant, c.name == name)
-        )
-    ).scalar_one_or_none()
-    if expect is Expect.ABSENT and etag is not None:
-        raise AlreadyExists(kind, tenant, name)
-    if isinstance(expect, str):
-        if etag is None:
-            raise NotFound(kind, tenant, name)
-        if etag != expect:
-            raise Conflict(f"{kind} {name!r}", expect, etag)
-    return etag is not None
-
-
-async def _raise_epoch(
-    connection: AsyncConnection, tenant: str, experiment: str, epoch: int
-) -> None:
-    statement = insert(t.epochs).values(tenant=tenant, experiment=experiment, epoch=epoch)
-    await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["tenant", "experiment"],
-            set_={"epoch": statement.excluded.epoch},
-            where=t.epochs.c.epoch < statement.excluded.epoch,
-        )
-    )
-
-
-async def _put_tombstone(connection: AsyncConnection, tombstone: TombstoneRecord) -> None:
-    values = {
-        "epoch": tombstone.epoch,
-        "reason": tombstone.reason,
-        "time_ms": tombstone.time_ms,
-    }
-    statement = insert(t.tombstones).values(
-        tenant=tombstone.tenant, experiment=tombstone.experiment, **values
-    )
-    await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["tenant", "experiment"],
-            set_=values,
-            where=t.tombstones.c.epoch < statement.excluded.epoch,
-        )
-    )
-    # A name that is used again must start above what was rolled back.
-    await _raise_epoch(connection, tombstone.tenant, tombstone.experiment, tombstone.epoch)
-
-
-async def _put_snapshot(connection: AsyncConnection, snapshot: SnapshotRecord) -> None:
-    c = t.snapshots.c
-    newest = (
-        await connection.execute(
-            sa.select(sa.func.max(c.version)).where(c.tenant == snapshot.tenant)
-        )
-    ).scalar_one_or_none()
-    if newest is not None and snapshot.version <= newest:
-        raise Conflict(
-            f"the snapshot of {snapshot.tenant!r}", f"below {snapshot.version}", str(newest)
-        )
-    await connection.execute(
-        sa.insert(t.snapshots).values(
-            tenant=snapshot.tenant,
-            version=snapshot.version,
-            time_ms=snapshot.time_ms,
-            payload=snapshot.payload,
-        )
-    )
-    kept = (
-        sa.select(c.version)
-        .where(c.tenant == snapshot.tenant)
-        .order_by(c.version.desc())
-        .limit(SNAPSHOTS_KEPT)
-    )
-    await connection.execute(
-        sa.delete(t.snapshots).where(c.tenant == snapshot.tenant, c.version.not_in(kept))
-    )
-
-
-async def _put_answer(connection: AsyncConnection, answer: AnswerRecord) -> None:
-    await connection.execute(
-        sa.delete(t.answers).where(t.answers.c.time_ms < answer.time_ms - IDEMPOTENCY_WINDOW_MS)
-    )
-    await connection.execute(
-        insert(t.answers)
-        .values(
-            tenant=answer.tenant,
-            method=answer.method,
-            request_id=answer.request_id,
-            digest=answer.digest,
-            response=answer.response,
-            time_ms=answer.time_ms,
-        )
-        .on_conflict_do_nothing()  # the first answer stands
-    )
-
-
-async def _append_rows(connection: AsyncConnection, change: Change) -> None:
-    """Appends decisions, audit events and alerts; the outbox drops its oldest beyond its bound."""
-    for decision in change.decisions:
-        await connection.execute(
-            sa.insert(t.decisions).values(
-                tenant=decision.tenant,
-                experiment=decision.experiment,
-                time_ms=decision.time_ms,
-                action=decision.action,
-                payload=decision.payload,
-            )
-        )
-    for audit in change.audits:
-        await connection.execute(
-            sa.insert(t.audits).values(
-                tenant=audit.tenant,
-                time_ms=audit.time_ms,
-                actor=audit.actor,
-                method=audit.method,
-                resource=audit.resource,
-                before_json=audit.before_json,
-                after_json=audit.after_json,
-            )
-        )
-    for alert in change.alerts:
-        await connection.execute(
-            sa.insert(t.alerts).values(
-                tenant=alert.tenant,
-                created_ms=alert.created_ms,
-                attempts=alert.attempts,
-                next_attempt_ms=alert.next_attempt_ms,
-                payload=alert.payload,
-            )
-        )
-    if change.alerts:
-        kept = sa.select(t.alerts.c.id).order_by(t.alerts.c.id.desc()).limit(ALERTS_PENDING_MAX)
-        await connection.execute(sa.delete(t.alerts).where(t.alerts.c.id.not_in(kept)))
-
-
-async def _append(connection: AsyncConnection, entry: JournalEntry) -> int | None:
-    row = await connection.execute(
-        insert(t.journal)
-        .values(
-            tenant=entry.tenant,
-            kind=entry.kind,
-            source=entry.source,
-            seq=entry.seq if entry.kind is JournalKind.DELTA else None,
-            received_ms=entry.received_ms,
-            payload=entry.payload,
-        )
-        .on_conflict_do_nothing()
-        .returning(t.journal.c.id)
-    )
-    row_id: int | None = row.scalar_one_or_none()
-    return row_id
-
-
 # -- Reading ---------------------------------------------------------------------------------------
 
 
@@ -725,104 +522,3 @@ def _id_token(token: str) -> int:
     if not token.startswith("i") or not token[1:].isascii() or not token[1:].isdigit():
         raise ValueError("page token of another listing")
     return int(token[1:19])
-
-
-# -- The file --------------------------------------------------------------------------------------
-
-
-def _lock(path: Path) -> int:
-    """Takes the exclusive lock beside the database, which the kernel frees when the process ends.
-
-    Raises:
-        StoreOpenError: The directory cannot be written, or another process has the lock.
-    """
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreOpenError(
-            f"store {path}: cannot write into its directory ({error.strerror})"
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise StoreOpenError(f"store {path}: another control plane has it open") from error
-    return fd
-
-
-def _prepare(path: Path) -> None:
-    """Creates the file with mode 0600, checks what is in it, and migrates it.
-
-    Raises:
-        StoreOpenError: It is no database, a newer version made it, or it cannot be written.
-    """
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)  # -wal and -shm take the mode of the database
-    except OSError as error:
-        raise StoreOpenError(f"store {path}: cannot be written ({error.strerror})") from error
-    engine = sa.create_engine(
-        sa.URL.create("sqlite", database=str(path)),
-        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
-    )
-    _configure(engine, writer=True)
-    try:
-        _migrate(engine, path)
-    except DBAPIError as error:
-        raise StoreOpenError(f"store {path}: {error.orig}") from error
-    finally:
-        engine.dispose()
-
-
-def _migrate(engine: sa.Engine, path: Path) -> None:
-    config = Config()
-    config.set_main_option("script_location", "control.store:migrations")
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    with engine.begin() as connection:
-        if sa.inspect(connection).has_table("alembic_version"):
-            rows = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
-            if unknown := sorted(set(rows) - known):
-                raise StoreOpenError(
-                    f"store {path}: its schema {', '.join(unknown)} is newer than this version "
-                    f"of Turnout; use the version that made it, or another file"
-                )
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _engine(path: Path, *, writer: bool) -> AsyncEngine:
-    engine = create_async_engine(
-        sa.URL.create("sqlite+aiosqlite", database=str(path)),
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=1 if writer else READERS,
-        max_overflow=0,
-        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
-    )
-    _configure(engine.sync_engine, writer=writer)
-    return engine
-
-
-def _configure(engine: sa.Engine, *, writer: bool) -> None:
-    """Has SQLAlchemy begin every transaction itself; the driver would begin them too late."""
-
-    @sa.event.listens_for(engine, "connect")
-    def _(connection: Any, _record: object) -> None:
-        connection.isolation_level = None
-        for pragma in _pragmas(writer=writer):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def _(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
-
-
-def _pragmas(*, writer: bool) -> Iterator[str]:
-    yield f"busy_timeout={BUSY_TIMEOUT_MS}"
-    if writer:
-        yield "journal_mode=WAL"
-    yield "synchronous=FULL"
-    yield "foreign_keys=ON"
-    yield f"journal_size_limit={WAL_BYTES_KEPT}"
-    if not writer:
-        yield "query_only=ON"

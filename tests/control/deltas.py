@@ -31,7 +31,7 @@ def count(
     *,
     experiment: str = "exp",
     epoch: int = 1,
-    role: Role = ROLE_SERVED,
+    role: Role.ValueType = ROLE_SERVED,
     at_ms: int = START_MS,
     requests: int = 10,
     errors: int = 0,
@@ -62,7 +62,7 @@ def first_bad(
     units: Iterable[int],
     *,
     slot: int = 0,
-    kind: BadEventKind = BAD_EVENT_KIND_ERROR,
+    kind: BadEventKind.ValueType = BAD_EVENT_KIND_ERROR,
     sample_shift: int = 0,
     epoch: int = 1,
 ) -> FirstBadDelta:

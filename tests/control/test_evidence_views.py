@@ -97,7 +97,7 @@ def test_delta_counts_once_when_delivered_again() -> None:
 
 
 def test_latency_quantile_is_within_one_percent() -> None:
-    bins = {}
+    bins: dict[int, int] = {}
     for latency_ms in range(1, 1001):
         index = 0
         while LATENCY_SKETCH_GAMMA**index < latency_ms:
@@ -379,13 +379,22 @@ def test_lanes_of_old_epochs_go_when_there_are_too_many() -> None:
         batch(1, counts=[count("tab\there")]),
         batch(1, counts=[count("v" * 64)]),
         batch(1, counts=[CountDelta(experiment="e", variant="v")]),
-        batch(1, counts=[CountDelta(experiment="e", variant="v", role=1, latency_bins=[1])]),
+        batch(
+            1, counts=[CountDelta(experiment="e", variant="v", role=ROLE_SHADOW, latency_bins=[1])]
+        ),
         batch(1, counts=[count(sum_ms=float("nan"))]),
         batch(1, counts=[count(sum_ms=float("inf"))]),
         batch(1, counts=[count(sum_ms=-1.0)]),
         batch(1, counts=[count(latency={10**6: 1})]),
         batch(1, bad=[first_bad("v2", [1], sample_shift=65)]),
-        batch(1, bad=[FirstBadDelta(experiment="e", variant="v", kind=1, unit_hashes=b"\x00" * 7)]),
+        batch(
+            1,
+            bad=[
+                FirstBadDelta(
+                    experiment="e", variant="v", kind=BAD_EVENT_KIND_WRONG, unit_hashes=b"\x00" * 7
+                )
+            ],
+        ),
         batch(1, bad=[FirstBadDelta(experiment="e", variant="v")]),
         batch(1, exposed=[ExposureBatch(experiment="e", variant="v", offset_ms=[1])]),
         batch(1, exposed=[exposures("v2", [(1, 1)], at_ms=-1)]),

@@ -148,7 +148,8 @@ def test_damaged_joiner_is_refused(data: bytes) -> None:
 
 def test_ring_agrees_with_a_dictionary_over_many_random_steps() -> None:
     chance = random.Random(7)
-    ring, expected = Ring(), {}
+    ring = Ring()
+    expected: dict[int, Row] = {}
     for step in range(20_000):
         request = chance.randrange(3000)
         if chance.random() < 0.35 and expected:

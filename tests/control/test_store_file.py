@@ -26,6 +26,7 @@ from control.store.base import (
     StoreUnavailable,
 )
 from control.store.sqlite import SqliteStore, path_of_url
+from control.store.sqlite_file import engine
 from control.store.tables import metadata
 
 MARK = Change(epochs=[EpochMark("t", "exp", 1)])
@@ -63,8 +64,8 @@ async def test_what_was_committed_is_there_when_it_is_opened_again(
 
 async def test_pragmas_are_those_that_promise_durability(tmp_path: Path) -> None:
     store = await opened(tmp_path / "s.db")
-    for engine in (store._writer, store._readers):
-        async with engine.connect() as connection:
+    for connections in (store._writer, store._readers):
+        async with connections.connect() as connection:
             for pragma, value in (
                 ("journal_mode", "wal"),
                 ("synchronous", 2),
@@ -78,10 +79,10 @@ async def test_pragmas_are_those_that_promise_durability(tmp_path: Path) -> None
 
 async def test_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
     await (await opened(tmp_path / "s.db")).close()
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 's.db'}")
-    with engine.connect() as connection:
+    plain = sa.create_engine(f"sqlite:///{tmp_path / 's.db'}")
+    with plain.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    engine.dispose()
+    plain.dispose()
 
 
 async def test_second_process_is_refused_while_the_first_has_it_open(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ async def test_schema_is_refused_when_it_is_newer_than_the_code(tmp_path: Path) 
 async def test_writes_are_unavailable_and_reads_go_on_when_another_process_holds_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control.store.sqlite.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("control.store.sqlite_file.BUSY_TIMEOUT_MS", 50)
     store = await opened(tmp_path / "s.db")
     await store.commit(MARK)
     raw = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
@@ -189,20 +190,17 @@ async def test_no_write_is_tried_again_after_the_file_was_found_damaged(tmp_path
     with path.open("r+b") as file:  # every page but the first
         file.seek(4096)
         file.write(b"\xff" * (path.stat().st_size - 4096))
-    raw_readable = SqliteStore(path, os.open(tmp_path, os.O_RDONLY), *_engines(path))
+    # The damaged file cannot be opened the usual way.
+    damaged = SqliteStore(
+        path, os.open(tmp_path, os.O_RDONLY), engine(path, writer=True), engine(path, writer=False)
+    )
     with pytest.raises(StoreFailed):
-        await raw_readable.commit(MARK)
+        await damaged.commit(MARK)
     with pytest.raises(StoreFailed):
-        await raw_readable.append_journal([JournalEntry("t", JournalKind.SPAN, b"x", 1)])
+        await damaged.append_journal([JournalEntry("t", JournalKind.SPAN, b"x", 1)])
     with pytest.raises(StoreFailed):
-        await raw_readable.get(Kind.TARGET, "t", "x")
-    await raw_readable.close()
-
-
-def _engines(path: Path) -> tuple[sa.ext.asyncio.AsyncEngine, sa.ext.asyncio.AsyncEngine]:
-    from control.store.sqlite import _engine  # the damaged file cannot be opened the usual way
-
-    return _engine(path, writer=True), _engine(path, writer=False)
+        await damaged.get(Kind.TARGET, "t", "x")
+    await damaged.close()
 
 
 def test_migrations_ship_with_the_package() -> None:

@@ -218,7 +218,7 @@ async def test_outbox_drops_its_oldest_when_it_is_full(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ALERTS_PENDING_MAX >= 1000
-    monkeypatch.setattr("control.store.sqlite.ALERTS_PENDING_MAX", 3)
+    monkeypatch.setattr("control.store.writes.ALERTS_PENDING_MAX", 3)
     for number in range(5):
         await store.commit(Change(alerts=[AlertRecord("risk", number, bytes([number]))]))
     assert [a.created_ms for a in await store.pending_alerts(100)] == [2, 3, 4]
