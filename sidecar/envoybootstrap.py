@@ -22,6 +22,12 @@ LOGGED_HEADERS: Final = (
 ACCESS_LOG_BUFFER_BYTES: Final = 2 * 1024 * 1024
 ACCESS_LOG_FLUSH_S: Final = 0.5
 CONNECTIONS_MAX: Final = 50_000
+# A list of 256 header values makes a program of 65,000 instructions. At the default limit of 100
+# Envoy would refuse all routes because of one target (tried); the lists' own limits bound it.
+RUNTIME: Final = {
+    "re2.max_program_size.error_level": 1_000_000,
+    "re2.max_program_size.warn_level": 1_000_000,
+}
 
 _CALL_STATUS: Final = f"%FILTER_STATE({contract.EXT_PROC_FILTER}:FIELD:request_header_call_status)%"
 
@@ -68,6 +74,7 @@ def bootstrap(options: BootstrapOptions) -> str:
                 "listeners": [_listener(options)],
                 "clusters": static_clusters,
             },
+            "layered_runtime": {"layers": [{"name": "turnout", "static_layer": RUNTIME}]},
             "overload_manager": {"resource_monitors": [_connection_limit()]},
         }
     )

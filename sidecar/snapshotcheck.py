@@ -57,7 +57,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+\Z")
 _VISIBLE: Final = re.compile(r"[\x21-\x7e]+\Z")
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e]*\Z")
-_HOST: Final = re.compile(r"(\*|(\*\.)?[0-9A-Za-z_.:\[\]-]+)\Z")
+_HOST: Final = re.compile(r"(\*|(\*\.)?[0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\])\Z")
 _ADDRESS: Final = re.compile(r"([0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})\Z")
 _OURS: Final = (HEADER_VARIANT, HEADER_STAMP)
 _OURS_PREFIX: Final = "x-turnout-"
@@ -139,7 +139,7 @@ def _target(path: str, target: TargetPlan) -> Iterator[Violation]:
         yield _violation(f"{path}.hosts", len(target.hosts), f"at most {HOSTS_MAX}")
     for index, host in enumerate(target.hosts):
         if not _HOST.match(host):
-            rule = 'must be a host, "*.suffix" or "*"'
+            rule = 'must be a host without port, "*.suffix" or "*"'
             yield _violation(f"{path}.hosts[{index}]", host, rule)
     prefix = target.path_prefix
     if prefix and not (prefix.startswith("/") and _VISIBLE.match(prefix)):

@@ -216,17 +216,12 @@ def _is_ip(text: str, version: int) -> bool:
 
 
 def is_host_pattern(text: str) -> bool:
-    """True for "*", a host name, "*.suffix" and "[IPv6]", the latter three with or without port."""
+    """True for "*", a host name, "*.suffix" and "[IPv6]"; a port is ignored and so never given."""
     if text == "*":
         return True
-    host = text
-    if re.search(r":[0-9]{1,5}\Z", text) and (text.startswith("[") or text.count(":") == 1):
-        host, _, port = text.rpartition(":")
-        if not 0 < int(port) < 65_536:
-            return False
-    if host.startswith("[") and host.endswith("]"):
-        return _is_ip(host[1:-1], 6)
-    return host == host.lower() and _is_host_name(host.removeprefix("*."))
+    if text.startswith("[") and text.endswith("]"):
+        return _is_ip(text[1:-1], 6)
+    return text == text.lower() and _is_host_name(text.removeprefix("*."))
 
 
 # -- Predicates -----------------------------------------------------------------------------------

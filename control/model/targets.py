@@ -70,7 +70,7 @@ def _check_match(report: Report, path: str, match: RequestMatch) -> None:
         report.add(f"{path}.hosts", f"{len(match.hosts)} hosts", f"at most {HOSTS_MAX}")
     for index, host in enumerate(match.hosts[:HOSTS_MAX]):
         if not is_host_pattern(host):
-            rule = 'must be "*", a lower-case host name, or "*.suffix"'
+            rule = 'must be "*", a lower-case host name without port, or "*.suffix"'
             report.add(f"{path}.hosts[{index}]", host, rule)
     check_unique(report, f"{path}.hosts", match.hosts[:HOSTS_MAX])
     if match.path_prefix:

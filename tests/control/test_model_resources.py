@@ -553,8 +553,8 @@ def test_address_is_refused_when_it_is_malformed(address: str) -> None:
 
 
 def test_hosts_are_patterns_when_they_are_names_suffixes_or_addresses() -> None:
-    good = ["*", "a", "a.b.c", "*.a.b", "a:80", "*.a:443", "[::1]", "[::1]:80", "10.0.0.1:8080"]
-    bad = ["", "A", "**", "*a", "a.*", "a b", "a:", "a:0", "a:b", "::1", "[x]", "a/b", "a\n"]
+    good = ["*", "a", "a.b.c", "*.a.b", "[::1]", "10.0.0.1"]
+    bad = ["", "A", "**", "*a", "a.*", "a b", "a:", "a:80", "[::1]:80", "::1", "[x]", "a/b", "a\n"]
     assert [host for host in good if not is_host_pattern(host)] == []
     assert [host for host in bad if is_host_pattern(host)] == []
 

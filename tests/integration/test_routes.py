@@ -14,6 +14,8 @@ from turnout.v1alpha1.common_pb2 import Predicate
 from turnout.v1alpha1.snapshot_pb2 import Snapshot, TargetPlan
 
 KEY = bytes(32)
+# The largest list that the rules allow.
+LARGE = [f"{i:03d}" + "\u00e9" * 126 for i in range(256)]
 MANY = [f"merchant.{i}" for i in range(255)] + ["DE"]
 
 
@@ -32,6 +34,7 @@ def _targets() -> list[TargetPlan]:
     nested = Predicate(
         negated=Predicate(all=[_header("x-a", present=True), Predicate(negated=country)])
     )
+    large = _header("x-country", values=LARGE)
     many = _header("x-country", values=MANY)
     return [
         TargetPlan(name="any", hosts=["*"], path_prefix="/"),
@@ -46,6 +49,7 @@ def _targets() -> list[TargetPlan]:
         TargetPlan(name="nested", hosts=["E.test"], path_prefix="/v2/h", headers=[nested]),
         TargetPlan(name="many", hosts=["f.test"], path_prefix="/v2/h", headers=[many]),
         TargetPlan(name="joined", hosts=["h.test"], headers=[_header("x-country", equals="DE,FR")]),
+        TargetPlan(name="large", hosts=["i.test"], headers=[large]),
         TargetPlan(name="present", hosts=["g.test"], headers=[_header("x-a", present=False)]),
     ]
 
@@ -65,6 +69,8 @@ def _requests() -> list[Request]:
         {"x-country": ["DE", "XX"]},
         {"x-country": ["XX", "DE"]},
         {"x-country": "DE,FR"},
+        {"x-country": LARGE[200].encode()},
+        {"x-country": LARGE[200][:-1].encode()},
         {"x-beta": ["1", "0"]},
         {"x-beta": ["0", "1"]},
         {"x-b": ["pre", "x"]},
@@ -80,7 +86,7 @@ def _requests() -> list[Request]:
         {"x-b": "pre", "x-beta": "1"},
         {"x-b": b"\xff\xfe"},
     ]
-    hosts = [f"{letter}.test" for letter in "bcdefgh"]
+    hosts = [f"{letter}.test" for letter in "bcdefghi"]
     judged = [Request("/v2/h", given, b"", "GET", host) for host in hosts for given in headers]
     return routed + judged
 

@@ -159,7 +159,9 @@ class RequestMatch(_message.Message):
     """Not implemented: Open Inference Protocol model version."""
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Values of :authority, exact, or "*" (any), or "*.suffix". Default ["*"]; at most 32."""
+        """Values of :authority without its port (any port fits), exact, or "*" (any), or "*.suffix". Default
+        ["*"]; at most 32.
+        """
 
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
