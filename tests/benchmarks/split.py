@@ -96,7 +96,7 @@ async def measure(setup: Setup, seconds: int) -> Run:
         requests_per_s=float(_found(r"Requests/sec:\s+([\d.]+)", report)),
         envoy_us=envoy_s / requests * 1e6,
         sidecar_us=sidecar_s / requests * 1e6 if setup.sidecar else None,
-        p99_ms=_milliseconds(_found(r"99%\s+(\S+)", report)),
+        p99_ms=_milliseconds(_found(r"\n +99% +(\S+)", report)),
     )
 
 
@@ -224,7 +224,7 @@ def commit() -> str:
     return (head or "unknown") + (" with local changes" if dirty else "")
 
 
-def document(runs: dict[str, list[Run]], *, seconds: int) -> str:
+def document(runs: dict[str, list[Run]], *, seconds: int, load: float) -> str:
     """RESULTS.md."""
     rows = [f"| {' | '.join([name, *cells(found)])} |" for name, found in runs.items()]
     count = len(next(iter(runs.values())))
@@ -236,6 +236,7 @@ def document(runs: dict[str, list[Run]], *, seconds: int) -> str:
             "",
             f"- Machine: {machine()}",
             f"- Commit: {commit()}",
+            f"- Load average of the machine at the start: {load:.1f}",
             f"- Load: wrk, 1 thread, {CONNECTIONS} connections, GET with an `x-user-id` of 4,096 "
             f"users; one interleaved run, {count} rounds of {seconds} s for each set-up, in "
             "rotated order. Rounds are separated by a dot.",
@@ -260,12 +261,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "RESULTS.md")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     runs = asyncio.run(rounds(options.rounds, options.seconds))
     table = Table(*HEADINGS)
     for name, found in runs.items():
         table.add_row(name, *cells(found))
     Console(width=110).print(table)
-    options.out.write_text(document(runs, seconds=options.seconds))
+    options.out.write_text(document(runs, seconds=options.seconds, load=load))
     print(f"written: {options.out}")
     return 0
 

@@ -10,7 +10,7 @@ def test_results_name_machine_commit_and_every_setup() -> None:
         "no ext_proc": [Run(20_000.4, 41.2, None, 2.5), Run(21_000.0, 40.0, None, 3.0)],
         "Turnout": [Run(4_000.0, 151.0, 208.25, 24.0), Run(4_100.0, 150.0, 209.0, 20.0)],
     }
-    text = document(runs, seconds=5)
+    text = document(runs, seconds=5, load=0.1)
     assert "| no ext_proc | 20,000 · 21,000 | 41 · 40 | - | 2.5 · 3.0 |" in text
     assert "| Turnout | 4,000 · 4,100 | 151 · 150 | 208.2 · 209.0 | 24.0 · 20.0 |" in text
     assert "- Machine: " in text
