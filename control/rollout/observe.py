@@ -148,7 +148,7 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     elif entry.last_decision is not None:
         message.lanes.extend(entry.last_decision.lanes)
         message.checks.extend(entry.last_decision.checks)
-    if entry.spec.metrics.primary.metric:
+    if entry.spec.metrics.primary.metric or entry.run.phase is Phase.AB:
         message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
         message.primary_sentence = ANALYSIS_SENTENCE
     # A sidecar counts either for whole Envoys (target "", exact) or by target, never both.

@@ -105,6 +105,56 @@ async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) ->
     assert (await api.get()).status.state == experiment_pb2.STATE_ROLLED_BACK
 
 
+async def test_target_goes_back_when_its_promotion_is_undone(api: Api) -> None:
+    """UndoTarget does the same as the experiment's undo; there is one previous baseline."""
+    await api.start()
+    await api.verb("Promote")
+    undone = await api.targets.UndoTarget(service.UndoTargetRequest(name=TARGET, request_id="r"))
+    assert undone.spec.baseline.upstream.address == "127.0.0.1:8001"
+    assert undone.spec.baseline.model.version == "1"
+    assert await api.state() == "ROLLED_BACK"
+    again = await api.targets.UndoTarget(service.UndoTargetRequest(name=TARGET, request_id="r"))
+    assert again == undone
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.targets.UndoTarget(service.UndoTargetRequest(name=TARGET))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(refused.value) == "NO_PREVIOUS"
+
+
+async def test_undo_is_refused_when_the_previous_baseline_is_no_longer_kept(api: Api) -> None:
+    """`keepPrevious` bounds how long a promotion can be undone."""
+    await api.create_target(target(TARGET_SPEC + "keepPrevious: 0s\n"))
+    await api.create()
+    await api.verb("Start")
+    await api.verb("Promote")
+    assert not (await api.get_target()).status.HasField("previous")
+    for call in (
+        api.verb("Undo"),
+        api.targets.UndoTarget(service.UndoTargetRequest(name=TARGET)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert reason(refused.value) == "PREVIOUS_EXPIRED"
+
+
+async def test_ab_step_says_that_analysis_is_pending_when_it_runs(api: Api) -> None:
+    """It holds its split; the operator decides."""
+    canary = "- canary: {split: {v2: 0.05}, for: 3600s}"
+    assert canary in EXPERIMENT_SPEC
+    spec = EXPERIMENT_SPEC.replace(canary, "- ab: {split: {v2: 0.5}, confidence: 0.9}")
+    await api.start(experiment(spec + "metrics: {primary: {metric: accuracy}}\n"))
+    found = await api.until(
+        lambda e: any(c.type == "ANALYSIS_PENDING" and c.status for c in e.status.conditions)
+    )
+    assert found.status.phase == "ab"
+    assert dict(found.status.split) == {"control": 0.5, "v2": 0.5}
+    results = await api.results()
+    assert results.primary_reason == experiment_pb2.REASON_ANALYSIS_PENDING
+    assert results.primary_sentence
+    assert (await api.verb("Promote")).status.state == experiment_pb2.STATE_PROMOTED
+
+
 async def test_canary_waits_when_an_upstream_is_not_healthy_yet(
     api: Api, sidecar: FakeSidecar
 ) -> None:

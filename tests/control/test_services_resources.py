@@ -262,6 +262,17 @@ async def test_feature_is_unimplemented_by_name_when_asked_for(api: Api, feature
     assert not listed.experiments
 
 
+async def test_target_is_unimplemented_when_it_matches_by_model(api: Api) -> None:
+    """By name."""
+    message = target()
+    message.spec.match.model_name = "fraud"
+    message.spec.match.model_version = "1"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.create_target(message)
+    assert refused.value.code() is CODE.UNIMPLEMENTED
+    assert set(violations(refused.value)) == {"spec.match.modelName", "spec.match.modelVersion"}
+
+
 async def test_all_features_are_named_when_several_are_unimplemented(api: Api) -> None:
     """Not only the first."""
     await api.create_target()
