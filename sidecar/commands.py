@@ -26,15 +26,22 @@ to `turnout envoy bootstrap`.
 
 With a control plane:
 
-  turnout sidecar --listen unix:/run/turnout/worker --workers 2 --control 10.0.0.5:7070
-  --tenant risk --state-dir /var/lib/turnout --envoy-dir /etc/envoy/turnout
-  --envoy-admin unix:/run/envoy/admin --metrics 127.0.0.1:9102
+\b
+  turnout sidecar --listen unix:/run/turnout/worker --workers 2 \\
+    --control 10.0.0.5:7070 --tenant risk --state-dir /var/lib/turnout \\
+    --envoy-dir /etc/envoy/turnout --envoy-admin unix:/run/envoy/admin \\
+    --metrics 127.0.0.1:9102
 
 Stand-alone, from a file made by `turnout snapshot build` (SIGHUP reads it again):
 
+\b
   turnout sidecar --listen unix:/run/turnout/worker --snapshot risk.snapshot
 
-SIGTERM drains. Exit codes: 0 stopped, 1 cannot run, 2 usage, 3 the snapshot file is refused.
+SIGTERM drains: requests in flight are answered, the last counts are sent.
+
+\b
+Exit codes: 0 stopped, 1 cannot run (the message says why), 2 usage,
+3 the snapshot file is refused.
 """
 
 sidecar = typer.Typer(
@@ -49,9 +56,7 @@ sidecar = typer.Typer(
 def run(
     listen: Annotated[str, typer.Option(help="unix:PATH; worker i listens on PATH.i.")],
     workers: Annotated[int, typer.Option(help="Worker processes; two survive one's death.")] = 2,
-    control: Annotated[
-        str, typer.Option(help="HOST:PORT of the control plane.", envvar="TURNOUT_CONTROL")
-    ] = "",
+    control: Annotated[str, typer.Option(help="HOST:PORT of the control plane.")] = "",
     snapshot: Annotated[
         Path | None, typer.Option(help="Serve this file, without a control plane.")
     ] = None,
@@ -61,9 +66,7 @@ def run(
     node: Annotated[
         str, typer.Option(help="Stable name of this node.  [default: the host's name]")
     ] = "",
-    tenant: Annotated[
-        str, typer.Option(help="Whose configuration it serves.", envvar="TURNOUT_TENANT")
-    ] = "",
+    tenant: Annotated[str, typer.Option(help="Whose configuration it serves.")] = "",
     envoy_dir: Annotated[
         Path | None, typer.Option(help="Directory of Envoy's watched files; written by us.")
     ] = None,
