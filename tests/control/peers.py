@@ -82,7 +82,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in details(error).details), error
     assert info.domain == "turnout"
-    return info.reason
+    return str(info.reason)
 
 
 class Api:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import json_format
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from control.rollout.entries import load_experiment, load_target
 from control.server import ControlPlane
@@ -266,11 +267,11 @@ async def test_update_is_refused_when_a_running_experiment_is_no_longer_the_same
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await api.experiments.UpdateExperiment(
             service.UpdateExperimentRequest(
-                experiment=wanted, update_mask={"paths": [f"spec.{field}"]}
+                experiment=wanted, update_mask=FieldMask(paths=[f"spec.{field}"])
             )
         )
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert field in refused.value.details()
+    assert field in (refused.value.details() or "")
     assert (await api.get()).spec == before.spec
 
 
@@ -366,11 +367,11 @@ async def test_rollback_wins_when_another_change_is_being_stored(
     assert kept.spec.baseline.upstream.address == "127.0.0.1:8001"
     await api.experiments.ListDecisions(service.ListDecisionsRequest(parent=EXPERIMENT))
     stored = await plane.store.get(Kind.EXPERIMENT, "risk", "fraud-v2")
-    kept = await plane.store.get(Kind.TARGET, "risk", "fraud")
+    stored_target = await plane.store.get(Kind.TARGET, "risk", "fraud")
     assert stored is not None
-    assert kept is not None
+    assert stored_target is not None
     assert load_experiment(stored).run.state == "ROLLED_BACK"
-    assert load_target(kept).spec.baseline.upstream.address == "127.0.0.1:8001"
+    assert load_target(stored_target).spec.baseline.upstream.address == "127.0.0.1:8001"
 
 
 async def test_both_changes_are_served_when_one_is_rolled_back_while_the_other_is_stored(

@@ -6,6 +6,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -33,7 +34,7 @@ async def export(
 ) -> ExportTraceServiceResponse:
     """Export spans."""
     raw = request if isinstance(request, bytes) else request.SerializeToString()
-    call = api.channel.unary_unary(EXPORT, response_deserializer=bytes)
+    call: Any = api.channel.unary_unary(EXPORT, response_deserializer=bytes)
     metadata = (("x-turnout-tenant", tenant),) if tenant else ()
     return ExportTraceServiceResponse.FromString(await call(raw, metadata=metadata))
 
@@ -274,7 +275,8 @@ async def ended(
             yield request if isinstance(request, bytes) else request.SerializeToString()
         await asyncio.sleep(10)
 
-    call = api.channel.stream_stream("/turnout.v1alpha1.ConfigService/Stream")(outgoing())
+    method: Any = api.channel.stream_stream("/turnout.v1alpha1.ConfigService/Stream")
+    call = method(outgoing())
 
     async def drain() -> None:
         async for _ in call:
