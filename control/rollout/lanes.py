@@ -8,11 +8,12 @@ the units, in the order of their first bad event within a block, are independent
 candidate's with probability theta = f_candidate / (f_candidate + f_control). For n_T first events
 of the candidate among n, exp(d n_T) / (1 + theta (e^d - 1))^n is then a martingale of mean 1 for
 every log odds ratio d, and so is its mixture over a grid (Hoeffding's tilt). The same holds from
-any later slot of the block on, given the past: a block mixes over the slots at which it may begin
-to count (RESTARTS), so that the quiet minutes before a change do not weigh against it. A block
-begins every five minutes and lives an hour, because by then most units have had their first event.
-Block k of an experiment has the threshold pi^2 k^2 / (6 alpha_lane); the sum of the error
-probabilities of all blocks is alpha_lane (union bound).
+any later slot of the block on, given the past, because units that were met earlier in the block
+are left out: a block mixes over the slots at which it may begin to count (RESTARTS), so that the
+quiet minutes before a change do not weigh against it. A block begins every five minutes and lives
+an hour, because by then most units have had their first event. Block k of an experiment has the
+threshold pi^2 k^2 / (6 alpha_lane); the sum of the error probabilities of all blocks is alpha_lane
+(union bound).
 """
 
 from __future__ import annotations
