@@ -179,6 +179,7 @@ class FakeSidecar:
     Attributes:
         pushes: (version, snapshot, seconds of the monotonic clock when it came).
         tombstones: All that were sent to it.
+        received: Everything, in order.
         acked: Numbers of the deltas that were acknowledged.
     """
 
@@ -207,6 +208,7 @@ class FakeSidecar:
         self._reports = reports
         self.pushes: list[tuple[int, Snapshot, float]] = []
         self.keys: list[bytes] = []
+        self.received: list[config.StreamResponse] = []
         self.tombstones: list[Tombstone] = []
         self.acked: list[int] = []
         self.report = config.SidecarReport(workers=2, workers_ready=2)
@@ -251,6 +253,7 @@ class FakeSidecar:
             self._changed.set()
 
     def _take(self, response: config.StreamResponse) -> None:
+        self.received.append(response)
         kind = response.WhichOneof("message")
         if kind == "tombstones":
             self.tombstones.extend(response.tombstones.tombstones)
