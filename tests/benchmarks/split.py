@@ -13,6 +13,7 @@ import asyncio
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -212,16 +213,17 @@ def machine() -> str:
 
 def commit() -> str:
     """The commit that was measured, and whether the tree differed from it."""
-    head = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    dirty = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!RESULTS.md"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    return (head or "unknown") + (" with local changes" if dirty else "")
+    head = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!RESULTS.md")
+    return (head or "unknown") + (" with local changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """Output of git; nothing where there is no git or no repository."""
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def document(runs: dict[str, list[Run]], *, seconds: int, load: float) -> str:

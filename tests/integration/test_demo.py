@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 from tests.tidy.repository import ROOT
 
@@ -25,12 +28,16 @@ KEYS = {
 }
 
 
+def environment() -> dict[str, str]:
+    """A visitor's environment: pytest's own path is not in it."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def test_demo_plays_every_act_as_it_must() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         ["make", "demo"],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=DEMO_TIMEOUT_S,
@@ -50,3 +57,54 @@ def test_demo_plays_every_act_as_it_must() -> None:
     for act in (acts[0], acts[1], acts[4]):
         assert act["seconds_to_zero"] is None
         assert act["exposed_requests"] is None
+
+
+def demo(root: Path) -> subprocess.Popen[str]:
+    """The demo with a root of its own, its output in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "envoy.demo", "--acts", "1", "--root", str(root)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def started_from(root: Path) -> list[str]:
+    """Command lines of processes that work below a demo's root."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # it ended meanwhile
+            if str(root) in line:
+                found.append(line)
+    return found
+
+
+def test_demo_leaves_nothing_running_when_it_is_interrupted(tmp_path: Path) -> None:
+    process = demo(tmp_path)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "shadow-v2 started" in line:
+            break
+    assert len(started_from(tmp_path)) > 6, "".join(lines)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, "".join(lines) + rest
+    assert not started_from(tmp_path)
+
+
+def test_demo_says_why_when_a_part_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("in the way of the fitted models\n")
+    process = demo(tmp_path)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 2, output
+    assert "pod-v1 ended with status 1; the end of" in output
+    assert "FileExistsError" in output
+    assert not started_from(tmp_path)
