@@ -268,10 +268,18 @@ class Stack:
         os.kill(self._running["sidecar"].pid, number)
 
     def stop(self) -> None:
-        """End everything that was started, by its pid, and remove the sockets."""
+        """End everything that was started, by its pid, and remove the sockets.
+
+        The sidecar first, so that its last counts reach the control plane, which ends last.
+        """
+        first, last = self._running.pop("sidecar", None), self._running.pop("control", None)
+        if first is not None:
+            first.stop()
         for process in self._running.values():
             process.ask_to_end()
         for process in self._running.values():
             process.stop()
+        if last is not None:
+            last.stop()
         self._running.clear()
         shutil.rmtree(self.sockets, ignore_errors=True)
