@@ -116,7 +116,8 @@ class _Peer(asyncio.Protocol):
             return
         name = self._pod.name.encode()
         self._transport.write(
-            b"HTTP/1.1 %d X\r\nx-pod: %s\r\ncontent-length: %d\r\n\r\n%s"
+            # A pod that claims a variant must not be believed.
+            b"HTTP/1.1 %d X\r\nx-pod: %s\r\nx-variant: forged\r\ncontent-length: %d\r\n\r\n%s"
             % (status, name, len(name), name)
         )
 
