@@ -15,8 +15,8 @@ HEADER_SHADOW: Final = "x-turnout-shadow"
 # into HEADER_SHADOW_OF on the copy, so that the marker is on copies alone.
 HEADER_SHADOW_VARIANT: Final = "x-turnout-shadow-variant"
 HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
-# Set by the route on what went to the baseline although the filter was on: its access-log entry may say
-# why. Requests with neither this nor a stamp are not logged: a target at rest costs nothing.
+# Set by the route on what went to the baseline although the filter was on: its access-log entry
+# may say why. Requests with neither this nor a stamp are not logged: a target at rest costs nothing.
 HEADER_UNSTAMPED: Final = "x-turnout-unstamped"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_PARAMETER_PREFIX: Final = "x-param-"

@@ -75,7 +75,8 @@ class WorkerClient:
         async def one() -> AsyncIterator[bytes]:
             yield data
 
-        call: Any = self._channel.stream_stream(PROCESS)(one(), timeout=DEADLINE_S)
+        method: Any = self._channel.stream_stream(PROCESS)
+        call = method(one(), timeout=DEADLINE_S)
         answers = [ProcessingResponse.FromString(answer) async for answer in call]
         assert len(answers) <= 1, "at most one answer for a message"
         if not answers:
@@ -95,11 +96,12 @@ class WorkerClient:
             for message in messages:
                 yield message if isinstance(message, bytes) else message.SerializeToString()
 
-        await self._channel.stream_unary(ACCESS_LOGS)(all_of(), timeout=DEADLINE_S)
+        method: Any = self._channel.stream_unary(ACCESS_LOGS)
+        await method(all_of(), timeout=DEADLINE_S)
 
     async def serving(self) -> bool:
         """What the worker says of its health; False when it cannot be reached."""
-        check = self._channel.unary_unary(CHECK)
+        check: Any = self._channel.unary_unary(CHECK)
         try:
             answer = await check(HealthCheckRequest().SerializeToString(), timeout=DEADLINE_S)
         except grpc.aio.AioRpcError:
