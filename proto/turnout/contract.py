@@ -16,7 +16,8 @@ HEADER_SHADOW: Final = "x-turnout-shadow"
 HEADER_SHADOW_VARIANT: Final = "x-turnout-shadow-variant"
 HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
 # Set by the route on what went to the baseline although the filter was on: its access-log entry
-# may say why. Requests with neither this nor a stamp are not logged: a target at rest costs nothing.
+# may say why. Requests with neither this nor a stamp are not logged: a target at rest costs
+# nothing.
 HEADER_UNSTAMPED: Final = "x-turnout-unstamped"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_PARAMETER_PREFIX: Final = "x-param-"
