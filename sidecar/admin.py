@@ -66,6 +66,11 @@ class EnvoyState:
         return self.counters.get(FAILURE_MODE_ALLOWED, 0)
 
     @property
+    def route_updates(self) -> int:
+        """How often this Envoy has taken new routes."""
+        return self.counters.get(_UPDATES["routes"] + "update_success", 0)
+
+    @property
     def filter_reloads(self) -> int:
         """How often this Envoy has taken a new configuration of the ext_proc filter."""
         return self.counters.get(_UPDATES["filter"] + "config_reload", 0)

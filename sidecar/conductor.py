@@ -25,9 +25,14 @@ _LOG = logging.getLogger(__name__)
 
 LOOK_BUSY_S: Final = 0.2  # while something waits for Envoy
 LOOK_CALM_S: Final = 1.0
+_LOOK_SOON_S: Final = 0.02
+# How long the workers' order waits for the routes of a promotion.
+ROUTES_FIRST_S: Final = 2.0
+_IN_FLIGHT_S: Final = 0.1
 # Plans of clusters that left the snapshot and may still be routed to; far more than a day's
 # changes.
 _CLUSTERS_MAX: Final = 10_000
+_NOTHING_WRITTEN: Final = (-1, frozenset[str](), False)
 
 
 class Conductor:
@@ -65,10 +70,17 @@ class Conductor:
         self._clusters: dict[str, ClusterPlan] = {}
         self._ordered: tuple[int, frozenset[tuple[str, int]]] = (0, frozenset())
         # Revision and clusters that Envoy's files have: texts are made anew only for others.
-        self._written: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._written: tuple[int, frozenset[str], bool] = _NOTHING_WRITTEN
+        # What the filter's headers were made from.
+        self._filtered = Snapshot()
         self._routes_lost = False
         self._woken = asyncio.Event()
         self._refusals = Refusals()
+        self._route_updates = 0
+        # What the last order was made of, and the timer of one that waits for the routes.
+        self._baselines: dict[str, str] = {}
+        self._dead: dict[str, int] = {}
+        self._late: asyncio.TimerHandle | None = None
         # What a report says about Envoy.
         self.admin_error = "" if admin is not None else "no --envoy-admin: every gate is open"
         self.file_error = ""
@@ -77,17 +89,27 @@ class Conductor:
     def changed(self) -> int:
         """The configuration changed: tell the workers now, Envoy soon.
 
+        Only a promotion goes the other way: the routes lead to the new baseline first, because what
+        the workers no longer enrol goes where the routes lead. A tombstone never waits for that.
+
         Returns:
             The generation of the order, for `Workers.served`.
         """
+        baselines = {t.name: t.baseline.cluster for t in self._config.snapshot.targets}
+        promoted = any(self._baselines.get(name, new) != new for name, new in baselines.items())
+        routes_first = promoted and self._dead == self._config.dead and self._dir is not None
+        self._baselines, self._dead = baselines, dict(self._config.dead)
         for experiment in self._config.snapshot.experiments:
             for variant in experiment.variants:
                 self._clusters[variant.cluster.cluster] = variant.cluster
         for target in self._config.snapshot.targets:
             self._clusters[target.baseline.cluster] = target.baseline
         self._gate.desire(self._config.desired())
-        self._order()
         self.wake()
+        if routes_first:
+            self._order_late()
+            return self._config.next_generation
+        self._order()
         return self._ordered[0]
 
     def wake(self) -> None:
@@ -113,13 +135,15 @@ class Conductor:
             await self._notice_others()
             await self._write_clusters_and_filter()
             opened = self._gate.open_gates()
-            if opened != self._ordered[1]:
+            if opened != self._ordered[1] and self._late is None:
                 self._order()
             served = self._workers.served_generation
             self._config.served(served)
             if served >= self._ordered[0]:
                 self._gate.workers_serve(self._ordered[1])
-            await self._write_routes()
+            updates = self._route_updates
+            if await self._write_routes():
+                await self._order_if_routed(updates)
             self.file_error = ""
         except (OSError, ValueError) as error:
             # A full disk, or what cannot be said in Envoy's words: the files that are there stay.
@@ -139,9 +163,36 @@ class Conductor:
         self._gate.observe(
             state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
         )
+        self._route_updates = state.route_updates
         self._on_look(state)
 
+    def _order_late(self) -> None:
+        """Order after the routes, or after ROUTES_FIRST_S whatever Envoy does."""
+        if self._late is None:
+            loop = asyncio.get_running_loop()
+            self._late = loop.call_later(ROUTES_FIRST_S, self._order)
+
+    async def _order_if_routed(self, updates: int) -> None:
+        """Order what waited for the routes, once Envoy has taken them.
+
+        Args:
+            updates: Envoy's count of taken routes before ours were written.
+        """
+        if self._late is None:
+            return
+        while self._route_updates <= updates and self._late is not None:
+            await asyncio.sleep(_LOOK_SOON_S)
+            await self._look()
+        # Requests that found their route just before are still asking the workers.
+        await asyncio.sleep(_IN_FLIGHT_S)
+        if self._late is not None:
+            self._order()
+
     def _order(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+            self.wake()
         opened = self._gate.open_gates()
         order = self._config.order(opened if self._gate.watched else None)
         self._ordered = (order.generation, opened)
@@ -151,37 +202,42 @@ class Conductor:
         """Files that somebody else has written are not ours any more: say everything again."""
         if self._dir is not None and await asyncio.to_thread(self._dir.changed_by_others):
             _LOG.warning("somebody else has written Envoy's files: they are written again")
-            self._written = (-1, frozenset())
+            self._written = _NOTHING_WRITTEN
             self._routes_lost = True
 
     async def _write_clusters_and_filter(self) -> None:
         live = self._config.live()
         names = self._gate.clusters()
-        if self._written == (key := (self._config.revision, names)):
+        late = self._late is not None
+        if self._written == (key := (self._config.revision, names, late)):
             return
         self._forget(names)
-        headers = frozenset(forwarded_headers(live))
+        # While workers serve the plan before, they need the headers that it reads.
+        filtered = _merged(live, self._filtered) if late else live
+        headers = frozenset(forwarded_headers(filtered))
         filter_changed = False
         if self._dir is not None:
             extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]
             # Long texts take long to print: not on the loop that hands out plans.
-            texts = await asyncio.to_thread(documents, live, enabled=(), extra_clusters=extra)
+            texts = await asyncio.to_thread(documents, filtered, enabled=(), extra_clusters=extra)
             await self._write(CLUSTERS_FILE, texts.cds)
             filter_changed = await self._write(FILTER_FILE, texts.ecds)
         self._gate.clusters_written(names)
         self._gate.filter_written(headers, changed=filter_changed)
-        self._written = key
+        self._written, self._filtered = key, filtered
 
-    async def _write_routes(self) -> None:
+    async def _write_routes(self) -> bool:
+        """Bring the routes up to date; whether they were not."""
         routes = self._gate.routes()
         if routes is None or (routes == self._gate.written and not self._routes_lost):
-            return
+            return False
         if self._dir is not None:
             routed = self._routed(routes)
             texts = await asyncio.to_thread(documents, routed, enabled=routes.enabled)
             await self._write(ROUTES_FILE, texts.rds)
         self._gate.routes_written(routes)
         self._routes_lost = False
+        return True
 
     async def _write(self, name: str, text: str) -> bool:
         assert self._dir is not None
@@ -203,3 +259,11 @@ class Conductor:
     def _forget(self, names: frozenset[str]) -> None:
         if len(self._clusters) > _CLUSTERS_MAX:
             self._clusters = {name: p for name, p in self._clusters.items() if name in names}
+
+
+def _merged(live: Snapshot, before: Snapshot) -> Snapshot:
+    """The live snapshot with the experiments of the one before: for the headers of both."""
+    merged = Snapshot()
+    merged.CopyFrom(live)
+    merged.experiments.extend(before.experiments)
+    return merged

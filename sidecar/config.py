@@ -133,6 +133,11 @@ class Config:
             slots=self._slots.assign(keys, self._generation),
         )
 
+    @property
+    def next_generation(self) -> int:
+        """Of the order to come."""
+        return self._generation + 1
+
     def counting(self) -> dict[Key, int]:
         """Every variant that may still be counted, with its slot in the decided counters."""
         return dict(self._slots.counting)

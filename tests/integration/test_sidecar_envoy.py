@@ -119,6 +119,32 @@ async def test_routes_stay_on_when_the_sidecar_restarts_without_control() -> Non
         assert [file.stat().st_ino for file in files] == before
 
 
+async def test_nobody_goes_back_to_the_old_model_when_the_candidate_is_promoted() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        running = one_experiment(v1, v2, {"v2": 0.9}, version=2)
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        await stage.sidecar(control=fake.address)
+        fake.push(running)
+        await fake.gate(EXPERIMENT, 1)
+        await stage.enrols()
+        users = [user for user in USERS if expected_variant(running, user) == "v2"]
+        load = stage.load(
+            lambda i: Request(headers={"x-user-id": users[i % len(users)]}), pause_s=0.002
+        )
+        await wait_for(lambda: load.tally.sent > 200, "traffic flows")
+        stamped = load.tally.by_variant.total()
+        unstamped = load.tally.unstamped
+        fake.push(one_target(v2, version=3))
+        assert not (await fake.acked(3)).violations
+        await wait_for(lambda: load.tally.unstamped > unstamped + 200, "the baseline serves")
+        tally = await load.stop()
+        assert tally.failed == 0
+        assert stamped <= tally.by_variant["v2"]
+        assert tally.by_pod["v1"] <= unstamped
+
+
 async def test_files_are_written_again_when_a_bootstrap_overwrites_them() -> None:
     async with Stage() as stage:
         v1, v2 = await stage.pod("v1"), await stage.pod("v2")
