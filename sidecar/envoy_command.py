@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from sidecar import envoyfiles
 from sidecar.envoybootstrap import BootstrapOptions, bootstrap
 from sidecar.envoymatch import UnsupportedMatch
+from sidecar.envoyyaml import is_ip
 from sidecar.snapshotcheck import validate
 from sidecar.snapshotfile import CorruptSnapshot, decode
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
@@ -67,6 +68,8 @@ def bootstrap_command(
     3 a resource is invalid.
     """
     host, port = _address(listen, "--listen")
+    if not is_ip(host):
+        raise typer.BadParameter(f"{host!r} is not an IP address", param_hint="--listen")
     otlp_host, otlp_port = _address(otlp, "--otlp") if otlp else ("", 0)
     directory = envoy_dir.resolve()
     options = BootstrapOptions(

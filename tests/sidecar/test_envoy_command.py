@@ -88,7 +88,8 @@ def test_bootstrap_refuses_files_that_are_invalid_or_missing(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("listen", "localhost"),
+        ("listen", "127.0.0.1"),
+        ("listen", "localhost:8080"),
         ("listen", "127.0.0.1:99999"),
         ("sidecar", "/tmp/w"),
         ("sidecar", "unix:/tmp/" + "w" * 101),
