@@ -82,7 +82,7 @@ class Supervisor:
             options.listen, options.workers, on_delta=self._on_delta, on_change=self._on_change
         )
         remembered = self.state.load_json(GATES_FILE) if self.state else None
-        self.gate = Gate(watched=bool(options.envoy_admin), remembered=remembered)
+        self.gate = Gate(watched=bool(options.envoy_admin), remembered=_latches(remembered))
         self.conductor = Conductor(
             self.config,
             self.workers,
@@ -267,8 +267,10 @@ class Supervisor:
         known = self.state.load_json(ENVOY_FILE) if self.state else None
         if not isinstance(known, dict):
             return 0
-        same = abs(int(known.get("start_ms", 0)) - start_ms) <= _START_SLACK_MS
-        return int(known.get("unanswered", 0)) if same else 0
+        known_start_ms, unanswered = known.get("start_ms"), known.get("unanswered")
+        if not isinstance(known_start_ms, int) or not isinstance(unanswered, int):
+            return 0
+        return unanswered if abs(known_start_ms - start_ms) <= _START_SLACK_MS else 0
 
     # -- Report ----------------------------------------------------------------------------------
 
@@ -338,3 +340,10 @@ class Supervisor:
             write(state)
             if self._to_save.get(name) is write:
                 del self._to_save[name]
+
+
+def _latches(value: object) -> dict[str, list[str]]:
+    """Latches as they were saved; nothing of what is not in their form."""
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): list(map(str, c)) for name, c in value.items() if isinstance(c, list)}
