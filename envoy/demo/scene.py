@@ -20,10 +20,10 @@ from envoy.demo.result import ActResult, Row
 from envoy.demo.stack import Stack
 from envoy.demo.traffic import Traffic
 from turnout.v1alpha1.experiment_pb2 import Experiment, VariantResult
-from turnout.v1alpha1.experiment_service_pb2 import ExperimentResults
 
 # Access logs are flushed twice a second and deltas once: then control plane and client agree.
 _BOOKS_TIMEOUT_S: Final = 15.0
+_REASONS_TIMEOUT_S: Final = 4.0
 
 
 class Scene:
@@ -157,6 +157,7 @@ class Scene:
         )
         await self._compare_with_envoy()
         await self._compare_with_turnout()
+        await self._name_unstamped()
 
     async def _compare_with_envoy(self) -> None:
         result, ledger = self.result, self.ledger
@@ -209,7 +210,6 @@ class Scene:
             nonlocal theirs
             results = await self.console.results(self.experiment)
             theirs = {row.variant: row.requests for row in results.variants if row.requests}
-            self._take_unstamped(results)
             return theirs == mine
 
         # When they never agree, the claim below says what is missing.
@@ -221,12 +221,24 @@ class Scene:
             f"client {mine}, Turnout {theirs}" if theirs != mine else mine,
         )
 
-    def _take_unstamped(self, results: ExperimentResults) -> None:
-        """Envoy's total stands; reasons come from Turnout, the rest is unknown."""
+    async def _name_unstamped(self) -> None:
+        """Envoy's total stands; Turnout knows reasons, and what it does not know is unknown."""
         total = sum(self.result.unstamped.values())
-        reasons = {name: count for name, count in results.unstamped.items() if count}
-        if total and sum(reasons.values()) == total:
-            self.result.unstamped = reasons
+        reasons: dict[str, int] = {}
+
+        async def all_named() -> bool:
+            nonlocal reasons
+            results = await self.console.results(self.experiment)
+            reasons = {name: count for name, count in results.unstamped.items() if count}
+            return sum(reasons.values()) >= total
+
+        if total:
+            with contextlib.suppress(TimeoutError):
+                await wait_for(all_named, timeout_s=_REASONS_TIMEOUT_S, what="all reasons")
+        unknown = total - sum(reasons.values())
+        if reasons and unknown >= 0:
+            reasons["unknown"] = reasons.get("unknown", 0) + unknown
+            self.result.unstamped = {name: count for name, count in reasons.items() if count}
 
     async def variant_results(self) -> dict[str, VariantResult]:
         """Turnout's figures over all epochs, by variant."""
