@@ -6,15 +6,19 @@ anything else about a subcommand.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
-from turnout import __version__
+from turnout import __version__, settings
 
 GROUP: Final = "turnout.commands"
+# Set by the scripts of `turnout completion`.
+COMPLETE_VARIABLE: Final = "_TURNOUT_COMPLETE"
 
 # In the order in which they are listed. A command without a line here is listed last, without help.
 HELPS: Final = {
@@ -64,6 +68,7 @@ class LazyGroup(TyperGroup):
             loaded = app
         command = typer.main.get_command(loaded)
         command.name = cmd_name
+        settings.configure(command, (cmd_name,), {*HELPS, *_found()})
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -72,8 +77,30 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, HELPS.get(name, "")) for name in self.list_commands(ctx)])
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Complete nothing: it would import every subcommand."""
-        return []
+        """Complete options, and subcommands without importing them."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            Completion(name, HELPS.get(name, ""))
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run; when a shell asks for completions, with Typer's way of answering them."""
+        if COMPLETE_VARIABLE in os.environ:
+            from typer._completion_classes import completion_init
+
+            completion_init()
+        return super().main(*args, **extra)
+
+
+class Completion(NamedTuple):
+    """What a shell is offered: a word and what it means."""
+
+    value: str
+    help: str
+    type: str = "plain"
 
 
 def _found() -> dict[str, EntryPoint]:
@@ -98,17 +125,26 @@ main = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Turnout: split, shadow and judge model versions on live traffic, beside every model pod.",
+    epilog=settings.HELP,
 )
 
 
 @main.callback()
 def _root(
+    ctx: typer.Context,
     *,
-    version: bool = typer.Option(
-        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
-    ),
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="File with options; see below.")
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
-    """Hold the options that all subcommands share: none but --version."""
+    """Hold the options that all subcommands share."""
+    settings.remember(ctx, config)
 
 
 if __name__ == "__main__":
