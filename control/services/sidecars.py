@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from control import views
 from control.distribution import Distribution, SidecarState
+from control.refusals import not_found
 from control.rollout.ledger import Ledger
 from control.services.errors import Context, answers
 from control.services.requests import (
@@ -21,6 +22,7 @@ from control.store.base import AuditRecord, Page, Store
 from turnout.v1alpha1 import config_service_pb2, experiment_service_pb2
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceServicer
 from turnout.v1alpha1.experiment_service_pb2_grpc import AuditServiceServicer
+from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 
 class SidecarService(SidecarServiceServicer):
@@ -41,6 +43,17 @@ class SidecarService(SidecarServiceServicer):
         return config_service_pb2.ListSidecarsResponse(
             sidecars=[_sidecar(state, version) for state in states]
         )
+
+    @answers
+    async def GetSnapshot(
+        self, request: config_service_pb2.GetSnapshotRequest, context: Context
+    ) -> Snapshot:
+        """Show the snapshot that the tenant's sidecars get."""
+        tenant = tenant_of(request.parent)
+        published = self._distribution.current(tenant)
+        if published is None:
+            raise not_found(f"{request.parent}/snapshot")
+        return Snapshot.FromString(published.snapshot)
 
 
 class AuditService(AuditServiceServicer):

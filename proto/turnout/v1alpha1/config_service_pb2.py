@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from turnout.v1alpha1 import common_pb2 as turnout_dot_v1alpha1_dot_common__pb2
+from turnout.v1alpha1 import snapshot_pb2 as turnout_dot_v1alpha1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%turnout/v1alpha1/config_service.proto\x12\x10turnout.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnout/v1alpha1/common.proto\"\x8b\x02\n\rStreamRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.turnout.v1alpha1.HelloH\x00\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1d.turnout.v1alpha1.SnapshotAckH\x00\x12.\n\x06\x64\x65ltas\x18\x03 \x01(\x0b\x32\x1c.turnout.v1alpha1.DeltaBatchH\x00\x12\x31\n\x06report\x18\x04 \x01(\x0b\x32\x1f.turnout.v1alpha1.SidecarReportH\x00\x12\x34\n\ntombstones\x18\x05 \x01(\x0b\x32\x1e.turnout.v1alpha1.TombstoneSetH\x00\x42\t\n\x07message\"\xb6\x01\n\x0eStreamResponse\x12\x32\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1e.turnout.v1alpha1.SnapshotPushH\x00\x12/\n\tdelta_ack\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.DeltaAckH\x00\x12\x34\n\ntombstones\x18\x03 \x01(\x0b\x32\x1e.turnout.v1alpha1.TombstoneSetH\x00\x42\t\n\x07message\"\xb3\x01\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x04 \x01(\x04\x12\x14\n\x0c\x63ode_version\x18\x05 \x01(\t\x12\x17\n\x0fsnapshot_format\x18\x06 \x01(\r\x12/\n\ntombstones\x18\x07 \x03(\x0b\x32\x1b.turnout.v1alpha1.Tombstone\"T\n\x0cSnapshotPush\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x0c\x12\x12\n\ntenant_key\x18\x04 \x01(\x0c\"c\n\x0bSnapshotAck\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x34\n\nviolations\x18\x03 \x03(\x0b\x32 .turnout.v1alpha1.FieldViolation\"<\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04rule\x18\x03 \x01(\t\"?\n\x0cTombstoneSet\x12/\n\ntombstones\x18\x01 \x03(\x0b\x32\x1b.turnout.v1alpha1.Tombstone\"\xdd\x02\n\nDeltaBatch\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12,\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x1c.turnout.v1alpha1.CountDelta\x12\x32\n\tfirst_bad\x18\x05 \x03(\x0b\x32\x1f.turnout.v1alpha1.FirstBadDelta\x12.\n\x07targets\x18\x06 \x03(\x0b\x32\x1d.turnout.v1alpha1.TargetDelta\x12\x32\n\texposures\x18\x07 \x03(\x0b\x32\x1f.turnout.v1alpha1.ExposureBatch\x12\x19\n\x11\x65xposures_dropped\x18\x08 \x01(\x04\x12\x19\n\x11repeated_requests\x18\t \x01(\x04\x12\x18\n\x10malformed_stamps\x18\n \x01(\x04\",\n\x08\x44\x65ltaAck\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"\x87\x03\n\nCountDelta\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07stratum\x18\x04 \x01(\r\x12$\n\x04role\x18\x05 \x01(\x0e\x32\x16.turnout.v1alpha1.Role\x12\x15\n\rbucket_unix_s\x18\x06 \x01(\x03\x12\x0f\n\x07\x64\x65\x63ided\x18\x07 \x01(\x04\x12\x10\n\x08requests\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x0c\n\x04slow\x18\n \x01(\x04\x12\x18\n\x10\x63lient_cancelled\x18\x0b \x01(\x04\x12\x15\n\rclient_errors\x18\x0c \x01(\x04\x12\x14\n\x0clatency_bins\x18\r \x03(\x11\x12\x16\n\x0elatency_counts\x18\x0e \x03(\x04\x12\x16\n\x0elatency_sum_ms\x18\x0f \x01(\x01\x12\x14\n\x0clatency_zero\x18\x10 \x01(\x04\x12\x19\n\x11\x66irst_bad_unix_ms\x18\x11 \x01(\x03\x12\x0e\n\x06\x66orced\x18\x12 \x01(\x04\"\xaa\x01\n\rFirstBadDelta\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.turnout.v1alpha1.BadEventKind\x12\x0c\n\x04slot\x18\x05 \x01(\r\x12\x14\n\x0csample_shift\x18\x06 \x01(\r\x12\x13\n\x0bunit_hashes\x18\x07 \x01(\x0c\"\xad\x02\n\x0bTargetDelta\x12\x0e\n\x06target\x18\x01 \x01(\t\x12?\n\tunstamped\x18\x02 \x03(\x0b\x32,.turnout.v1alpha1.TargetDelta.UnstampedEntry\x12\x13\n\x0bno_snapshot\x18\x03 \x01(\x04\x12\x0c\n\x04shed\x18\x04 \x01(\x04\x12\x0f\n\x07no_unit\x18\x05 \x01(\x04\x12\x16\n\x0enot_in_segment\x18\x06 \x01(\x04\x12\x14\n\x0cinvalid_unit\x18\x07 \x01(\x04\x12\x16\n\x0e\x64uplicate_unit\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x04\x12\x10\n\x08\x61nswered\x18\n \x01(\x04\x1a\x30\n\x0eUnstampedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xba\x01\n\rExposureBatch\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07stratum\x18\x04 \x01(\r\x12\x0e\n\x06\x66orced\x18\x05 \x01(\x08\x12\x14\n\x0c\x62\x61se_unix_ms\x18\x06 \x01(\x03\x12\x13\n\x0bunit_hashes\x18\x07 \x01(\x0c\x12\x16\n\x0erequest_hashes\x18\x08 \x01(\x0c\x12\x11\n\toffset_ms\x18\t \x03(\r\"\x90\x02\n\rSidecarReport\x12\x17\n\x0f\x61pplied_version\x18\x01 \x01(\x04\x12/\n\x05gates\x18\x02 \x03(\x0b\x32 .turnout.v1alpha1.ExperimentGate\x12\x14\n\x0c\x63onfig_state\x18\x03 \x01(\t\x12\x15\n\rworkers_ready\x18\x04 \x01(\x05\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x17\n\x0fworker_restarts\x18\x06 \x01(\x04\x12\x16\n\x0e\x64\x65ltas_dropped\x18\x07 \x01(\x04\x12\x12\n\nstart_gate\x18\x08 \x01(\x08\x12\x18\n\x10start_gate_error\x18\t \x01(\t\x12\x18\n\x10\x65nvoy_rejections\x18\n \x03(\t\"V\n\x0e\x45xperimentGate\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04open\x18\x03 \x01(\x08\x12\x13\n\x0bwaiting_for\x18\x04 \x03(\t\"%\n\x13ListSidecarsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"C\n\x14ListSidecarsResponse\x12+\n\x08sidecars\x18\x01 \x03(\x0b\x32\x19.turnout.v1alpha1.Sidecar\"\xf2\x02\n\x07Sidecar\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x30\n\x0c\x63onnect_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csent_version\x18\x07 \x01(\x04\x12\x15\n\racked_version\x18\x08 \x01(\x04\x12\x17\n\x0f\x63urrent_version\x18\t \x01(\x04\x12.\n\x04nack\x18\n \x03(\x0b\x32 .turnout.v1alpha1.FieldViolation\x12/\n\x06report\x18\x0b \x01(\x0b\x32\x1f.turnout.v1alpha1.SidecarReport\x12\x14\n\x0c\x63ode_version\x18\x0c \x01(\t*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SERVED\x10\x01\x12\x0f\n\x0bROLE_SHADOW\x10\x02\x32`\n\rConfigService\x12O\n\x06Stream\x12\x1f.turnout.v1alpha1.StreamRequest\x1a .turnout.v1alpha1.StreamResponse(\x01\x30\x01\x32o\n\x0eSidecarService\x12]\n\x0cListSidecars\x12%.turnout.v1alpha1.ListSidecarsRequest\x1a&.turnout.v1alpha1.ListSidecarsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%turnout/v1alpha1/config_service.proto\x12\x10turnout.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnout/v1alpha1/common.proto\x1a\x1fturnout/v1alpha1/snapshot.proto\"\x8b\x02\n\rStreamRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.turnout.v1alpha1.HelloH\x00\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x1d.turnout.v1alpha1.SnapshotAckH\x00\x12.\n\x06\x64\x65ltas\x18\x03 \x01(\x0b\x32\x1c.turnout.v1alpha1.DeltaBatchH\x00\x12\x31\n\x06report\x18\x04 \x01(\x0b\x32\x1f.turnout.v1alpha1.SidecarReportH\x00\x12\x34\n\ntombstones\x18\x05 \x01(\x0b\x32\x1e.turnout.v1alpha1.TombstoneSetH\x00\x42\t\n\x07message\"\xb6\x01\n\x0eStreamResponse\x12\x32\n\x08snapshot\x18\x01 \x01(\x0b\x32\x1e.turnout.v1alpha1.SnapshotPushH\x00\x12/\n\tdelta_ack\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.DeltaAckH\x00\x12\x34\n\ntombstones\x18\x03 \x01(\x0b\x32\x1e.turnout.v1alpha1.TombstoneSetH\x00\x42\t\n\x07message\"\xb3\x01\n\x05Hello\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x17\n\x0f\x61pplied_version\x18\x04 \x01(\x04\x12\x14\n\x0c\x63ode_version\x18\x05 \x01(\t\x12\x17\n\x0fsnapshot_format\x18\x06 \x01(\r\x12/\n\ntombstones\x18\x07 \x03(\x0b\x32\x1b.turnout.v1alpha1.Tombstone\"T\n\x0cSnapshotPush\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x0c\x12\x12\n\ntenant_key\x18\x04 \x01(\x0c\"c\n\x0bSnapshotAck\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x34\n\nviolations\x18\x03 \x03(\x0b\x32 .turnout.v1alpha1.FieldViolation\"<\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0c\n\x04rule\x18\x03 \x01(\t\"?\n\x0cTombstoneSet\x12/\n\ntombstones\x18\x01 \x03(\x0b\x32\x1b.turnout.v1alpha1.Tombstone\"\xdd\x02\n\nDeltaBatch\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x17\n\x0f\x63reated_unix_ms\x18\x03 \x01(\x03\x12,\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x1c.turnout.v1alpha1.CountDelta\x12\x32\n\tfirst_bad\x18\x05 \x03(\x0b\x32\x1f.turnout.v1alpha1.FirstBadDelta\x12.\n\x07targets\x18\x06 \x03(\x0b\x32\x1d.turnout.v1alpha1.TargetDelta\x12\x32\n\texposures\x18\x07 \x03(\x0b\x32\x1f.turnout.v1alpha1.ExposureBatch\x12\x19\n\x11\x65xposures_dropped\x18\x08 \x01(\x04\x12\x19\n\x11repeated_requests\x18\t \x01(\x04\x12\x18\n\x10malformed_stamps\x18\n \x01(\x04\",\n\x08\x44\x65ltaAck\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"\x87\x03\n\nCountDelta\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07stratum\x18\x04 \x01(\r\x12$\n\x04role\x18\x05 \x01(\x0e\x32\x16.turnout.v1alpha1.Role\x12\x15\n\rbucket_unix_s\x18\x06 \x01(\x03\x12\x0f\n\x07\x64\x65\x63ided\x18\x07 \x01(\x04\x12\x10\n\x08requests\x18\x08 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\t \x01(\x04\x12\x0c\n\x04slow\x18\n \x01(\x04\x12\x18\n\x10\x63lient_cancelled\x18\x0b \x01(\x04\x12\x15\n\rclient_errors\x18\x0c \x01(\x04\x12\x14\n\x0clatency_bins\x18\r \x03(\x11\x12\x16\n\x0elatency_counts\x18\x0e \x03(\x04\x12\x16\n\x0elatency_sum_ms\x18\x0f \x01(\x01\x12\x14\n\x0clatency_zero\x18\x10 \x01(\x04\x12\x19\n\x11\x66irst_bad_unix_ms\x18\x11 \x01(\x03\x12\x0e\n\x06\x66orced\x18\x12 \x01(\x04\"\xaa\x01\n\rFirstBadDelta\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12,\n\x04kind\x18\x04 \x01(\x0e\x32\x1e.turnout.v1alpha1.BadEventKind\x12\x0c\n\x04slot\x18\x05 \x01(\r\x12\x14\n\x0csample_shift\x18\x06 \x01(\r\x12\x13\n\x0bunit_hashes\x18\x07 \x01(\x0c\"\xad\x02\n\x0bTargetDelta\x12\x0e\n\x06target\x18\x01 \x01(\t\x12?\n\tunstamped\x18\x02 \x03(\x0b\x32,.turnout.v1alpha1.TargetDelta.UnstampedEntry\x12\x13\n\x0bno_snapshot\x18\x03 \x01(\x04\x12\x0c\n\x04shed\x18\x04 \x01(\x04\x12\x0f\n\x07no_unit\x18\x05 \x01(\x04\x12\x16\n\x0enot_in_segment\x18\x06 \x01(\x04\x12\x14\n\x0cinvalid_unit\x18\x07 \x01(\x04\x12\x16\n\x0e\x64uplicate_unit\x18\x08 \x01(\x04\x12\x0f\n\x07waiting\x18\t \x01(\x04\x12\x10\n\x08\x61nswered\x18\n \x01(\x04\x1a\x30\n\x0eUnstampedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xba\x01\n\rExposureBatch\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07stratum\x18\x04 \x01(\r\x12\x0e\n\x06\x66orced\x18\x05 \x01(\x08\x12\x14\n\x0c\x62\x61se_unix_ms\x18\x06 \x01(\x03\x12\x13\n\x0bunit_hashes\x18\x07 \x01(\x0c\x12\x16\n\x0erequest_hashes\x18\x08 \x01(\x0c\x12\x11\n\toffset_ms\x18\t \x03(\r\"\x90\x02\n\rSidecarReport\x12\x17\n\x0f\x61pplied_version\x18\x01 \x01(\x04\x12/\n\x05gates\x18\x02 \x03(\x0b\x32 .turnout.v1alpha1.ExperimentGate\x12\x14\n\x0c\x63onfig_state\x18\x03 \x01(\t\x12\x15\n\rworkers_ready\x18\x04 \x01(\x05\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x17\n\x0fworker_restarts\x18\x06 \x01(\x04\x12\x16\n\x0e\x64\x65ltas_dropped\x18\x07 \x01(\x04\x12\x12\n\nstart_gate\x18\x08 \x01(\x08\x12\x18\n\x10start_gate_error\x18\t \x01(\t\x12\x18\n\x10\x65nvoy_rejections\x18\n \x03(\t\"V\n\x0e\x45xperimentGate\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04open\x18\x03 \x01(\x08\x12\x13\n\x0bwaiting_for\x18\x04 \x03(\t\"$\n\x12GetSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"%\n\x13ListSidecarsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"C\n\x14ListSidecarsResponse\x12+\n\x08sidecars\x18\x01 \x03(\x0b\x32\x19.turnout.v1alpha1.Sidecar\"\xf2\x02\n\x07Sidecar\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12\x30\n\x0c\x63onnect_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0csent_version\x18\x07 \x01(\x04\x12\x15\n\racked_version\x18\x08 \x01(\x04\x12\x17\n\x0f\x63urrent_version\x18\t \x01(\x04\x12.\n\x04nack\x18\n \x03(\x0b\x32 .turnout.v1alpha1.FieldViolation\x12/\n\x06report\x18\x0b \x01(\x0b\x32\x1f.turnout.v1alpha1.SidecarReport\x12\x14\n\x0c\x63ode_version\x18\x0c \x01(\t*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SERVED\x10\x01\x12\x0f\n\x0bROLE_SHADOW\x10\x02\x32`\n\rConfigService\x12O\n\x06Stream\x12\x1f.turnout.v1alpha1.StreamRequest\x1a .turnout.v1alpha1.StreamResponse(\x01\x30\x01\x32\xc0\x01\n\x0eSidecarService\x12]\n\x0cListSidecars\x12%.turnout.v1alpha1.ListSidecarsRequest\x1a&.turnout.v1alpha1.ListSidecarsResponse\x12O\n\x0bGetSnapshot\x12$.turnout.v1alpha1.GetSnapshotRequest\x1a\x1a.turnout.v1alpha1.Snapshotb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,48 +36,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TARGETDELTA_UNSTAMPEDENTRY']._loaded_options = None
   _globals['_TARGETDELTA_UNSTAMPEDENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=3376
-  _globals['_ROLE']._serialized_end=3438
-  _globals['_STREAMREQUEST']._serialized_start=124
-  _globals['_STREAMREQUEST']._serialized_end=391
-  _globals['_STREAMRESPONSE']._serialized_start=394
-  _globals['_STREAMRESPONSE']._serialized_end=576
-  _globals['_HELLO']._serialized_start=579
-  _globals['_HELLO']._serialized_end=758
-  _globals['_SNAPSHOTPUSH']._serialized_start=760
-  _globals['_SNAPSHOTPUSH']._serialized_end=844
-  _globals['_SNAPSHOTACK']._serialized_start=846
-  _globals['_SNAPSHOTACK']._serialized_end=945
-  _globals['_FIELDVIOLATION']._serialized_start=947
-  _globals['_FIELDVIOLATION']._serialized_end=1007
-  _globals['_TOMBSTONESET']._serialized_start=1009
-  _globals['_TOMBSTONESET']._serialized_end=1072
-  _globals['_DELTABATCH']._serialized_start=1075
-  _globals['_DELTABATCH']._serialized_end=1424
-  _globals['_DELTAACK']._serialized_start=1426
-  _globals['_DELTAACK']._serialized_end=1470
-  _globals['_COUNTDELTA']._serialized_start=1473
-  _globals['_COUNTDELTA']._serialized_end=1864
-  _globals['_FIRSTBADDELTA']._serialized_start=1867
-  _globals['_FIRSTBADDELTA']._serialized_end=2037
-  _globals['_TARGETDELTA']._serialized_start=2040
-  _globals['_TARGETDELTA']._serialized_end=2341
-  _globals['_TARGETDELTA_UNSTAMPEDENTRY']._serialized_start=2293
-  _globals['_TARGETDELTA_UNSTAMPEDENTRY']._serialized_end=2341
-  _globals['_EXPOSUREBATCH']._serialized_start=2344
-  _globals['_EXPOSUREBATCH']._serialized_end=2530
-  _globals['_SIDECARREPORT']._serialized_start=2533
-  _globals['_SIDECARREPORT']._serialized_end=2805
-  _globals['_EXPERIMENTGATE']._serialized_start=2807
-  _globals['_EXPERIMENTGATE']._serialized_end=2893
-  _globals['_LISTSIDECARSREQUEST']._serialized_start=2895
-  _globals['_LISTSIDECARSREQUEST']._serialized_end=2932
-  _globals['_LISTSIDECARSRESPONSE']._serialized_start=2934
-  _globals['_LISTSIDECARSRESPONSE']._serialized_end=3001
-  _globals['_SIDECAR']._serialized_start=3004
-  _globals['_SIDECAR']._serialized_end=3374
-  _globals['_CONFIGSERVICE']._serialized_start=3440
-  _globals['_CONFIGSERVICE']._serialized_end=3536
-  _globals['_SIDECARSERVICE']._serialized_start=3538
-  _globals['_SIDECARSERVICE']._serialized_end=3649
+  _globals['_ROLE']._serialized_start=3447
+  _globals['_ROLE']._serialized_end=3509
+  _globals['_STREAMREQUEST']._serialized_start=157
+  _globals['_STREAMREQUEST']._serialized_end=424
+  _globals['_STREAMRESPONSE']._serialized_start=427
+  _globals['_STREAMRESPONSE']._serialized_end=609
+  _globals['_HELLO']._serialized_start=612
+  _globals['_HELLO']._serialized_end=791
+  _globals['_SNAPSHOTPUSH']._serialized_start=793
+  _globals['_SNAPSHOTPUSH']._serialized_end=877
+  _globals['_SNAPSHOTACK']._serialized_start=879
+  _globals['_SNAPSHOTACK']._serialized_end=978
+  _globals['_FIELDVIOLATION']._serialized_start=980
+  _globals['_FIELDVIOLATION']._serialized_end=1040
+  _globals['_TOMBSTONESET']._serialized_start=1042
+  _globals['_TOMBSTONESET']._serialized_end=1105
+  _globals['_DELTABATCH']._serialized_start=1108
+  _globals['_DELTABATCH']._serialized_end=1457
+  _globals['_DELTAACK']._serialized_start=1459
+  _globals['_DELTAACK']._serialized_end=1503
+  _globals['_COUNTDELTA']._serialized_start=1506
+  _globals['_COUNTDELTA']._serialized_end=1897
+  _globals['_FIRSTBADDELTA']._serialized_start=1900
+  _globals['_FIRSTBADDELTA']._serialized_end=2070
+  _globals['_TARGETDELTA']._serialized_start=2073
+  _globals['_TARGETDELTA']._serialized_end=2374
+  _globals['_TARGETDELTA_UNSTAMPEDENTRY']._serialized_start=2326
+  _globals['_TARGETDELTA_UNSTAMPEDENTRY']._serialized_end=2374
+  _globals['_EXPOSUREBATCH']._serialized_start=2377
+  _globals['_EXPOSUREBATCH']._serialized_end=2563
+  _globals['_SIDECARREPORT']._serialized_start=2566
+  _globals['_SIDECARREPORT']._serialized_end=2838
+  _globals['_EXPERIMENTGATE']._serialized_start=2840
+  _globals['_EXPERIMENTGATE']._serialized_end=2926
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=2928
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=2964
+  _globals['_LISTSIDECARSREQUEST']._serialized_start=2966
+  _globals['_LISTSIDECARSREQUEST']._serialized_end=3003
+  _globals['_LISTSIDECARSRESPONSE']._serialized_start=3005
+  _globals['_LISTSIDECARSRESPONSE']._serialized_end=3072
+  _globals['_SIDECAR']._serialized_start=3075
+  _globals['_SIDECAR']._serialized_end=3445
+  _globals['_CONFIGSERVICE']._serialized_start=3511
+  _globals['_CONFIGSERVICE']._serialized_end=3607
+  _globals['_SIDECARSERVICE']._serialized_start=3610
+  _globals['_SIDECARSERVICE']._serialized_end=3802
 # @@protoc_insertion_point(module_scope)

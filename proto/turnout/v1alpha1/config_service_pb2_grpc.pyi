@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from turnout.v1alpha1 import config_service_pb2 as _config_service_pb2
+from turnout.v1alpha1 import snapshot_pb2 as _snapshot_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -65,6 +66,10 @@ class SidecarServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SidecarServiceAsyncStub: ...
     ListSidecars: _grpc.UnaryUnaryMultiCallable[_config_service_pb2.ListSidecarsRequest, _config_service_pb2.ListSidecarsResponse]
+    GetSnapshot: _grpc.UnaryUnaryMultiCallable[_config_service_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]
+    """The tenant's current snapshot, as its sidecars get it: without the key of unit hashes. NOT_FOUND
+    before the first one. For people and tools; a sidecar takes it from its stream.
+    """
 
 @_typing.type_check_only
 class SidecarServiceAsyncStub(SidecarServiceStub):
@@ -72,6 +77,10 @@ class SidecarServiceAsyncStub(SidecarServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListSidecars: _aio.UnaryUnaryMultiCallable[_config_service_pb2.ListSidecarsRequest, _config_service_pb2.ListSidecarsResponse]  # type: ignore[assignment]
+    GetSnapshot: _aio.UnaryUnaryMultiCallable[_config_service_pb2.GetSnapshotRequest, _snapshot_pb2.Snapshot]  # type: ignore[assignment]
+    """The tenant's current snapshot, as its sidecars get it: without the key of unit hashes. NOT_FOUND
+    before the first one. For people and tools; a sidecar takes it from its stream.
+    """
 
 class SidecarServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the control plane knows of its sidecars."""
@@ -82,5 +91,15 @@ class SidecarServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _config_service_pb2.ListSidecarsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_config_service_pb2.ListSidecarsResponse, _abc.Awaitable[_config_service_pb2.ListSidecarsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetSnapshot(
+        self,
+        request: _config_service_pb2.GetSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.Snapshot, _abc.Awaitable[_snapshot_pb2.Snapshot]]:
+        """The tenant's current snapshot, as its sidecars get it: without the key of unit hashes. NOT_FOUND
+        before the first one. For people and tools; a sidecar takes it from its stream.
+        """
 
 def add_SidecarServiceServicer_to_server(servicer: SidecarServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
