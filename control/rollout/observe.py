@@ -151,11 +151,11 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     if entry.spec.metrics.primary.metric or entry.run.phase is Phase.AB:
         message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
         message.primary_sentence = ANALYSIS_SENTENCE
-    # A sidecar counts either for whole Envoys (target "", exact) or by target, never both.
-    for target in ("", entry.spec.target):
-        counted = evidence.target(target, since_start_of=entry.name)
-        for why, count in counted.unstamped.items():
-            message.unstamped[why] += count
+    # Whole Envoys (target "") are exact; what is counted by target is among it, and may lack entries.
+    whole = evidence.target("", since_start_of=entry.name).unstamped
+    by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped
+    for why, count in (whole or by_target).items():
+        message.unstamped[why] += count
     return message
 
 
