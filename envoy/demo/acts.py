@@ -21,6 +21,7 @@ from turnout.v1alpha1.experiment_pb2 import REASON_LANE_WRONG, Experiment, State
 # A request that was on its way while the split changed may still carry the old variant.
 SETTLE_S: Final = 1.5
 ZERO_WITHIN_S: Final = 30.0
+LOGGED_S: Final = 3.0
 WORKERS_AWAY_S: Final = 4.0
 CONTROL_AWAY_S: Final = 6.0
 
@@ -145,7 +146,12 @@ async def _everyone_on_v2(scene: Scene) -> None:
 
 
 async def _without_workers(scene: Scene) -> None:
-    """Kill both workers and keep the supervisor from starting new ones for a while."""
+    """Kill both workers and keep the supervisor from starting new ones for a while.
+
+    Not before the log entries of the last stamped requests have been counted: what a killed worker
+    had not passed on is lost (and would be reported as loss).
+    """
+    await scene.flow(LOGGED_S)
     scene.stack.signal_supervisor(signal.SIGSTOP)
     try:
         pids = scene.stack.worker_pids()
