@@ -65,10 +65,15 @@ class Evidence:
             self._fold.decided(experiment, epoch, variant, count=count, now_ms=now_ms)
             self.decided_total[experiment, variant] += count
 
-    def take(self, now_ms: int) -> FoldDelta:
-        """Everything since the last take."""
+    @property
+    def unexplained(self) -> int:
+        """Unstamped requests of Envoy's total that wait for their reason: in no delta yet."""
+        return self._ledger.waiting if self._ledger is not None else 0
+
+    def take(self, now_ms: int, *, last: bool = False) -> FoldDelta:
+        """Everything since the last take; `last` = nothing more will come."""
         if self._ledger is not None:
-            self._add_unstamped(self._ledger.take(now_ms))
+            self._add_unstamped(self._ledger.take(now_ms, last=last))
         return self._fold.take()
 
     def _add_unstamped(self, reasons: Mapping[str, int]) -> None:

@@ -66,7 +66,7 @@ async def _serve(options: Options) -> None:
         if client is not None:
             tasks.append(asyncio.create_task(client.run()))
         await supervisor.run()
-        supervisor.collect()
+        supervisor.collect(last=True)
         if client is not None:
             await _last_ack(supervisor, client)
     finally:

@@ -98,6 +98,8 @@ class Supervisor:
         self.malformed_deltas = 0
         self.state_error = ""
         self._counter: EnvoyCounter | None = None
+        self._envoy_start_ms = 0
+        self._saved_count = 0
         self._to_save: dict[str, Callable[[StateDir], None]] = {}
         self._saving = asyncio.Event()
         self._latches: dict[str, list[str]] = {}
@@ -230,11 +232,16 @@ class Supervisor:
 
     # -- Evidence --------------------------------------------------------------------------------
 
-    def collect(self) -> None:
-        """Merge everything since the last call into one numbered batch."""
+    def collect(self, *, last: bool = False) -> None:
+        """Merge everything since the last call into one numbered batch.
+
+        Args:
+            last: The workers are gone: nothing waits for what could still come.
+        """
         grown = self.workers.take_decided(self.config.counting())
         self.evidence.add_decided(grown, now_ms())
-        delta = self.evidence.take(monotonic_ms())
+        delta = self.evidence.take(monotonic_ms(), last=last)
+        self._save_accounted()
         if self.options.control:
             # An empty batch says that this sidecar is alive and saw nothing.
             batch = self.deltas.append(delta, now_ms())
@@ -252,14 +259,21 @@ class Supervisor:
             _LOG.error("a worker's delta is lost: %s", error)
 
     def _on_look(self, state: EnvoyState) -> None:
-        start_ms = now_ms() - state.uptime_s * 1000
+        self._envoy_start_ms = now_ms() - state.uptime_s * 1000
         if self._counter is None:
-            self._counter = EnvoyCounter(self._accounted(start_ms))
-        before = self._counter.last
+            self._counter = EnvoyCounter(self._accounted(self._envoy_start_ms))
+            self._saved_count = self._counter.last
         grown = self._counter.observe(state.unanswered, uptime_s=state.uptime_s)
         self.evidence.add_envoy(grown, monotonic_ms())
-        if before != self._counter.last:
-            value = {"start_ms": start_ms, "unanswered": self._counter.last}
+
+    def _save_accounted(self) -> None:
+        """Keep how far Envoy's counter is in our batches, for the next supervisor."""
+        if self._counter is None:
+            return
+        count = max(0, self._counter.last - self.evidence.unexplained)
+        if count != self._saved_count:
+            self._saved_count = count
+            value = {"start_ms": self._envoy_start_ms, "unanswered": count}
             self._save_later(ENVOY_FILE, lambda state: state.save_json(ENVOY_FILE, value))
 
     def _accounted(self, start_ms: int) -> int:

@@ -79,8 +79,18 @@ class UnstampedLedger:
             if left := self._forgive(count):
                 self._reasons.append((now_ms, reason, left))
 
-    def take(self, now_ms: int) -> dict[str, int]:
-        """Increments by reason, to be sent on."""
+    @property
+    def waiting(self) -> int:
+        """Counted by Envoy and not given out yet: a reason may still come."""
+        return self._total - self._emitted
+
+    def take(self, now_ms: int, *, last: bool = False) -> dict[str, int]:
+        """Increments by reason, to be sent on.
+
+        Args:
+            now_ms: Monotonic, as in every other call.
+            last: Nothing more will come: what has no reason yet is unknown now.
+        """
         taken: Counter[str] = Counter()
         while self._reasons and self._total > self._emitted:
             arrived, reason, count = self._reasons.popleft()
@@ -89,7 +99,7 @@ class UnstampedLedger:
             self._emitted += more
             if count > more:
                 self._reasons.appendleft((arrived, reason, count - more))
-        while self._marks and self._marks[0][0] + SETTLE_MS <= now_ms:
+        while self._marks and (last or self._marks[0][0] + SETTLE_MS <= now_ms):
             _, due = self._marks.popleft()
             if due > self._emitted:
                 taken[UNKNOWN] += due - self._emitted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 
+from sidecar.admin import Admin
 from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
 from tests.integration.harness import (
     Request,
@@ -14,6 +15,7 @@ from tests.integration.harness import (
     wait_for,
 )
 from tests.integration.snapshots import EXPERIMENT, expected_variant
+from turnout.contract import WORKERS_CLUSTER
 from turnout.v1alpha1.common_pb2 import Tombstone
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED
 
@@ -186,6 +188,38 @@ async def test_tombstone_takes_effect_when_no_file_can_be_written() -> None:
         await wait_for(lambda: fake.reports[-1].envoy_rejections, "the report says it")
         assert "cannot be written" in fake.reports[-1].envoy_rejections[0]
         assert "state directory cannot be written" in sidecar.output()
+
+
+async def test_outage_is_counted_once_when_the_whole_sidecar_was_away() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        await stage.envoy(one_target(v1))
+        fake = await stage.fake_control()
+        sidecar = await stage.sidecar(control=fake.address)
+        fake.push(one_experiment(v1, v2, {"v2": 0.5}, version=2))
+        await fake.gate(EXPERIMENT, 1)
+        await stage.enrols()
+        missing = 0
+        for _ in range(2):
+            await sidecar.stop()
+            answers = await stage.users(USERS[:20])
+            assert not any(answer.failed or answer.variant for answer in answers)
+            missing += len(answers)
+            hellos = len(fake.hellos)
+            sidecar = await stage.sidecar(control=fake.address)
+            await wait_for(lambda n=hellos: len(fake.hellos) > n, "it is back")
+            await wait_for(lambda: envoy_has_workers(stage), "Envoy found the workers")
+            await stage.enrols()
+
+        async def equal() -> bool:
+            return fake.unstamped().total() == await stage.unstamped()
+
+        await wait_for(equal, "Envoy and we count the same")
+        assert await stage.unstamped() >= missing
+
+
+async def envoy_has_workers(stage: Stage) -> bool:
+    return bool((await Admin(f"unix:{stage.admin}").look()).healthy_hosts[WORKERS_CLUSTER])
 
 
 async def test_unstamped_total_goes_on_when_envoy_restarts() -> None:

@@ -71,6 +71,15 @@ def test_late_reason_is_dropped_when_it_was_called_unknown() -> None:
     assert ledger.take(SETTLE_MS + LATE_MS) == {"timeout": 1}
 
 
+def test_nothing_waits_any_more_when_it_is_the_last_time() -> None:
+    ledger = UnstampedLedger()
+    ledger.add_total(3, 0)
+    ledger.add_reasons({"timeout": 1}, 0)
+    assert ledger.waiting == 3
+    assert ledger.take(0, last=True) == {"timeout": 1, UNKNOWN: 2}
+    assert ledger.waiting == 0
+
+
 def test_empty_answer_is_no_reason() -> None:
     ledger = UnstampedLedger()
     ledger.add_total(1, 0)
