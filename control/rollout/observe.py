@@ -151,7 +151,7 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     if entry.spec.metrics.primary.metric or entry.run.phase is Phase.AB:
         message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
         message.primary_sentence = ANALYSIS_SENTENCE
-    # Whole Envoys (target "") are exact; what is counted by target is among it, and may lack entries.
+    # Whole Envoys (target "") are exact; what is counted by target is among it and may be less.
     whole = evidence.target("", since_start_of=entry.name).unstamped
     by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped
     for why, count in (whole or by_target).items():
