@@ -79,9 +79,13 @@ class Experiment:
         self._salt = salt_prefix(message.salt.encode())
         self._starts, self._arms = _tile(message, slots)
 
+    def bucket(self, unit: bytes) -> int:
+        """Where a unit falls in [0, BUCKET_COUNT)."""
+        return bucket_after(self._salt, unit)
+
     def assign(self, unit: bytes) -> Arm:
         """The arm of a unit's bucket."""
-        return self._arms[bisect_right(self._starts, bucket_after(self._salt, unit)) - 1]
+        return self._arms[bisect_right(self._starts, self.bucket(unit)) - 1]
 
 
 class Target:

@@ -8,7 +8,7 @@ Values are never decoded: a unit with invalid UTF-8 is a unit. Empty is no unit;
 UNIT_BYTES_MAX is an invalid one. Of two unit headers the first counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -67,7 +67,7 @@ def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> 
     Raises:
         MalformedRequest: The bytes are not a ProcessingRequest with request headers.
     """
-    headers, repeated = _headers(request)
+    headers, repeated = read_headers(request)
     target = plan.match(headers)
     if target is None:
         return _ANSWER_NO_TARGET
@@ -76,16 +76,7 @@ def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> 
         return _unstamped(Outcome.NO_EXPERIMENT, target.name)
     if not experiment.open:
         return _unstamped(Outcome.WAITING, target.name)
-    duplicate = False
-    if experiment.header:
-        unit = headers.get(experiment.header, b"")
-        if repeated is not None and experiment.header in repeated:
-            unit = repeated[experiment.header]
-            duplicate = True
-    elif experiment.random:
-        unit = random_unit()
-    else:
-        unit, duplicate = _cookie(experiment, headers.get("cookie", b""))
+    unit, duplicate = unit_of(experiment, headers, repeated, random_unit)
     if not unit:
         return _unstamped(Outcome.NO_UNIT, target.name, duplicate)
     if len(unit) > UNIT_BYTES_MAX:
@@ -102,7 +93,33 @@ def _unstamped(outcome: Outcome, target: str, duplicate_unit: bool = False) -> A
     return Answer(None, outcome, target, NO_SLOT, duplicate_unit)
 
 
-def _headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | None]:
+def unit_of(
+    experiment: Experiment,
+    headers: Mapping[str, bytes],
+    repeated: Mapping[str, bytes] | None,
+    random_unit: Callable[[], bytes],
+) -> tuple[bytes, bool]:
+    """What is kept on one variant, and whether there were several of it.
+
+    Args:
+        experiment: Whose unit.
+        headers: As `read_headers` gives them.
+        repeated: Likewise.
+        random_unit: As in `process`.
+
+    Returns:
+        The unit, empty when the request has none; True when the first of several was taken.
+    """
+    if experiment.header:
+        if repeated is not None and experiment.header in repeated:
+            return repeated[experiment.header], True
+        return headers.get(experiment.header, b""), False
+    if experiment.random:
+        return random_unit(), False
+    return _cookie(experiment, headers.get("cookie", b""))
+
+
+def read_headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | None]:
     """Values by name, repeated ones joined; and the first value of each repeated name.
 
     Raises:
