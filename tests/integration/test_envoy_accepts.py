@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from control.commands.snapshot import build
 from sidecar import envoyfiles
 from tests.integration.harness import BIN, Envoy, Stage, one_experiment, one_target, wait_for
 from turnout.v1alpha1.common_pb2 import Predicate, Unit, Upstream, UpstreamTls
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot, TargetPlan
 
+EXAMPLES = Path(__file__).parents[2] / "envoy" / "examples"
 CDS = "cluster_manager.cds."
 RDS = "http.turnout.rds.turnout."
 ECDS = "extension_config_discovery.http_filter.turnout."
@@ -73,6 +77,29 @@ async def test_envoy_accepts_all_documents_when_the_snapshot_uses_everything() -
         await wait_for(taken, "Envoy took all three files")
         assert (await _counts(envoy))["refused"] == 0
         assert "error" not in envoy.output().lower()
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+async def test_envoy_accepts_every_example_when_its_experiment_runs(
+    stage: Stage, file: Path
+) -> None:
+    alone = "kind: Target" in file.read_text()
+    given = [file] if alone else [EXAMPLES / "target.yaml", file]
+    envoy = await stage.envoy(files=given)
+    snapshot = Snapshot.FromString(build(given))
+    enabled = {(experiment.name, experiment.epoch) for experiment in snapshot.experiments}
+    before = await _counts(envoy)
+    files = envoyfiles.documents(snapshot, enabled=enabled)
+    stage.write(envoyfiles.CLUSTERS_FILE, files.cds)
+    stage.write(envoyfiles.ROUTES_FILE, files.rds)
+    await wait_for(lambda: _changed(envoy, before), "Envoy looked at the files")
+    assert (await _counts(envoy))["refused"] == 0, envoy.output()
+
+
+async def _changed(envoy: Envoy, before: dict[str, int]) -> bool:
+    """A file with the same text is not taken again, and that is no refusal."""
+    cds, rds = await envoy.stats(CDS), await envoy.stats(RDS)
+    return cds["update_attempt"] > before["cds"] and rds["update_attempt"] > before["rds"]
 
 
 async def test_envoy_counts_a_refusal_when_a_document_is_bad() -> None:
