@@ -20,14 +20,14 @@ class GateMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        """Nothing is configured, every host is down."""
+        """Nothing is configured, every host is up."""
         self.gate = Gate(watched=True)
         self.now_ms = 1_000_000
         self.epochs: dict[str, int] = {}
         self.enrolments: tuple[Enrolment, ...] = ()
         self.file: frozenset[str] = frozenset()
         self.active: frozenset[str] = frozenset()
-        self.up: set[str] = set()
+        self.up = set(EVERYTHING)
         self.workers_up = True
         self.filter_file: frozenset[str] = frozenset()
         self.filter_taken: frozenset[str] = frozenset()
@@ -98,6 +98,13 @@ class GateMachine(RuleBasedStateMachine):
         changed = headers != self.filter_file
         self.filter_file = headers
         self.gate.filter_written(headers, changed=changed)
+
+    @rule()
+    def files_are_taken_and_seen(self) -> None:
+        """The usual course of things."""
+        self.write_clusters_and_filter()
+        self.envoy_takes_files()
+        self.look(500)
 
     @rule()
     def workers_take_the_plan(self) -> None:
