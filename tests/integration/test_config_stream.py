@@ -47,13 +47,13 @@ async def _stamps(stage: Stage) -> Mapping[str, str]:
 async def test_assignments_are_byte_equal_when_control_is_gone_and_the_sidecar_restarts(
     stage: Stage,
 ) -> None:
-    fake, sidecar, _ = await _start(stage)
+    fake, _, _ = await _start(stage)
     before = await _stamps(stage)
     assert len(before) == len(USERS)
     await fake.stop()
     assert await _stamps(stage) == before
-    await sidecar.kill()
-    await stage.sidecar(control=fake.address)
+    await stage.restart_sidecar(control=fake.address)
+    await stage.workers_serve()
     await stage.enrols()
     assert await _stamps(stage) == before
     # And when it is back, it hears of the time without it (but for what the killed one knew).
