@@ -21,6 +21,7 @@ from turnout.v1alpha1.experiment_pb2 import REASON_LANE_WRONG, Experiment, State
 # A request that was on its way while the split changed may still carry the old variant.
 SETTLE_S: Final = 1.5
 ZERO_WITHIN_S: Final = 30.0
+COPIES_MIN: Final = 500
 LOGGED_S: Final = 3.0
 WORKERS_AWAY_S: Final = 4.0
 CONTROL_AWAY_S: Final = 6.0
@@ -47,46 +48,21 @@ async def shadow(scene: Scene) -> None:
     """Every request is copied to v2; users are served by v1 alone."""
     result = scene.result
     await scene.open("shadow.yaml")
-    copied = 0
-
-    async def watched() -> bool:
-        nonlocal copied
-        scene.stack.check()
-        copied = (await scene.variant_results())["v2"].shadow_requests
-        scene.status = f"shadow, {copied} copies counted"
-        return copied >= 500
-
-    async with scene.progress.live(scene.line):
-        await wait_for(watched, timeout_s=40, what="500 copies to be counted")
-    # The step asks for 12 s; the labels of its last requests come 3 s later.
-    await scene.flow(14)
+    await _watch_copies(scene)
     await scene.traffic.end()
-    sent = 0
-
-    async def counted() -> bool:
-        nonlocal copied, sent
-        copied = (await scene.variant_results())["v2"].shadow_requests
-        sent = (await scene.upstream_requests())["2"]
-        return copied == sent
-
-    with contextlib.suppress(TimeoutError):  # the claim says how they differ
-        await wait_for(counted, timeout_s=10, what="Turnout and Envoy to agree on the copies")
+    sent = await _count_copies(scene)
     result.claim(
         "Turnout counted every copy that Envoy sent to v2",
-        copied == sent and copied > 0,
-        f"{copied} of {sent}",
+        scene.copies == sent and sent > 0,
+        f"{scene.copies} of {sent}",
     )
-    scene.shadowed, scene.copies = "2", copied
     row = (await scene.variant_results())["v2"]
     stopped = await scene.console.stop(scene.experiment, "the shadow was watched long enough")
     scene.progress.event(f"{scene.experiment}: {state_name(stopped.status.state)}")
     await _take_end(scene)
     result.claim("the shadow ended as STOPPED", result.final_state == "STOPPED")
-    result.claim(
-        "no user saw an answer of v2",
-        not scene.ledger.served_by("2"),
-        f"{scene.ledger.users()} users",
-    )
+    seen = scene.ledger.served_by("2")
+    result.claim("no user saw an answer of v2", not seen, f"{scene.ledger.users()} users")
     result.claim("no copy failed", row.shadow_errors == 0, row.shadow_errors or "")
     result.claim(
         "labels made the copies' accuracy known",
@@ -95,12 +71,42 @@ async def shadow(scene: Scene) -> None:
     )
     await scene.close()
     result.variants["v2"] = Row(
-        requests=copied,
+        requests=scene.copies,
         errors=row.shadow_errors,
         accuracy=row.shadow_correct / row.shadow_labelled if row.shadow_labelled else None,
         p50_ms=None,
         p95_ms=row.shadow_latency_p95_ms or None,
     )
+
+
+async def _watch_copies(scene: Scene) -> None:
+    """Let traffic flow until some hundred copies are counted, and for the step's time."""
+
+    async def watched() -> bool:
+        scene.stack.check()
+        copies = (await scene.variant_results())["v2"].shadow_requests
+        scene.status = f"shadow, {copies} copies counted"
+        return copies >= COPIES_MIN
+
+    async with scene.progress.live(scene.line):
+        await wait_for(watched, timeout_s=40, what=f"{COPIES_MIN} copies to be counted")
+    # The step asks for 12 s; the labels of its last requests come 3 s later.
+    await scene.flow(14)
+
+
+async def _count_copies(scene: Scene) -> int:
+    """Wait until Turnout has counted what Envoy sent to v2; answers Envoy's count."""
+    scene.shadowed, sent = "2", 0
+
+    async def counted() -> bool:
+        nonlocal sent
+        scene.copies = (await scene.variant_results())["v2"].shadow_requests
+        sent = (await scene.upstream_requests())["2"]
+        return scene.copies == sent
+
+    with contextlib.suppress(TimeoutError):  # the claim says how they differ
+        await wait_for(counted, timeout_s=10, what="Turnout and Envoy to agree on the copies")
+    return sent
 
 
 # -- Act 2 -----------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ async def _with_company(
         for each in waiting:
             each.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        traffic.close()
         await console.close()
 
 

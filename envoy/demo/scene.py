@@ -56,6 +56,9 @@ class Scene:
         self.baseline = baseline
         self.ledger = Ledger()
         self.status = ""
+        # The model version that is sent copies, and how many Turnout counted.
+        self.shadowed = ""
+        self.copies = 0
         self._before = EnvoyCounts({})
         self._upstream_before: Counter[str] = Counter()
 
@@ -185,10 +188,6 @@ class Scene:
                     served + copies == sent,
                     f"client {served}" + (f" + {copies} copies" if copies else "") + f", {sent}",
                 )
-
-    # The model version that is sent copies, and how many Turnout counted.
-    shadowed = ""
-    copies = 0
 
     async def upstream_requests(self) -> dict[str, int]:
         """Requests that Envoy sent to each model version in this act."""

@@ -148,6 +148,11 @@ class Traffic:
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
+    def close(self) -> None:
+        """Drop the idle connections; to be called after `end`."""
+        while self._idle:
+            self._idle.pop().close()
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and self._broken is None:
