@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -43,6 +44,7 @@ class GateMachine(RuleBasedStateMachine):
         running=st.dictionaries(
             st.sampled_from(["e", "f"]),
             st.tuples(st.sampled_from(CANDIDATES), st.sampled_from(HEADERS), st.booleans()),
+            min_size=1,
         ),
     )
     def push(self, baselines: list[str], running: dict[str, tuple[str, str, bool]]) -> None:
@@ -56,6 +58,11 @@ class GateMachine(RuleBasedStateMachine):
         self.enrolments = tuple(enrolments)
         self.seen = {(e, c) for e, c in self.seen if e in running}
         self.gate.desire(Desired(self.enrolments, dict(zip(TARGETS, baselines, strict=True))))
+
+    @rule(baselines=st.lists(st.sampled_from(BASELINES), min_size=2, max_size=2))
+    def end_all(self, baselines: list[str]) -> None:
+        """Every experiment leaves."""
+        self.push(baselines, {})
 
     # -- Envoy and its hosts -----------------------------------------------------------------------
 
@@ -167,3 +174,4 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGate = GateMachine.TestCase
+TestGate.settings = settings(max_examples=300, stateful_step_count=40)
