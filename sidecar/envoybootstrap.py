@@ -5,6 +5,7 @@ places, both access logs, the tracer, the workers' cluster. Refuses everything t
 snapshot: that is in the watched files (`envoyfiles`).
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sidecar.envoyfiles import CLUSTERS_FILE, EXT_PROC, FILTER_FILE, ROUTES_FILE
@@ -62,14 +63,14 @@ class BootstrapOptions(NamedTuple):
 
 def bootstrap(options: BootstrapOptions) -> str:
     """Print Envoy's bootstrap. The three watched files must exist when Envoy starts."""
-    static_clusters = [_workers_cluster(options)]
+    static_clusters = [workers_cluster(options.sidecar, options.workers)]
     if options.otlp_host:
         static_clusters.append(_otlp_cluster(options))
     return dump(
         {
             "node": {"id": options.node, "cluster": "turnout"},
             "admin": {"address": {"pipe": {"path": options.admin, "mode": 0o600}}},
-            "dynamic_resources": {"cds_config": _watched(options, CLUSTERS_FILE)},
+            "dynamic_resources": {"cds_config": watched(options.envoy_dir, CLUSTERS_FILE)},
             "static_resources": {
                 "listeners": [_listener(options)],
                 "clusters": static_clusters,
@@ -92,8 +93,9 @@ def _connection_limit() -> Json:
     }
 
 
-def _watched(options: BootstrapOptions, file: str) -> Json:
-    path = f"{options.envoy_dir}/{file}"
+def watched(envoy_dir: str, file: str) -> Json:
+    """The source of a watched file."""
+    path = f"{envoy_dir}/{file}"
     return {
         "resource_api_version": "V3",
         "path_config_source": {
@@ -141,27 +143,25 @@ def _connection_manager(options: BootstrapOptions) -> Json:
         "normalize_path": True,
         "request_headers_timeout": "10s",
         "common_http_protocol_options": {"max_headers_count": 200},
-        "early_header_mutation_extensions": [_strip()],
+        "early_header_mutation_extensions": [strip(contract.RESERVED_HEADER_PREFIXES)],
         "access_log": [
-            _access_log(
-                contract.ACCESS_LOG_SERVED, contract.HEADER_STAMP, contract.HEADER_UNSTAMPED
-            )
+            access_log(contract.ACCESS_LOG_SERVED, contract.HEADER_STAMP, contract.HEADER_UNSTAMPED)
         ],
         "rds": {
             "route_config_name": contract.ROUTE_CONFIG_NAME,
-            "config_source": _watched(options, ROUTES_FILE),
+            "config_source": watched(options.envoy_dir, ROUTES_FILE),
         },
-        "http_filters": [_ext_proc_filter(options), _router()],
+        "http_filters": [ext_proc_filter(options.envoy_dir), _router()],
     }
     if options.otlp_host:
         manager["tracing"] = _tracing(options)
     return manager
 
 
-def _strip() -> Json:
+def strip(reserved_prefixes: Sequence[str]) -> Json:
     """Remove what a client may not say. In a later filter the route would be chosen already."""
     names = [{"exact": name} for name in contract.RESERVED_HEADERS]
-    prefixes = [{"prefix": prefix} for prefix in contract.RESERVED_HEADER_PREFIXES]
+    prefixes = [{"prefix": prefix} for prefix in reserved_prefixes]
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
         "typed_config": {
@@ -174,11 +174,12 @@ def _strip() -> Json:
     }
 
 
-def _ext_proc_filter(options: BootstrapOptions) -> Json:
+def ext_proc_filter(envoy_dir: str) -> Json:
+    """The filter's place; its configuration comes by a watched file."""
     return {
         "name": contract.EXT_PROC_FILTER,
         "config_discovery": {
-            "config_source": _watched(options, FILTER_FILE),
+            "config_source": watched(envoy_dir, FILTER_FILE),
             "type_urls": [TYPE + EXT_PROC + "ExternalProcessor"],
         },
     }
@@ -190,12 +191,12 @@ def _router() -> Json:
         "typed_config": {
             "@type": TYPE + "envoy.extensions.filters.http.router.v3.Router",
             "suppress_envoy_headers": True,
-            "upstream_log": [_access_log(contract.ACCESS_LOG_SHADOW, contract.HEADER_SHADOW_OF)],
+            "upstream_log": [access_log(contract.ACCESS_LOG_SHADOW, contract.HEADER_SHADOW_OF)],
         },
     }
 
 
-def _access_log(log_name: str, *headers: str) -> Json:
+def access_log(log_name: str, *headers: str) -> Json:
     """Log requests that carry one of these headers."""
     present = [
         {"header_filter": {"header": {"name": name, "present_match": True}}} for name in headers
@@ -249,9 +250,9 @@ def _tracing(options: BootstrapOptions) -> Json:
     }
 
 
-def _workers_cluster(options: BootstrapOptions) -> Json:
+def workers_cluster(sidecar: str, workers: int) -> Json:
     """The workers. Each part that was left out in trials showed as lost stamps."""
-    pipes = [{"pipe": {"path": f"{options.sidecar}.{i}"}} for i in range(options.workers)]
+    pipes = [{"pipe": {"path": f"{sidecar}.{i}"}} for i in range(workers)]
     return {
         "name": contract.WORKERS_CLUSTER,
         "type": "STATIC",

@@ -236,10 +236,10 @@ def _stamped_route(target: TargetPlan, match: Json) -> Json:
         "route": _action(target)
         | {
             "cluster_header": contract.HEADER_UPSTREAM,
-            "request_mirror_policies": [_mirror_policy()],
+            "request_mirror_policies": [mirror_policy()],
         },
         "response_headers_to_add": [
-            _header(contract.HEADER_VARIANT, _request(contract.HEADER_VARIANT))
+            added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
         ],
     }
 
@@ -253,7 +253,7 @@ def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
         "response_headers_to_remove": [contract.HEADER_VARIANT],
     }
     if on:
-        route["request_headers_to_add"] = [_header(contract.HEADER_UNSTAMPED, "1")]
+        route["request_headers_to_add"] = [added_header(contract.HEADER_UNSTAMPED, "1")]
     else:
         route["typed_per_filter_config"] = _filter_off()
     return route
@@ -278,8 +278,9 @@ def _action(target: TargetPlan) -> Json:
     }
 
 
-def _mirror_policy() -> Json:
-    marker = _header(contract.HEADER_SHADOW_OF, _request(contract.HEADER_SHADOW_VARIANT))
+def mirror_policy() -> Json:
+    """Copies to the cluster that the stamp names: marked, and without credentials."""
+    marker = added_header(contract.HEADER_SHADOW_OF, request_value(contract.HEADER_SHADOW_VARIANT))
     return {
         "cluster_header": contract.HEADER_SHADOW,
         "disable_shadow_host_suffix_append": True,
@@ -290,14 +291,16 @@ def _mirror_policy() -> Json:
     }
 
 
-def _header(name: str, value: str) -> Json:
+def added_header(name: str, value: str) -> Json:
+    """A header that a route sets, whatever was there."""
     return {
         "header": {"key": name, "value": value},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
 
 
-def _request(name: str) -> str:
+def request_value(name: str) -> str:
+    """A request header's value, in Envoy's formats."""
     return f"%REQ({name})%"
 
 

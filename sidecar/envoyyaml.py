@@ -15,7 +15,7 @@ TYPE: Final = "type.googleapis.com/"
 Json = dict[str, Any]
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
     """Quotes whatever Envoy's YAML reader could take for something else than a string.
 
     To it `n` and `on` are booleans (tried); names of fields stay bare because they are long words.
@@ -27,13 +27,13 @@ def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if bare else '"')
 
 
-_Dumper.add_representer(str, _string)
+Dumper.add_representer(str, _string)
 
 
 def dump(document: Mapping[str, Any]) -> str:
     """One document, its keys in the order given."""
     text: str = yaml.dump(
-        dict(document), Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=False
+        dict(document), Dumper=Dumper, sort_keys=False, width=100, allow_unicode=False
     )
     return text
 
