@@ -1,15 +1,20 @@
-"""A control plane in this process: real store, real gRPC, a port of its own."""
+"""Control planes: in this process, and as a process; real store, real gRPC, a port of its own."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import tempfile
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from control.server import ControlPlane, Options
 from control.store.sqlite import SqliteStore
+from tests.control.clishell import Shell, control_plane
 from tests.control.peers import Api, FakeSidecar
+from tests.integration.waiting import free_port
 
 
 @pytest_asyncio.fixture
@@ -34,3 +39,18 @@ async def sidecar(api: Api) -> AsyncIterator[FakeSidecar]:
     """A sidecar of it."""
     async with FakeSidecar(api.channel) as peer:
         yield peer
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A control plane that this module has to itself."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
+        place = f"127.0.0.1:{free_port()}"
+        with control_plane(place, Path(directory, "control.db")):
+            yield place
+
+
+@pytest.fixture
+def shell(address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Shell:
+    """Commands in a tenant that no other test uses."""
+    return Shell(address, f"t{zlib.crc32(request.node.name.encode())}", tmp_path)

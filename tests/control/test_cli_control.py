@@ -6,79 +6,21 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
-import pytest
 
 from control.model import load_yaml, target_with_defaults
-from tests.control.clirunning import ENVIRONMENT, Done, turnout
+from tests.control.clirunning import ENVIRONMENT
+from tests.control.clishell import Shell, control_plane
 from tests.control.resources import EXPERIMENT, TARGET, replaced
 from tests.integration.waiting import free_port
 from turnout.v1alpha1.experiment_pb2 import Experiment, ExperimentStatus
 from turnout.v1alpha1.experiment_service_pb2 import GetExperimentRequest, ListDecisionsRequest
 from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceStub
 from turnout.v1alpha1.target_pb2 import TargetSpec
-
-STARTUP_S = 60.0
-
-
-@contextmanager
-def control_plane(place: str, store: Path) -> Iterator[None]:
-    """A `turnout control` process that answers."""
-    command = [sys.executable, "-m", "turnout.cli", "control", "--listen", place]
-    command += ["--store", f"sqlite:{store}"]
-    with store.with_suffix(".log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        with grpc.insecure_channel(place) as channel:
-            grpc.channel_ready_future(channel).result(timeout=STARTUP_S)
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A control plane that this module has to itself."""
-    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
-        place = f"127.0.0.1:{free_port()}"
-        with control_plane(place, Path(directory, "control.db")):
-            yield place
-
-
-class Shell:
-    """A tenant of its own on the control plane, and its files."""
-
-    def __init__(self, address: str, tenant: str, directory: Path) -> None:
-        self.address = address
-        self.tenant = tenant
-        self.directory = directory
-
-    def __call__(self, *words: object) -> Done:
-        """Run a command."""
-        return turnout(*words, TURNOUT_CONTROL=self.address, TURNOUT_TENANT=self.tenant)
-
-    def file(self, *texts: str, name: str = "resources.yaml") -> Path:
-        """A file of documents, without their tenant."""
-        path = self.directory / name
-        path.write_text("---".join(texts).replace(", tenant: risk", ""))
-        return path
-
-    def apply(self, *texts: str) -> Done:
-        """Apply documents."""
-        return self("apply", "-f", self.file(*texts))
-
-
-@pytest.fixture
-def shell(address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Shell:
-    """Commands in a tenant that no other test uses."""
-    return Shell(address, f"t{zlib.crc32(request.node.name.encode())}", tmp_path)
 
 
 def test_resources_are_created_then_unchanged_then_configured_when_applied(shell: Shell) -> None:
