@@ -14,12 +14,13 @@ import typer
 
 from sidecar import envoyfiles
 from sidecar.envoybootstrap import BootstrapOptions, bootstrap
-from sidecar.envoycheck_command import lint_command
+from sidecar.envoycheck_command import lint_command, patch_command
 from sidecar.envoyinputs import (
     EXIT_FAILED,
     EXIT_INVALID,
     WORKERS_MAX,
     address_of,
+    baselines_of,
     fail,
     load_snapshot,
     socket_of,
@@ -27,7 +28,6 @@ from sidecar.envoyinputs import (
 )
 from sidecar.envoymatch import UnsupportedMatch
 from sidecar.envoyyaml import is_ip
-from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 envoy = typer.Typer(
     add_completion=False,
@@ -37,6 +37,7 @@ envoy = typer.Typer(
     help="Print, check and extend Envoy configurations that work with a sidecar.",
 )
 envoy.command("lint")(lint_command)
+envoy.command("patch")(patch_command)
 
 
 @envoy.command("bootstrap")
@@ -80,7 +81,7 @@ def bootstrap_command(
         sampling=sampling,
         node=node,
     )
-    baselines = _baselines(load_snapshot(files or [], snapshot))
+    baselines = baselines_of(load_snapshot(files or [], snapshot))
     try:
         documents = envoyfiles.documents(baselines, enabled=())
         write_file(directory / envoyfiles.CLUSTERS_FILE, documents.cds)
@@ -92,10 +93,3 @@ def bootstrap_command(
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILED)
     typer.echo(f"{out / 'bootstrap.yaml'}: {len(baselines.targets)} target(s)")
-
-
-def _baselines(snapshot: Snapshot) -> Snapshot:
-    first = Snapshot()
-    first.CopyFrom(snapshot)
-    first.ClearField("experiments")
-    return first

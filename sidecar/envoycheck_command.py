@@ -1,6 +1,7 @@
-"""`turnout envoy lint`: the traps in an Envoy configuration that somebody else wrote.
+"""`turnout envoy lint` and `patch`: a configuration that somebody else wrote.
 
-Owns reading the files and printing findings. Refuses to judge: `envoylint` does.
+Owns reading and writing the files and printing findings. Refuses to judge and to change anything by
+itself: `envoylint` and `envoypatch` do.
 """
 
 from __future__ import annotations
@@ -8,15 +9,27 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from sidecar import envoylint
-from sidecar.envoyinputs import fail, load_snapshot
+from sidecar import envoyfiles, envoylint
+from sidecar.envoyinputs import (
+    EXIT_FAILED,
+    EXIT_INVALID,
+    WORKERS_MAX,
+    baselines_of,
+    fail,
+    load_snapshot,
+    socket_of,
+    write_file,
+)
+from sidecar.envoymatch import UnsupportedMatch
+from sidecar.envoypatch import PatchOptions, Unsupported, patch
+from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
-EXIT_FINDINGS = 1
-EXIT_USAGE = 2
+EXIT_FINDINGS: Final = 1
+EXIT_USAGE: Final = 2
 
 
 class Output(StrEnum):
@@ -83,3 +96,69 @@ def _summary(found: list[envoylint.Finding], concerned: bool) -> str:
     if concerned:
         return "nothing found"
     return "nothing found; there is no ext_proc filter here: `turnout envoy patch` adds it"
+
+
+def patch_command(
+    configuration: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Your bootstrap, YAML or JSON.")
+    ],
+    sidecar: Annotated[str, typer.Option(help="unix:PATH as given to `turnout sidecar`.")],
+    envoy_dir: Annotated[Path, typer.Option(help="Directory of the watched files.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write it (YAML); may be FILE.")
+    ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Resource file with the targets; repeatable."),
+    ] = None,
+    snapshot: Annotated[Path | None, typer.Option(help="Snapshot file, instead of -f.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=WORKERS_MAX, help="Workers' sockets.")] = 2,
+    admin: Annotated[
+        str, typer.Option(help="unix:PATH of Envoy's admin socket, where FILE has no admin.")
+    ] = "",
+) -> None:
+    """Add to your own Envoy's bootstrap what a split needs; everything else in it stays.
+
+    Your routes stay the default of the targets given by -f or --snapshot; a stamped route is put
+    before each. Keys keep their order; comments are lost, anchors are written out. Also writes the
+    first cds/ and ecds/ files where there are none. Patching again changes nothing. What is left
+    for you to decide is printed as `envoy lint` prints it.
+
+    Exit codes: 0 written, 1 a file cannot be read or written, 2 usage, or FILE cannot be patched
+    (the message says why), 3 a resource is invalid.
+    """
+    if out.suffix == ".json":
+        raise typer.BadParameter("the output is YAML; call it .yaml", param_hint="--out")
+    directory = envoy_dir.resolve()
+    options = PatchOptions(
+        sidecar=socket_of(sidecar, "--sidecar", suffix=f".{workers - 1}"),
+        workers=workers,
+        envoy_dir=str(directory),
+        admin=socket_of(admin or f"unix:{directory}/admin", "--admin"),
+    )
+    plan = load_snapshot(files or [], snapshot)
+    try:
+        text = patch(configuration.read_bytes(), str(configuration), options, plan)
+        first = envoyfiles.documents(baselines_of(plan), enabled=())
+        _write_first(directory / envoyfiles.CLUSTERS_FILE, first.cds)
+        _write_first(directory / envoyfiles.FILTER_FILE, first.ecds)
+        write_file(out, text)
+    except OSError as error:
+        fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILED)
+    except UnsupportedMatch as error:
+        fail(str(error), EXIT_INVALID)
+    except (envoylint.UnreadableFile, Unsupported) as error:
+        fail(str(error), EXIT_USAGE)
+    typer.echo(f"{out}: {len(plan.targets)} target(s)")
+    _tell_rest(out, text, plan)
+
+
+def _write_first(path: Path, text: str) -> None:
+    """Envoy does not start without it; one that is there is the sidecar's."""
+    if not path.exists():
+        write_file(path, text)
+
+
+def _tell_rest(out: Path, text: str, plan: Snapshot) -> None:
+    for finding in envoylint.lint({str(out): text.encode()}, envoylint.Needs.of(plan)):
+        typer.echo(_lines(finding), err=True)

@@ -62,6 +62,14 @@ def _builder() -> Any:
     return points[0].load()
 
 
+def baselines_of(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without its experiments: with what Envoy starts."""
+    first = Snapshot()
+    first.CopyFrom(snapshot)
+    first.ClearField("experiments")
+    return first
+
+
 def address_of(text: str, option: str) -> tuple[str, int]:
     """HOST:PORT as given to an option.
 

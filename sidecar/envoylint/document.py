@@ -64,6 +64,11 @@ class Node:
         self._fields: dict[str, Node] | None = None
 
     @property
+    def raw(self) -> yaml.Node:
+        """What the YAML reader made of it."""
+        return self._raw
+
+    @property
     def fields(self) -> dict[str, Node]:
         """A mapping's values by name, in snake_case; empty for anything else."""
         if self._fields is None:
@@ -77,7 +82,7 @@ class Node:
         merged: list[yaml.Node] = []
         for key, value in raw.value:
             name = str(key.value)
-            if name == _MERGE and isinstance(key, yaml.ScalarNode) and key.style is None:
+            if name == _MERGE and isinstance(key, yaml.ScalarNode) and not key.style:
                 many = isinstance(value, yaml.SequenceNode)
                 merged += value.value if many else [value]
             elif isinstance(key, yaml.ScalarNode):
@@ -118,7 +123,7 @@ class Node:
     @property
     def is_plain(self) -> bool:
         """A scalar without quotes."""
-        return isinstance(self._raw, yaml.ScalarNode) and self._raw.style is None
+        return isinstance(self._raw, yaml.ScalarNode) and not self._raw.style
 
     @property
     def is_mapping(self) -> bool:
@@ -145,7 +150,7 @@ class Node:
         """Lines with a merge key directly in this mapping."""
         if isinstance(self._raw, yaml.MappingNode):
             for key, _ in self._raw.value:
-                if key.value == _MERGE and key.style is None:
+                if key.value == _MERGE and not key.style:
                     yield key.start_mark.line + 1
 
 

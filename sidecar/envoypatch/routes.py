@@ -1,0 +1,243 @@
+"""What a user's inline routes need, for the split of targets.
+
+Owns the stamped route before theirs, and what theirs needs to stay the default. Theirs keeps its
+match, cluster, timeout, rewrite and everything else; where it is wider than the target (a prefix
+`/` for a target at `/v2/models/fraud`) a copy of it, narrowed to the target's path, is put before
+it, so that the rest of its requests never ask the sidecar. What was put there is named
+`turnout/<target>/...` and made anew from theirs by the next patch.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from sidecar.envoyfiles import added_header, mirror_policy, request_value
+from sidecar.envoymatch import target_hosts, targets_in_order
+from sidecar.envoypatch.roundtrip import Tree, default, field, key, listed, put
+from sidecar.envoyyaml import TYPE, seconds
+from turnout import contract
+from turnout.v1alpha1.snapshot_pb2 import TargetPlan
+
+_CLUSTER_SPECIFIERS: Final = (
+    "cluster",
+    "cluster_header",
+    "weighted_clusters",
+    "cluster_specifier_plugin",
+    "inline_cluster_specifier_plugin",
+)
+_CONDITIONS: Final = ("headers", "query_parameters", "runtime_fraction", "dynamic_metadata",
+                      "grpc", "tls_context", "filter_state", "cookies")  # fmt: skip
+_META: Final = re.compile(r"[\\^$.|?*+()\[\]{}]")
+
+
+def add_routes(route_config: Tree, targets: Sequence[TargetPlan]) -> set[str]:
+    """Add what targets need to a route configuration.
+
+    Returns:
+        Names of the targets that its routes can serve.
+    """
+    served: set[str] = set()
+    for host in listed(route_config, "virtual_hosts"):
+        domains = [str(d).lower() for d in listed(host, "domains")]
+        fitting = _in_order([t for t in targets if _hosts_meet(t, domains)])
+        routes = [r for r in listed(host, "routes") if not _is_ours(r)]
+        if not routes:
+            continue
+        put(host, "routes", list(_with_ours(routes, fitting, served)))
+    return served
+
+
+def _in_order(targets: Sequence[TargetPlan]) -> list[TargetPlan]:
+    """The order in which the sidecar looks: longest path first."""
+    hosts = {host for t in targets for host in target_hosts(t)}
+    ranked: dict[str, TargetPlan] = {}
+    for host in sorted(hosts, key=lambda h: (h.startswith("*"), -len(h), h)):
+        ranked.update({t.name: t for t in targets_in_order(targets, host) if t.name not in ranked})
+    return sorted(ranked.values(), key=lambda t: -len(t.path_prefix or "/"))
+
+
+def _with_ours(
+    routes: Sequence[Tree], targets: Sequence[TargetPlan], served: set[str]
+) -> Iterator[Tree]:
+    done: set[str] = set()
+    for route in routes:
+        _take_back(route)
+        whole = None
+        for target in targets:
+            meeting = _meeting(route, target) if target.name not in done else None
+            if meeting is None:
+                continue
+            served.add(target.name)
+            if _covers(route, target):
+                done.add(target.name)
+            if meeting == "within":
+                whole = whole or target
+                continue
+            narrow = _narrowed(route, target)
+            yield _stamped(narrow, target)
+            narrow["name"] = f"{contract.ROUTE_NAME_PREFIX}{target.name}/baseline"
+            yield _default(narrow, target)
+        if whole is not None:
+            yield _stamped(route, whole)
+            _default(route, whole)
+        yield route
+
+
+def _is_ours(route: Any) -> bool:
+    name = str(field(route, "name") or "")
+    return name.startswith(contract.ROUTE_NAME_PREFIX) and name.count("/") == 2
+
+
+# -- Which routes ----------------------------------------------------------------------------------
+
+
+def _hosts_meet(target: TargetPlan, domains: Sequence[str]) -> bool:
+    return any(_meet(host, _bare(domain)) for host in target_hosts(target) for domain in domains)
+
+
+def _bare(domain: str) -> str:
+    host, colon, port = domain.rpartition(":")
+    return host if colon and (port.isdigit() or port == "*") else domain
+
+
+def _meet(host: str, domain: str) -> bool:
+    """Whether some name fits both patterns; `foo.*` is a pattern of virtual hosts alone."""
+    if "*" in (host, domain):
+        return True
+    if domain.endswith("*"):
+        return host.startswith(("*", domain[:-1]))
+    for one, other in ((host, domain), (domain, host)):
+        if one.startswith("*") and (other.endswith(one[1:]) or other.startswith("*")):
+            return other.endswith(one[1:]) or one.endswith(other[1:])
+    return host == domain
+
+
+def _meeting(route: Tree, target: TargetPlan) -> str | None:
+    """How a route's paths and the target's meet: "within" the target, "wider", or not at all."""
+    action = field(route, "route")
+    if not isinstance(action, dict) or field(action, "cluster_header") == contract.HEADER_UPSTREAM:
+        return None
+    wanted = target.path_prefix or "/"
+    match = field(route, "match") or {}
+    for kind in ("prefix", "path_separated_prefix"):
+        given = field(match, kind)
+        if given is None:
+            continue
+        if str(given).startswith(wanted):
+            return "within"
+        edge = "/" if kind == "path_separated_prefix" and wanted != given else ""
+        return "wider" if wanted.startswith(f"{given}{edge}") else None
+    head = _literal_head(match)
+    if head is None:
+        return None
+    exact = field(match, "path") is not None
+    meets = head.startswith(wanted) or (not exact and wanted.startswith(head))
+    return "within" if meets else None
+
+
+def _literal_head(match: Tree) -> str | None:
+    """What every path of the match begins with, as far as its spelling says."""
+    path = field(match, "path")
+    if path is not None:
+        return str(path)
+    regex = field(match, "safe_regex", "regex")
+    if regex is not None:
+        # Quantifiers make the character before them optional.
+        found = _META.search(str(regex).lstrip("^"))
+        text = str(regex).lstrip("^")
+        return text if found is None else text[: max(found.start() - 1, 0)]
+    template = field(match, "path_match_policy", "typed_config", "path_template")
+    return None if template is None else re.split(r"[{*]", str(template))[0]
+
+
+def _covers(route: Tree, target: TargetPlan) -> bool:
+    """Whether no request of the target gets past this route."""
+    match = field(route, "match") or {}
+    prefix = field(match, "prefix")
+    plain = not any(field(match, name) for name in _CONDITIONS)
+    return plain and prefix is not None and (target.path_prefix or "/").startswith(str(prefix))
+
+
+# -- What is made of them --------------------------------------------------------------------------
+
+
+def _narrowed(route: Tree, target: TargetPlan) -> Tree:
+    narrow = copy.deepcopy(route)
+    match = narrow[key(narrow, "match")]
+    kind = "prefix" if field(match, "prefix") is not None else "path_separated_prefix"
+    given = str(field(match, kind))
+    spelled = key(match, kind)
+    # The mapping is made anew so that `prefix` stands where theirs stood.
+    narrow[key(narrow, "match")] = {
+        ("prefix" if name == spelled else name): (target.path_prefix if name == spelled else value)
+        for name, value in match.items()
+    }
+    action = narrow[key(narrow, "route")]
+    rewrite = field(action, "prefix_rewrite")
+    if rewrite is not None:
+        # Envoy replaces what was matched, and more is matched now.
+        put(action, "prefix_rewrite", f"{rewrite}{target.path_prefix[len(given) :]}")
+    return narrow
+
+
+def _stamped(route: Tree, target: TargetPlan) -> Tree:
+    """Theirs for requests with a stamp, to the cluster that it names."""
+    stamped = copy.deepcopy(route)
+    stamped.pop(key(stamped, "name"), None)
+    stamped = {"name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/stamped", **stamped}
+    match = default(stamped, "match", {})
+    present = {"name": contract.HEADER_UPSTREAM, "present_match": True}
+    put(match, "headers", [*listed(match, "headers"), present])
+    action = stamped[key(stamped, "route")]
+    for name in _CLUSTER_SPECIFIERS:
+        action.pop(key(action, name), None)
+    action["cluster_header"] = contract.HEADER_UPSTREAM
+    _give_time(action, target)
+    policies = [*listed(action, "request_mirror_policies"), mirror_policy()]
+    put(action, "request_mirror_policies", policies)
+    variant = added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
+    put(stamped, "response_headers_to_add", [*listed(stamped, "response_headers_to_add"), variant])
+    return stamped
+
+
+def _default(route: Tree, target: TargetPlan) -> Tree:
+    """Theirs, asking the sidecar first, for what comes back without a stamp."""
+    _give_time(field(route, "route"), target)
+    mark = added_header(contract.HEADER_UNSTAMPED, "1")
+    put(route, "request_headers_to_add", [*listed(route, "request_headers_to_add"), mark])
+    removed = [*listed(route, "response_headers_to_remove"), contract.HEADER_VARIANT]
+    put(route, "response_headers_to_remove", removed)
+    switch = {"@type": TYPE + "envoy.config.route.v3.FilterConfig", "config": {}}
+    default(route, "typed_per_filter_config", {})[contract.EXT_PROC_FILTER] = switch
+    return route
+
+
+def _take_back(route: Tree) -> None:
+    """Remove what `_default` added, so that copies are made of theirs alone."""
+    _drop(route, "request_headers_to_add", added_header(contract.HEADER_UNSTAMPED, "1"))
+    _drop(route, "response_headers_to_remove", contract.HEADER_VARIANT)
+    settings = field(route, "typed_per_filter_config")
+    if isinstance(settings, dict) and settings.pop(contract.EXT_PROC_FILTER, None) and not settings:
+        del route[key(route, "typed_per_filter_config")]
+
+
+def _drop(route: Tree, name: str, item: Any) -> None:
+    kept = [other for other in listed(route, name) if not _same(other, item)]
+    if kept:
+        put(route, name, kept)
+    else:
+        route.pop(key(route, name), None)
+
+
+def _same(given: Any, ours: Any) -> bool:
+    if isinstance(ours, dict):
+        return bool(field(given, "header", "key") == ours["header"]["key"])
+    return bool(str(given).lower() == ours)
+
+
+def _give_time(action: Tree, target: TargetPlan) -> None:
+    """The target's timeout, where theirs says nothing: Envoy's default is 15 s."""
+    default(action, "timeout", seconds(target.timeout.ToNanoseconds() / 1e9))

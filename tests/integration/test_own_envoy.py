@@ -1,0 +1,177 @@
+"""A user's own Envoy, patched, splits traffic: their clusters, their routes as the default."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from tests.integration.harness import (
+    BIN,
+    Pod,
+    Request,
+    Stage,
+    expected_variant,
+    one_experiment,
+    wait_for,
+)
+from turnout.v1alpha1.common_pb2 import Upstream
+from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
+
+OWN = """
+# My Envoy.
+admin: {{address: {{pipe: {{path: {admin}}}}}}}
+static_resources:
+  listeners:
+    - name: web
+      address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+      filter_chains:
+        - filters:
+            - name: envoy.filters.network.http_connection_manager
+              typed_config:
+                "@type": {type}envoy.extensions.filters.network.http_connection_manager.v3.{hcm}
+                stat_prefix: web
+                route_config:
+                  name: mine
+                  virtual_hosts:
+                    - name: everything
+                      domains: ["*"]
+                      routes:
+                        - match: {{path: /hello}}
+                          direct_response: {{status: 200, body: {{inline_string: hello}}}}
+                        - match: {{prefix: /}}
+                          route: {{cluster: model-v1, timeout: 30s}}
+                http_filters:
+                  - name: envoy.filters.http.router
+                    typed_config:
+                      "@type": {type}envoy.extensions.filters.http.router.v3.Router
+  clusters:
+    - &model
+      name: model-v1
+      connect_timeout: 1s
+      type: STATIC
+      load_assignment:
+        cluster_name: model-v1
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {v1}}}}}}}
+    - name: model-v2
+      connect_timeout: 1s
+      type: STATIC
+      load_assignment:
+        cluster_name: model-v2
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {v2}}}}}}}
+"""
+USERS = [f"u{i}" for i in range(200)]
+
+
+def own_clusters(snapshot: Snapshot) -> Snapshot:
+    """The same plan with the clusters that the user's Envoy has."""
+    names = {"control": "model-v1", "v2": "model-v2"}
+    for variant in snapshot.experiments[0].variants:
+        name = names[variant.name]
+        variant.cluster.CopyFrom(ClusterPlan(cluster=name, upstream=Upstream(cluster=name)))
+    snapshot.targets[0].baseline.CopyFrom(snapshot.experiments[0].variants[0].cluster)
+    return snapshot
+
+
+async def patched(stage: Stage, text: str, snapshot: Snapshot) -> Path:
+    """The user's file, patched with the real command, as the stage's bootstrap."""
+    own, out = stage.directory / "own.yaml", stage.directory / "bootstrap.yaml"
+    own.write_text(text)
+    await stage.run(
+        "envoy", "patch", str(own), "--sidecar", f"unix:{stage.socket}", "--workers", "2",
+        "--envoy-dir", str(stage.envoy_dir), "-o", str(out),
+        "--snapshot", str(stage.snapshot_file(snapshot, "plan")),
+    )  # fmt: skip
+    return out
+
+
+async def validate(path: Path) -> str:
+    """What Envoy says of a file; AssertionError when it refuses it."""
+    process = await asyncio.create_subprocess_exec(
+        str(BIN / "envoy"), "--mode", "validate", "-c", str(path),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+def own_text(stage: Stage, v1: Pod, v2: Pod) -> str:
+    names = {"type": "type.googleapis.com/", "hcm": "HttpConnectionManager"}
+    return OWN.format(**names, admin=stage.admin, port=stage.port, v1=v1.port, v2=v2.port)
+
+
+async def test_own_envoy_splits_when_patched() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.3}))
+        path = await patched(stage, own_text(stage, v1, v2), snapshot)
+        await validate(path)
+        await stage.run(
+            "envoy", "lint", str(path), "--snapshot", f"{stage.directory}/plan.snapshot"
+        )
+        envoy = await stage.start_envoy()
+        await stage.sidecar(snapshot=snapshot)
+        await stage.enrols()
+        answers = await stage.users(USERS)
+        wanted = {user: expected_variant(snapshot, user) for user in USERS}
+        pods = {"control": "v1", "v2": "v2"}
+        seen = [(a.variant, a.pod) for a in answers if a.variant]
+        assert len(seen) > len(USERS) / 2
+        for user, answer in zip(USERS, answers, strict=True):
+            assert answer.pod == (pods[wanted[user]] if answer.variant else "v1")
+            assert answer.variant in (wanted[user], "")
+        assert Counter(variant for variant, _ in seen)["v2"] > 20
+
+        # Requests beside the target never ask the sidecar, and a client cannot choose.
+        started = (await envoy.stats("http.web.ext_proc.turnout."))["streams_started"]
+        hello = await stage.send([Request(path="/hello"), Request(path="/v2/models/other")])
+        assert [a.status for a in hello] == [200, 200]
+        assert (await envoy.stats("http.web.ext_proc.turnout."))["streams_started"] == started
+
+        async def counted() -> bool:
+            return await stage.metric("turnout_sidecar_requests_total") >= 0
+
+        await wait_for(counted, "metrics are served")
+
+
+async def test_own_envoy_serves_its_default_when_the_sidecar_is_away() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.5}))
+        await patched(stage, own_text(stage, v1, v2), snapshot)
+        await stage.start_envoy()
+        evil = {"x-user-id": "u", "x-turnout-upstream": "model-v2", "x-variant": "v2"}
+        answers = await stage.send([Request(headers=evil)] * 5)
+        assert [(a.status, a.pod, a.variant) for a in answers] == [(200, "v1", "")] * 5
+
+
+async def test_patch_changes_nothing_when_done_twice() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.5}))
+        once = (await patched(stage, own_text(stage, v1, v2), snapshot)).read_text()
+        twice = (await patched(stage, once, snapshot)).read_text()
+        assert twice == once
+        clusters = yaml.safe_load(once)["static_resources"]["clusters"]
+        assert [c["name"] for c in clusters] == ["model-v1", "model-v2", "turnout_workers"]
+
+
+async def test_candidates_come_by_address_when_the_bootstrap_has_no_cds() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.5}))
+        mixed = one_experiment(v1, v2, {"v2": 0.5}).experiments[0].variants[1].cluster
+        snapshot.experiments[0].variants[1].cluster.CopyFrom(mixed)
+        await patched(stage, own_text(stage, v1, v2), snapshot)
+        await stage.start_envoy()
+        await stage.sidecar(snapshot=snapshot)
+        await stage.enrols()
+        answers = await stage.users(USERS)
+        assert {a.pod for a in answers if a.variant == "v2"} == {"v2"}
