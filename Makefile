@@ -1,5 +1,6 @@
 # make demo | test | soak | bench | lint | proto | format | lock | clean
 #   make demo KEEP=1           leaves the demo running and prints commands to try
+#   make demo ACTS=1,2         plays only these acts (3 to 5 expect act 2)
 #   make test ARGS="-k split"  passes arguments on to pytest
 PYTHON ?= python3
 VENV := .venv
@@ -10,6 +11,7 @@ LOCK := .venv-lock
 SOURCES := sidecar control proto envoy tests
 ARGS ?=
 KEEP ?=
+ACTS ?=
 
 .PHONY: all venv codegen tools demo test soak bench lint proto format lock clean
 all: venv
@@ -35,7 +37,7 @@ tools:
 	@PYTHON=$(PYTHON) .ci/tools grpcurl
 
 demo: venv
-	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep) $(if $(ACTS),--acts $(ACTS))
 
 test: venv codegen tools
 	$(BIN)/pytest -m "not soak" $(ARGS)

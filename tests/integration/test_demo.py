@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from tests.tidy.repository import ROOT
@@ -14,6 +17,8 @@ from tests.tidy.repository import ROOT
 # At most 5 minutes after installation, on a machine that may be busy.
 DEMO_TIMEOUT_S = 420
 ZERO_WITHIN_S = 30
+# `timeout` says 124 when it had to end the command: a watch never ends by itself.
+TIMEOUT_STATUS = 124
 KEYS = {
     "name",
     "ok",
@@ -29,8 +34,9 @@ KEYS = {
 
 
 def environment() -> dict[str, str]:
-    """A visitor's environment: pytest's own path is not in it."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    """A visitor's environment: nothing of pytest's or of the make that runs it."""
+    ours = {"PYTHONPATH", "MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "ARGS"}
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def test_demo_plays_every_act_as_it_must() -> None:
@@ -108,3 +114,52 @@ def test_demo_says_why_when_a_part_does_not_start(tmp_path: Path) -> None:
     assert "pod-v1 ended with status 1; the end of" in output
     assert "FileExistsError" in output
     assert not started_from(tmp_path)
+
+
+def answer(line: str) -> str:
+    """What a printed line answers. A bare machine has no curl: then its URL is fetched here."""
+    if line.startswith("curl ") and shutil.which("curl") is None:
+        *options, url = shlex.split(line)
+        headers = dict(option.split(": ") for option in options if ": " in option)
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as reply:
+            text: str = reply.read().decode()
+            return text
+    watches = "Watch" in line
+    done = subprocess.run(
+        ["bash", "-c", f"timeout 2 {line}" if watches else line],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == (TIMEOUT_STATUS if watches else 0), (line, done)
+    return done.stdout
+
+
+def test_kept_demo_answers_the_lines_that_it_prints() -> None:
+    process = subprocess.Popen(
+        ["make", "demo", "KEEP=1", "ACTS=5"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    printed: list[str] = []
+    for line in process.stdout:
+        printed.append(line)
+        if "/v2/models/digits" in line and "curl -si" in line:
+            break
+    tried = [line.strip() for line in printed if line.startswith("  ") and "curl -" in line]
+    assert len(tried) == 7, "".join(printed)
+    try:
+        for line in tried:
+            assert answer(line).strip(), line
+    finally:
+        # As Ctrl-C does: the whole process group of make gets it.
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+    assert "Traceback" not in rest, rest
+    assert not started_from(ROOT / ".turnout" / "demo")
