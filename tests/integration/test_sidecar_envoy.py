@@ -207,7 +207,11 @@ async def test_outage_is_counted_once_when_the_whole_sidecar_was_away() -> None:
             missing += len(answers)
             hellos = len(fake.hellos)
             sidecar = await stage.sidecar(control=fake.address)
-            await wait_for(lambda n=hellos: len(fake.hellos) > n, "it is back")
+
+            def back(before: int = hellos) -> bool:
+                return len(fake.hellos) > before
+
+            await wait_for(back, "it is back")
             await wait_for(lambda: envoy_has_workers(stage), "Envoy found the workers")
             await stage.enrols()
 
