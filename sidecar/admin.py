@@ -25,9 +25,8 @@ from turnout.contract import (
 
 TIMEOUT_S: Final = 2.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-FAILURE_MODE_ALLOWED: Final = (
-    f"http.{HCM_STAT_PREFIX}.ext_proc.{EXT_PROC_STAT_PREFIX}.failure_mode_allowed"
-)
+_FAILURE_MODE_ALLOWED: Final = f".ext_proc.{EXT_PROC_STAT_PREFIX}.failure_mode_allowed"
+FAILURE_MODE_ALLOWED: Final = f"http.{HCM_STAT_PREFIX}{_FAILURE_MODE_ALLOWED}"
 # What Envoy counts about each of our files; every kind has the same words.
 _UPDATES: Final = {
     "clusters": "cluster_manager.cds.",
@@ -37,7 +36,7 @@ _UPDATES: Final = {
 _REFUSED: Final = ("update_rejected", "update_failure", "config_fail")
 # Every number that is read, in one request.
 _FILTER: Final = (
-    r"^(http\.[^.]+\.ext_proc\..*|cluster_manager\.cds\.update_.*|http\.[^.]+\.rds\..*\.update_.*"
+    r"^(http\..+\.ext_proc\..*|cluster_manager\.cds\.update_.*|http\.[^.]+\.rds\..*\.update_.*"
     r"|.*extension_config_discovery\..*)$"
 )
 
@@ -63,7 +62,12 @@ class EnvoyState:
     @property
     def unanswered(self) -> int:
         """Requests that Envoy passed on without an answer of the sidecar, since it started."""
-        return self.counters.get(FAILURE_MODE_ALLOWED, 0)
+        # A user's own Envoy may have several connection managers, under names of its own.
+        return sum(
+            value
+            for name, value in self.counters.items()
+            if name.startswith("http.") and name.endswith(_FAILURE_MODE_ALLOWED)
+        )
 
     @property
     def route_updates(self) -> int:

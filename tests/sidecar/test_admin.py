@@ -61,6 +61,12 @@ def test_stats_are_numbers_by_name() -> None:
     assert EnvoyState({}).unanswered == 0
 
 
+def test_unanswered_requests_are_summed_when_an_envoy_has_managers_of_its_own() -> None:
+    suffix = ".ext_proc.turnout.failure_mode_allowed"
+    counters = {f"http.web{suffix}": 2, f"http.web.tls{suffix}": 3, "http.web.ext_proc.other.x": 9}
+    assert EnvoyState({}, counters).unanswered == 5
+
+
 def test_refused_file_is_named_until_envoy_takes_a_newer_one() -> None:
     refusals = Refusals()
 
