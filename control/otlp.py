@@ -1,7 +1,8 @@
 """Receives spans over OTLP/gRPC: admission by bytes in flight, then the pure ingest.
 
 Owns the TraceService method on raw bytes (one invalid UTF-8 byte must answer INVALID_ARGUMENT, not
-INTERNAL) and the mapping of its faults. Refuses to read spans itself: `control.ingest` does.
+INTERNAL) and the mapping of its faults. Refuses to read spans itself: `control.ingest` does; and to
+send them on: `control.forward` does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from control import ingest
 from control.admission import Admission
+from control.forward import FORWARDED_KEY, Forwarder
 from control.refusals import Refused, exhausted
 from control.services.errors import Context, abort
 
@@ -36,14 +38,22 @@ class Spans(Protocol):
 class OtlpReceiver:
     """Answers Export.
 
+    Args:
+        sink: Where the facts go.
+        admission: Bounds the bytes in flight.
+        forwarder: Gets every request that was taken, unchanged; None = nobody does.
+
     Attributes:
         spans: Spans taken, and
         rejected: left out, by reason.
     """
 
-    def __init__(self, sink: Spans, admission: Admission) -> None:
+    def __init__(
+        self, sink: Spans, admission: Admission, forwarder: Forwarder | None = None
+    ) -> None:
         self._sink = sink
         self._admission = admission
+        self._forwarder = forwarder
         self.requests = 0
         self.spans = 0
         self.rejected: dict[str, int] = {}
@@ -60,15 +70,19 @@ class OtlpReceiver:
         self.requests += 1
         try:
             with self._admission.admit(len(request)):
-                response = await self._take(request, _tenant(context))
+                response, spans = await self._take(request, _metadata(context, TENANT_KEY))
         except Refused as refused:
             await abort(context, refused)
             raise AssertionError("abort always raises") from refused
+        # After it was taken: what is refused comes again, and would be passed on twice.
+        if self._forwarder is not None and spans and not _metadata(context, FORWARDED_KEY):
+            self._forwarder.offer(request, spans)
         return response.SerializeToString()
 
     async def _take(
         self, request: bytes, tenant: str
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
+    ) -> tuple[trace_service_pb2.ExportTraceServiceResponse, int]:
+        """The answer, and the number of spans in the request."""
         try:
             found = ingest.parse(request)
         except ingest.OversizedSpans as error:
@@ -90,14 +104,14 @@ class OtlpReceiver:
         if rejected:
             response.partial_success.rejected_spans = rejected
             response.partial_success.error_message = why
-        return response
+        return response, found.spans
 
     def _reject(self, reason: str, count: int) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + count
 
 
-def _tenant(context: Context) -> str:
+def _metadata(context: Context, name: str) -> str:
     for key, value in context.invocation_metadata() or ():
-        if key == TENANT_KEY:
+        if key == name:
             return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
     return ""

@@ -21,6 +21,7 @@ def samples(plane: ControlPlane) -> Iterator[Sample]:
     yield from _loop(plane)
     yield from _sidecars(plane)
     yield from _received(plane)
+    yield from _forwarded(plane)
     yield from _tenants(plane)
 
 
@@ -71,6 +72,19 @@ def _received(plane: ControlPlane) -> Iterator[Sample]:
     admission = plane.admission
     yield "gauge", "in_flight_bytes", "Ingest in flight.", [({}, admission.in_flight_bytes)]
     yield "counter", "ingest_shed", "Ingest refused under load.", [({}, admission.shed)]
+
+
+def _forwarded(plane: ControlPlane) -> Iterator[Sample]:
+    forwarder = plane.forwarder
+    if forwarder is None:
+        return
+    yield "counter", "spans_forwarded", "Spans a backend took.", [({}, forwarder.forwarded)]
+    dropped: Values = [({"reason": r}, n) for r, n in forwarder.dropped.items()]
+    yield "counter", "forward_spans_dropped", "Spans given up, by reason.", dropped
+    failed: Values = [({"code": c}, n) for c, n in forwarder.failed_attempts.items()]
+    yield "counter", "forward_attempts_failed", "Failed exports, by code.", failed
+    yield "gauge", "forward_queue_requests", "Exports waiting.", [({}, forwarder.queued)]
+    yield "gauge", "forward_queue_bytes", "Their size.", [({}, forwarder.queued_bytes)]
 
 
 def _tenants(plane: ControlPlane) -> Iterator[Sample]:

@@ -20,6 +20,7 @@ from control import clock
 from control.admission import Admission
 from control.alerts import Alert, Alerts
 from control.distribution import Distribution
+from control.forward import Forwarder
 from control.metrics import CountCalls, Metrics, Sample, serve_metrics
 from control.otlp import SERVICE as OTLP_SERVICE
 from control.otlp import OtlpReceiver
@@ -81,12 +82,14 @@ class Options:
         metrics: HOST:PORT for scrapes, "" = none.
         webhooks: URLs that are told of rollbacks.
         reflection: Serve reflection.
+        forward_otlp: HOST:PORT of a tracing backend that gets all spans, "" = none.
     """
 
     listen: str
     metrics: str = ""
     webhooks: tuple[str, ...] = ()
     reflection: bool = True
+    forward_otlp: str = ""
 
 
 class ControlPlane:
@@ -113,7 +116,10 @@ class ControlPlane:
         )
         self.tenants = Tenants(self.controller, store)
         self.admission = Admission()
-        self.otlp = OtlpReceiver(self.tenants, self.admission)
+        self.forwarder = (
+            Forwarder(options.forward_otlp, jitter=clock.jitter) if options.forward_otlp else None
+        )
+        self.otlp = OtlpReceiver(self.tenants, self.admission, self.forwarder)
         self.config = ConfigService(self.controller, self.tenants, self.distribution)
         self.outcomes = OutcomeService(self.controller, self.tenants, self.admission)
         self.metrics = Metrics(self._samples)
@@ -141,6 +147,8 @@ class ControlPlane:
             raise ListenError(message) from error
         if self._options.metrics:
             self._metrics_server = await self._listen_metrics()
+        if self.forwarder is not None:
+            self.forwarder.start()
         await server.start()
         self._server = server
         self._tasks = [
@@ -168,6 +176,8 @@ class ControlPlane:
             for tenant in self.ledger:
                 await self.tenants.checkpoint(tenant, force=True)
         await self.alerts.close()
+        if self.forwarder is not None:
+            await self.forwarder.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
         await self.store.close()

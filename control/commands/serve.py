@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import signal
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 from urllib.parse import urlsplit
 
 import typer
@@ -40,6 +40,10 @@ def control(
         bool | None,
         typer.Option(help="Serve gRPC reflection. Default: only when listening on loopback."),
     ] = None,
+    forward_otlp: Annotated[
+        str,
+        typer.Option(help="HOST:PORT of a tracing backend (OTLP/gRPC) that gets every span, too."),
+    ] = "",
 ) -> None:
     """Run the control plane: resources, rollouts, sidecars' config.
 
@@ -49,8 +53,10 @@ def control(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    for address in (listen, *([metrics] if metrics else ())):
+    for address in (listen, *filter(None, (metrics, forward_otlp))):
         _check_address(address)
+    if forward_otlp in (listen, metrics):
+        _refuse(f"--forward-otlp {forward_otlp} is this control plane itself")
     for url in webhook or ():
         _check_url(url)
     options = Options(
@@ -58,6 +64,7 @@ def control(
         metrics=metrics,
         webhooks=tuple(webhook or ()),
         reflection=_is_loopback(listen) if reflection is None else reflection,
+        forward_otlp=forward_otlp,
     )
     sys.exit(uvloop.run(_serve(store, options)))
 
@@ -94,15 +101,18 @@ async def _serve(url: str, options: Options) -> int:
 def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
-        print(f"turnout control: {address!r} is not HOST:PORT", file=sys.stderr)
-        raise typer.Exit(EXIT_USAGE)
+        _refuse(f"{address!r} is not HOST:PORT")
 
 
 def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        print(f"turnout control: webhook {url!r} is not an http(s) URL", file=sys.stderr)
-        raise typer.Exit(EXIT_USAGE)
+        _refuse(f"webhook {url!r} is not an http(s) URL")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"turnout control: {message}", file=sys.stderr)
+    raise typer.Exit(EXIT_USAGE)
 
 
 def _is_loopback(address: str) -> bool:
