@@ -168,7 +168,8 @@ class Workers:
         """Forget the memory files; `take_decided` is over."""
         for slot in self._slots:
             slot.counters.close()
-            slot.path.unlink(missing_ok=True)
+            if self._tasks:  # else never started: the sockets may be those of a live sidecar
+                slot.path.unlink(missing_ok=True)
 
     # -- One worker --------------------------------------------------------------------------------
 

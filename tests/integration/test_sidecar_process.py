@@ -341,6 +341,7 @@ async def test_command_says_why_when_it_cannot_run(stage: Stage, pods: tuple[Pod
     await wait_for(lambda: is_serving(stage), "a sidecar serves")
     text = await stage.run(*serve, "--workers", "1", code=1)
     assert "in use" in text
+    assert socket_of(stage).is_socket(), "the refused one takes no socket away"
     state = str(stage.directory / "state")
     other = ["sidecar", "--listen", f"unix:{stage.directory}/x", "--snapshot", str(snapshot)]
     text = await stage.run(*other, "--state-dir", state, code=1)
