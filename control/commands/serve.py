@@ -55,7 +55,7 @@ def control(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for address in (listen, *filter(None, (metrics, forward_otlp))):
         _check_address(address)
-    if forward_otlp in (listen, metrics):
+    if forward_otlp and forward_otlp in (listen, metrics):
         _refuse(f"--forward-otlp {forward_otlp} is this control plane itself")
     for url in webhook or ():
         _check_url(url)
