@@ -65,6 +65,9 @@ _RETRY: Final = json.dumps(
         ]
     }
 )
+_REMEDY: Final = "is `turnout control` there? Say --control HOST:PORT or set TURNOUT_CONTROL"
+_MISSING: Final = re.compile(r"tenants/(?P<tenant>[^/]+)/(?P<kind>targets|experiments)/\S+ does")
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 # How the server writes a violation: "RULE (is VALUE)".
 _DESCRIPTION: Final = re.compile(r"(?P<rule>.*) \(is (?P<value>.*)\)", re.S)
 
@@ -82,9 +85,20 @@ EtagOption = Annotated[
 
 def client_command(function: Callable[..., None]) -> typer.Typer:
     """A function with Typer's annotations as a command whose help ends with the exit codes."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(epilog=EXIT_CODES)(function)
-    return app
+    return command_with(EXIT_CODES)(function)
+
+
+def command_with(exit_codes: str) -> Callable[[Callable[..., None]], typer.Typer]:
+    """As `client_command`, for a command whose exit codes say more."""
+
+    def decorated(function: Callable[..., None]) -> typer.Typer:
+        app = typer.Typer(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
+        app.command(epilog=exit_codes)(function)
+        return app
+
+    return decorated
 
 
 class Client:
@@ -135,7 +149,16 @@ def request_id() -> str:
 
 @contextmanager
 def connected(control: str) -> Iterator[Client]:
-    """A client whose failures become messages and exit codes."""
+    """A client whose failures become messages and exit codes.
+
+    Raises:
+        typer.BadParameter: The address is none.
+    """
+    if not _ADDRESS.fullmatch(control):
+        raise typer.BadParameter(
+            f"{control!r} is not HOST:PORT, like 10.0.0.5:7700 or [::1]:7700",
+            param_hint="--control",
+        )
     with Client(control) as client:
         try:
             yield client
@@ -149,14 +172,22 @@ def explain(error: grpc.RpcError, control: str) -> int:
     """Print why a call failed, every violation on a line of its own; the exit code for it."""
     code, details = error.code(), error.details() or ""
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        typer.echo(f"control plane at {control}: {details}", err=True)
+        typer.echo(f"control plane at {control}: {details}; {_REMEDY}", err=True)
         return EXIT_UNREACHABLE
     lines = violations(error)
     if not lines:
-        typer.echo(f"{code.name}: {details}", err=True)
+        typer.echo(f"{code.name}: {details}{_lists(details, code)}", err=True)
     for line in lines:
         typer.echo(line, err=True)
     return _EXITS.get(code, EXIT_FAILED)
+
+
+def _lists(details: str, code: grpc.StatusCode) -> str:
+    """Which command lists what there is, when a resource was not found."""
+    name = _MISSING.match(details)
+    if code is not grpc.StatusCode.NOT_FOUND or name is None:
+        return ""
+    return f"; `turnout get {name['kind']} --tenant {name['tenant']}` lists what there is"
 
 
 def violations(error: grpc.RpcError) -> list[str]:

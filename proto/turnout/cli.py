@@ -27,6 +27,7 @@ HELPS: Final = {
     "envoy": "Print, check and extend Envoy configurations for a sidecar.",
     "snapshot": "Build a snapshot from resource files, or show one.",
     "lint": "Check resource files offline and name every violation.",
+    "diff": "Show what apply would change.",
     "apply": "Create or update the resources in files.",
     "get": "List targets or experiments, or print one.",
     "describe": "Tell an experiment's or a target's state, and why.",

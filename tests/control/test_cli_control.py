@@ -164,7 +164,8 @@ def test_code_and_message_tell_what_failed_when_the_server_refuses(shell: Shell)
     missing = shell("start", "nobody")
     assert (missing.code, missing.err) == (
         4,
-        f"NOT_FOUND: tenants/{shell.tenant}/experiments/nobody does not exist\n",
+        f"NOT_FOUND: tenants/{shell.tenant}/experiments/nobody does not exist; "
+        f"`turnout get experiments --tenant {shell.tenant}` lists what there is\n",
     )
     orphan = shell.apply(EXPERIMENT)  # its target is not there
     assert orphan.code in (3, 4, 5)

@@ -1,0 +1,202 @@
+"""A document on its way to the control plane: what is there, what is wanted, what would change.
+
+Owns when two resources are the same, and what a file does not say and therefore does not change
+(the salt, the etag). Shared by `apply`, which sends it, and `diff`, which shows it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import grpc
+
+from control.commands.client import Client, request_id
+from control.model import Document, experiment_with_defaults, target_with_defaults
+from turnout.v1alpha1.experiment_pb2 import Experiment, ExperimentSpec
+from turnout.v1alpha1.experiment_service_pb2 import (
+    CreateExperimentRequest,
+    CreateTargetRequest,
+    GetExperimentRequest,
+    GetTargetRequest,
+    UpdateExperimentRequest,
+    UpdateTargetRequest,
+)
+from turnout.v1alpha1.target_pb2 import Target, TargetSpec
+
+Resource = Target | Experiment
+
+
+class Change(NamedTuple):
+    """What a document asks for.
+
+    Attributes:
+        document: As read from the file.
+        current: The resource as it is; None when there is none.
+        wanted: As it is to be, without what only the control plane knows.
+    """
+
+    document: Document
+    current: Resource | None
+    wanted: Resource
+
+    @property
+    def label(self) -> str:
+        """As in "target/fraud"."""
+        return f"{self.document.kind.lower()}/{self.document.name}"
+
+    @property
+    def verdict(self) -> str:
+        """What apply says of it: created, configured or unchanged."""
+        if self.current is None:
+            return "created"
+        return "unchanged" if self.same else "configured"
+
+    @property
+    def same(self) -> bool:
+        """True when there is nothing to send."""
+        if self.current is None or self.wanted.etag != self.current.etag:
+            return False
+        same_labels = self.current.labels == self.wanted.labels
+        return same_labels and self.current.spec == filled(self.wanted).spec
+
+    @property
+    def overwrites(self) -> str:
+        """Why this would undo a promotion that the file does not know of; "" = it does not."""
+        wanted, current = self.wanted, self.current
+        if not isinstance(wanted, Target) or not isinstance(current, Target):
+            return ""
+        promoted = current.status.promoted_from
+        moved = current.spec.baseline != wanted.spec.baseline
+        if not promoted or not moved or self.document.etag or self.same:
+            return ""
+        return (
+            f"target/{self.document.name}: {promoted} was promoted and the file has another "
+            "baseline; write the promoted one into it, or say --overwrite-baseline"
+        )
+
+
+def plan(client: Client, document: Document, tenant: str) -> Change:
+    """Look up what a document is about.
+
+    Args:
+        client: Of the control plane.
+        document: One that was checked.
+        tenant: Of a document that names none.
+
+    Raises:
+        grpc.RpcError: The control plane cannot say.
+    """
+    parent = f"tenants/{document.tenant or tenant}"
+    wanted: Resource
+    current: Resource | None
+    if isinstance(document.spec, TargetSpec):
+        name = f"{parent}/targets/{document.name}"
+        wanted = Target(name=name, labels=document.labels, spec=document.spec)
+        current = _found(client, client.targets.GetTarget, GetTargetRequest(name=name))
+    else:
+        assert isinstance(document.spec, ExperimentSpec)
+        name = f"{parent}/experiments/{document.name}"
+        wanted = Experiment(name=name, labels=document.labels, spec=document.spec)
+        request = GetExperimentRequest(name=name)
+        current = _found(client, client.experiments.GetExperiment, request)
+        if isinstance(current, Experiment):
+            # Chosen at creation and never changed: a file without it means the same.
+            wanted.spec.salt = wanted.spec.salt or current.spec.salt
+    if current is not None:
+        wanted.etag = document.etag or current.etag
+    return Change(document, current, wanted)
+
+
+def send(client: Client, change: Change, *, validate_only: bool) -> Resource:
+    """Create or update; the resource afterwards, or as it would be.
+
+    Raises:
+        grpc.RpcError: The control plane refused.
+    """
+    if change.same:
+        assert change.current is not None
+        return change.current
+    if change.current is None:
+        return _create(client, change, validate_only=validate_only)
+    wanted = change.wanted
+    changed: Resource
+    if isinstance(wanted, Target):
+        update = UpdateTargetRequest(
+            target=wanted, validate_only=validate_only, request_id=request_id()
+        )
+        changed = client.call(client.targets.UpdateTarget, update)
+    else:
+        revise = UpdateExperimentRequest(
+            experiment=wanted, validate_only=validate_only, request_id=request_id()
+        )
+        changed = client.call(client.experiments.UpdateExperiment, revise)
+    return changed
+
+
+def filled(resource: Resource) -> Resource:
+    """A copy with every default of its spec: what the control plane stores."""
+    if isinstance(resource, Target):
+        target = Target()
+        target.CopyFrom(resource)
+        target.spec.CopyFrom(target_with_defaults(resource.spec))
+        return target
+    experiment = Experiment()
+    experiment.CopyFrom(resource)
+    experiment.spec.CopyFrom(experiment_with_defaults(resource.spec))
+    return experiment
+
+
+def _create(client: Client, change: Change, *, validate_only: bool) -> Resource:
+    wanted, document = change.wanted, change.document
+    parent = "/".join(wanted.name.split("/")[:2])
+    created: Resource
+    if isinstance(wanted, Target):
+        create = CreateTargetRequest(
+            parent=parent,
+            target_id=document.name,
+            target=wanted,
+            validate_only=validate_only,
+            request_id=request_id(),
+        )
+        created = client.call(client.targets.CreateTarget, create)
+    else:
+        draft = CreateExperimentRequest(
+            parent=parent,
+            experiment_id=document.name,
+            experiment=wanted,
+            validate_only=validate_only,
+            request_id=request_id(),
+        )
+        created = client.call(client.experiments.CreateExperiment, draft)
+    return created
+
+
+def _found(
+    client: Client, method: object, request: GetTargetRequest | GetExperimentRequest
+) -> Resource | None:
+    try:
+        found: Resource = client.call(method, request)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
+    return found
+
+
+class Missing:
+    """Targets that a dry run would have created: experiments on them cannot be asked about yet."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def note(self, change: Change) -> None:
+        """Take in what became of a document."""
+        if isinstance(change.wanted, Target) and change.current is None:
+            self._names.add(change.wanted.name)
+
+    def hold(self, change: Change) -> bool:
+        """True when the document's target is among them: only the files could be checked."""
+        if not isinstance(change.wanted, Experiment):
+            return False
+        parent = "/".join(change.wanted.name.split("/")[:2])
+        return f"{parent}/targets/{change.wanted.spec.target}" in self._names
