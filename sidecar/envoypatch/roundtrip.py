@@ -57,7 +57,7 @@ def _mapping(raw: yaml.MappingNode) -> Tree:
             for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 merged = {**values_of(part), **merged}
         else:
-            own[str(key.value)] = values_of(value)
+            own[str(key.value) if key.style else Plain(key.value)] = values_of(value)
     return {**{name: value for name, value in merged.items() if name not in own}, **own}
 
 

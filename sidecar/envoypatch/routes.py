@@ -81,7 +81,7 @@ def _with_ours(
             narrow["name"] = f"{contract.ROUTE_NAME_PREFIX}{target.name}/baseline"
             yield _default(narrow, target)
         if whole is not None:
-            # Before the copy is made: else the next patch would find it there, and in another order.
+            # Before the copy is made: the next patch would find it there, in another order.
             _give_time(field(route, "route"), whole)
             yield _stamped(route, whole)
             _default(route, whole)
