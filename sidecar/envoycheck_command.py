@@ -139,9 +139,10 @@ def patch_command(
     plan = load_snapshot(files or [], snapshot)
     try:
         text = patch(configuration.read_bytes(), str(configuration), options, plan)
-        first = envoyfiles.documents(baselines_of(plan), enabled=())
-        _write_first(directory / envoyfiles.CLUSTERS_FILE, first.cds)
-        _write_first(directory / envoyfiles.FILTER_FILE, first.ecds)
+        clusters = envoyfiles.documents(baselines_of(plan), enabled=()).cds
+        _write_first(directory / envoyfiles.CLUSTERS_FILE, clusters)
+        processor = envoyfiles.documents(plan, enabled=()).ecds
+        _write_first(directory / envoyfiles.FILTER_FILE, processor)
         write_file(out, text)
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILED)

@@ -78,8 +78,7 @@ def _with_ours(
                 continue
             narrow = _narrowed(route, target)
             yield _stamped(narrow, target)
-            narrow["name"] = f"{contract.ROUTE_NAME_PREFIX}{target.name}/baseline"
-            yield _default(narrow, target)
+            yield _default(_named(narrow, f"{target.name}/baseline"), target)
         if whole is not None:
             # Before the copy is made: the next patch would find it there, in another order.
             _give_time(field(route, "route"), whole)
@@ -187,9 +186,7 @@ def _narrowed(route: Tree, target: TargetPlan) -> Tree:
 
 def _stamped(route: Tree, target: TargetPlan) -> Tree:
     """Theirs for requests with a stamp, to the cluster that it names."""
-    stamped = copy.deepcopy(route)
-    stamped.pop(key(stamped, "name"), None)
-    stamped = {"name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/stamped", **stamped}
+    stamped = _named(copy.deepcopy(route), f"{target.name}/stamped")
     match = default(stamped, "match", {})
     present = {"name": contract.HEADER_UPSTREAM, "present_match": True}
     put(match, "headers", [*listed(match, "headers"), present])
@@ -203,6 +200,12 @@ def _stamped(route: Tree, target: TargetPlan) -> Tree:
     variant = added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
     put(stamped, "response_headers_to_add", [*listed(stamped, "response_headers_to_add"), variant])
     return stamped
+
+
+def _named(route: Tree, name: str) -> Tree:
+    """A route under a name of ours, which stands first."""
+    route.pop(key(route, "name"), None)
+    return {"name": f"{contract.ROUTE_NAME_PREFIX}{name}", **route}
 
 
 def _default(route: Tree, target: TargetPlan) -> Tree:
