@@ -58,6 +58,7 @@ class RunningExperiment:
         allocation: Buckets of every variant, control included, as `allocate` gave them.
         shadow: Candidate that is mirrored to and the fraction of units, or None.
         baseline: What control is pinned to; None = the target's present baseline.
+        step: Index of the step that runs.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RunningExperiment:
     allocation: Allocation
     shadow: tuple[str, float] | None = None
     baseline: Baseline | None = None
+    step: int = 0
 
 
 def weights_ppm(split: Mapping[str, float]) -> dict[str, int]:
@@ -261,6 +263,7 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
         salt=spec.salt,
         kinds=bad_event_kinds(spec),
         slow_after=slow_after(spec),
+        step=running.step,
     )
     _add_variants(plan, spec, running.allocation, baseline)
     if running.shadow is not None:

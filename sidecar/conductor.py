@@ -74,6 +74,8 @@ class Conductor:
         # What the filter's headers were made from.
         self._filtered = Snapshot()
         self._routes_lost = False
+        # (experiment, epoch) -> step, as the routes say it.
+        self._steps: dict[tuple[str, int], int] = {}
         self._woken = asyncio.Event()
         self._refusals = Refusals()
         self._route_updates = 0
@@ -229,14 +231,20 @@ class Conductor:
     async def _write_routes(self) -> bool:
         """Bring the routes up to date; whether they were not."""
         routes = self._gate.routes()
-        if routes is None or (routes == self._gate.written and not self._routes_lost):
+        if routes is None:
+            return False
+        steps = {(e.name, e.epoch): e.step for e in self._config.live().experiments}
+        # Spans show the step; one that changes nothing else changes no epoch, and so no `routes`.
+        # While an experiment is leaving its routes go by the gate's order, not by this.
+        stepped = steps != self._steps and routes.enabled <= steps.keys()
+        if routes == self._gate.written and not self._routes_lost and not stepped:
             return False
         if self._dir is not None:
             routed = self._routed(routes)
             texts = await asyncio.to_thread(documents, routed, enabled=routes.enabled)
             await self._write(ROUTES_FILE, texts.rds)
         self._gate.routes_written(routes)
-        self._routes_lost = False
+        self._routes_lost, self._steps = False, steps
         return True
 
     async def _write(self, name: str, text: str) -> bool:

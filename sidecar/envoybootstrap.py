@@ -240,14 +240,36 @@ def _tracing(options: BootstrapOptions) -> Json:
                 },
             },
         },
-        "custom_tags": [
-            {"tag": tag, "request_header": {"name": name}}
-            for tag, name in (
-                ("turnout.variant", contract.HEADER_VARIANT),
-                ("turnout.stamp", contract.HEADER_STAMP),
-            )
-        ],
+        # The call to the model gets a span of its own, below Envoy's: the model's hangs below that.
+        "spawn_upstream_span": True,
+        "custom_tags": _custom_tags(),
     }
+
+
+def _custom_tags() -> list[Json]:
+    """Tags of Envoy's own span; a request without a stamp has none of them."""
+    from_headers = (
+        (contract.ATTRIBUTE_VARIANT, contract.HEADER_VARIANT),
+        (contract.ATTRIBUTE_STAMP, contract.HEADER_STAMP),
+        (contract.ATTRIBUTE_FLAG_VARIANT, contract.HEADER_VARIANT),
+    )
+    from_route = (
+        (contract.ATTRIBUTE_EXPERIMENT, contract.METADATA_EXPERIMENT),
+        (contract.ATTRIBUTE_EPOCH, contract.METADATA_EPOCH),
+        (contract.ATTRIBUTE_STEP, contract.METADATA_STEP),
+        (contract.ATTRIBUTE_FLAG_KEY, contract.METADATA_EXPERIMENT),
+        (contract.ATTRIBUTE_FLAG_REASON, contract.METADATA_REASON),
+        (contract.ATTRIBUTE_FLAG_PROVIDER, contract.METADATA_PROVIDER),
+    )
+    return [
+        *({"tag": tag, "request_header": {"name": name}} for tag, name in from_headers),
+        *({"tag": tag, "metadata": _route_metadata(key)} for tag, key in from_route),
+    ]
+
+
+def _route_metadata(key: str) -> Json:
+    path = {"key": contract.ROUTE_METADATA, "path": [{"key": key}]}
+    return {"kind": {"route": {}}, "metadata_key": path}
 
 
 def workers_cluster(sidecar: str, workers: int) -> Json:

@@ -6,7 +6,7 @@ the filter's allow-list. Refuses to read or write files, to know the time, and t
 `sidecar.plan` does that first.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from sidecar.envoymatch import matches, target_hosts, targets_in_order
@@ -192,7 +192,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def _route_configuration(snapshot: Snapshot, enabled: frozenset[tuple[str, int]]) -> Json:
-    running = {e.target for e in snapshot.experiments if (e.name, e.epoch) in enabled}
+    running = {e.target: e for e in snapshot.experiments if (e.name, e.epoch) in enabled}
     hosts = sorted({"*", *(host for target in snapshot.targets for host in target_hosts(target))})
     return {
         "@type": TYPE + "envoy.config.route.v3.RouteConfiguration",
@@ -202,11 +202,11 @@ def _route_configuration(snapshot: Snapshot, enabled: frozenset[tuple[str, int]]
     }
 
 
-def _virtual_host(snapshot: Snapshot, host: str, running: Collection[str]) -> Json:
+def _virtual_host(snapshot: Snapshot, host: str, running: Mapping[str, ExperimentPlan]) -> Json:
     routes = [
         route
         for target in targets_in_order(snapshot.targets, host)
-        for route in _routes(target, on=target.name in running)
+        for route in _routes(target, running.get(target.name))
     ]
     return {"name": host, "domains": [host], "routes": [*routes, _no_target()]}
 
@@ -221,18 +221,19 @@ def _no_target() -> Json:
     }
 
 
-def _routes(target: TargetPlan, *, on: bool) -> Iterator[Json]:
+def _routes(target: TargetPlan, running: ExperimentPlan | None) -> Iterator[Json]:
     for match in matches(target):
-        if on:
-            yield _stamped_route(target, match)
-        yield _baseline_route(target, match, on=on)
+        if running is not None:
+            yield _stamped_route(target, match, running)
+        yield _baseline_route(target, match, on=running is not None)
 
 
-def _stamped_route(target: TargetPlan, match: Json) -> Json:
+def _stamped_route(target: TargetPlan, match: Json, running: ExperimentPlan) -> Json:
     stamped = {"name": contract.HEADER_UPSTREAM, "present_match": True}
     return {
         "name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/stamped",
         "match": match | {"headers": [*match.get("headers", []), stamped]},
+        "metadata": {"filter_metadata": {contract.ROUTE_METADATA: _span_values(running)}},
         "route": _action(target)
         | {
             "cluster_header": contract.HEADER_UPSTREAM,
@@ -241,6 +242,17 @@ def _stamped_route(target: TargetPlan, match: Json) -> Json:
         "response_headers_to_add": [
             added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
         ],
+    }
+
+
+def _span_values(running: ExperimentPlan) -> Json:
+    """What the tracer reads from the route; whoever is stamped here is in this experiment."""
+    return {
+        contract.METADATA_EXPERIMENT: running.name,
+        contract.METADATA_EPOCH: str(running.epoch),
+        contract.METADATA_STEP: str(running.step),
+        contract.METADATA_REASON: "split",
+        contract.METADATA_PROVIDER: "turnout",
     }
 
 

@@ -171,6 +171,7 @@ def running_experiment(entry: ExperimentEntry) -> snapshot.RunningExperiment:
         allocation=run.allocation,
         shadow=shadow,
         baseline=entry.baseline,
+        step=run.step,
     )
 
 

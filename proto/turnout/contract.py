@@ -72,6 +72,18 @@ ATTRIBUTE_COST: Final = "turnout.cost"
 # True on a span that answered a mirrored copy (the request carried x-turnout-shadow-of).
 ATTRIBUTE_SHADOW: Final = "turnout.shadow"
 
+# On Envoy's own span of a stamped request. Semantic conventions know feature flags only; what they
+# have no word for has our prefix.
+ATTRIBUTE_EXPERIMENT: Final = "turnout.experiment"
+ATTRIBUTE_EPOCH: Final = "turnout.epoch"
+ATTRIBUTE_STEP: Final = "turnout.step"
+ATTRIBUTE_VARIANT: Final = "turnout.variant"
+ATTRIBUTE_STAMP: Final = "turnout.stamp"
+ATTRIBUTE_FLAG_KEY: Final = "feature_flag.key"
+ATTRIBUTE_FLAG_VARIANT: Final = "feature_flag.result.variant"
+ATTRIBUTE_FLAG_REASON: Final = "feature_flag.result.reason"
+ATTRIBUTE_FLAG_PROVIDER: Final = "feature_flag.provider.name"
+
 # -- Envoy -----------------------------------------------------------------------------------------
 EXT_PROC_FILTER: Final = "turnout"  # the filter's configured name, and the key of its filter state
 EXT_PROC_STAT_PREFIX: Final = "turnout"
@@ -88,6 +100,13 @@ OTLP_CLUSTER: Final = "turnout_otlp"
 CLUSTER_PREFIX: Final = "turnout."
 # Routes are named turnout/<target>/<stamped|baseline>.
 ROUTE_NAME_PREFIX: Final = "turnout/"
+# The stamped route's metadata, from which the tracer has what no header says.
+ROUTE_METADATA: Final = "turnout"
+METADATA_EXPERIMENT: Final = "experiment"
+METADATA_EPOCH: Final = "epoch"
+METADATA_STEP: Final = "step"
+METADATA_REASON: Final = "reason"
+METADATA_PROVIDER: Final = "provider"
 
 # -- Limits ----------------------------------------------------------------------------------------
 RESOURCE_BYTES_MAX: Final = 256 * 1024

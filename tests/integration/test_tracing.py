@@ -73,7 +73,55 @@ async def test_spans_carry_request_id_and_variant_when_everything_is_sampled(
             return found
 
         await wait_for(lambda: given.items() <= traced().items(), "all requests are traced")
-    # The model's own spans hang below: the trace's context arrived.
-    traces = {span.trace_id.hex() for span in spans}
-    parents = [one.headers["traceparent"].split("-")[1] for one in v1.seen + v2.seen]
-    assert set(parents) <= traces
+        # The model's own spans hang below the call to it: the trace's context arrived.
+        parents = {one.headers["traceparent"].split("-")[2] for one in v1.seen + v2.seen}
+        await wait_for(
+            lambda: parents <= {span.span_id.hex() for span in spans}, "their parents are sent"
+        )
+
+
+async def test_one_trace_says_experiment_step_and_copy_when_request_is_mirrored(
+    stage: Stage,
+) -> None:
+    spans: list[Span] = []
+    v1, v2 = await stage.pod("v1", record=True), await stage.pod("v2", record=True)
+    snapshot = one_experiment(v1, v2, {"v2": 0.0}, shadow=("v2", 1.0), epoch=7)
+    snapshot.experiments[0].step = 3
+    baseline, candidate = (v.cluster.cluster for v in snapshot.experiments[0].variants)
+    async with _collector(spans) as address:
+        await stage.envoy(snapshot, args=["--otlp", address, "--sampling", "100"])
+        await stage.sidecar(snapshot=snapshot)
+        await stage.enrols()
+        [answer] = await stage.stamped(["one"])
+        given = answer.headers["x-request-id"]
+
+        def tree() -> dict[str, Span] | None:
+            """The request's spans by name, when all are there."""
+            traces = [
+                s.trace_id for s in spans if _attributes(s).get(ATTRIBUTE_ENVOY_REQUEST_ID) == given
+            ]
+            found = {s.name: s for s in spans if s.trace_id in traces}
+            return found if len(found) == 4 else None
+
+        found = await wait_for(tree, "the four spans of the request are sent")
+    root = found.pop("ingress")
+    assert {s.parent_span_id for s in found.values()} == {root.span_id}
+    said = {
+        "turnout.experiment": "fraud-v2",
+        "turnout.epoch": "7",
+        "turnout.step": "3",
+        "turnout.variant": "control",
+        "feature_flag.key": "fraud-v2",
+        "feature_flag.result.variant": "control",
+        "feature_flag.result.reason": "split",
+        "feature_flag.provider.name": "turnout",
+    }
+    assert said.items() <= _attributes(root).items()
+    upstream = found.pop(f"router {baseline} egress")
+    assert said.items() <= _attributes(upstream).items()
+    # A copy's span has Envoy's own name for it, the candidate's cluster, and not the variant that
+    # served the client.
+    copy = _attributes(found.pop("mirror"))
+    assert copy["upstream_cluster"] == candidate
+    assert "turnout.variant" not in copy
+    assert [name for name in found if "ExternalProcessor" in name]

@@ -244,6 +244,7 @@ class ExperimentPlan(_message.Message):
     SHADOW_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     SLOW_AFTER_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The experiment's id within the tenant."""
     epoch: _builtins.int
@@ -254,6 +255,8 @@ class ExperimentPlan(_message.Message):
     layer_salt: _builtins.str
     """The layer's own salt, and the part of the layer that is this experiment's (all of it for now)."""
     salt: _builtins.str
+    step: _builtins.int
+    """Index of the step that runs; no decision about a request depends on it, spans show it."""
     @_builtins.property
     def unit(self) -> _common_pb2.Unit: ...
     @_builtins.property
@@ -296,10 +299,11 @@ class ExperimentPlan(_message.Message):
         shadow: Global___ShadowPlan | None = ...,
         kinds: _abc.Iterable[_common_pb2.BadEventKind.ValueType] | None = ...,
         slow_after: _duration_pb2.Duration | None = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "kinds", b"kinds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "kinds", b"kinds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "step", b"step", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
