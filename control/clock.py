@@ -17,6 +17,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def monotonic_s() -> float:
+    """Seconds that only go forward, from an arbitrary start: for deadlines."""
+    return time.monotonic()
+
+
 def new_id() -> str:
     """A random identifier."""
     return secrets.token_hex(ID_BYTES)

@@ -58,6 +58,8 @@ from turnout.v1alpha1.target_pb2 import Target
 PAGE_SIZE: Final = 500
 DECISIONS_SHOWN: Final = 5
 RECONNECT_S: Final = 1.0
+# A control plane that stops cancels its streams, or is gone before it can.
+LOST: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ENDED: Final = ("PROMOTED", "ROLLED_BACK", "STOPPED", "INCONCLUSIVE")
 
 WordsArgument = Annotated[
@@ -229,7 +231,7 @@ def watch(
                     if until_ended and live and not any(live.values()):
                         return
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or not live:
+                if error.code() not in LOST or not live:
                     raise
             typer.echo(f"control plane at {control}: lost, trying again", err=True)
             threading.Event().wait(RECONNECT_S)

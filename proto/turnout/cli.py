@@ -31,6 +31,8 @@ HELPS: Final = {
     "apply": "Create or update the resources in files.",
     "get": "List targets or experiments, or print one.",
     "describe": "Tell an experiment's or a target's state, and why.",
+    "status": "Say where an experiment is, by exit code: for CI.",
+    "wait": "Wait until an experiment is in a state.",
     "watch": "Follow experiments as they change.",
     "explain": "Say why a request gets its variant, live or offline.",
     "results": "Show what is known of an experiment's variants.",
