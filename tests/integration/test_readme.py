@@ -34,11 +34,11 @@ class Command(NamedTuple):
         return self.line.endswith("&")
 
 
-def commands(text: str) -> list[Command]:
-    """The commands of all blocks that this test runs, in their order."""
+def commands(text: str, test: str = TEST) -> list[Command]:
+    """The commands of all blocks that a test runs, in their order."""
     found: list[Command] = []
     for block in blocks(text):
-        if TEST not in block.tests:
+        if test not in block.tests:
             continue
         inside = False
         for line in block.body.splitlines():
