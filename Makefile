@@ -1,4 +1,4 @@
-# make demo | test | soak | bench | lint | proto | format | lock | clean
+# make demo | test | soak | bench | image | lint | proto | format | lock | clean
 #   make demo KEEP=1           leaves the demo running and prints commands to try
 #   make demo ACTS=1,2         plays only these acts (3 to 5 expect act 2)
 #   make test ARGS="-k split"  passes arguments on to pytest
@@ -12,8 +12,9 @@ SOURCES := sidecar control proto envoy tests
 ARGS ?=
 KEEP ?=
 ACTS ?=
+BASE ?=
 
-.PHONY: all venv codegen tools demo test soak bench lint proto format lock clean
+.PHONY: all venv codegen tools image demo test soak bench lint proto format lock clean
 all: venv
 venv: $(STAMP)
 codegen: $(CODEGEN)/.installed
@@ -32,9 +33,13 @@ $(CODEGEN)/.installed: requirements-codegen.txt
 	$(CODEGEN)/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-codegen.txt
 	@touch $@
 
-# grpcurl, for the tests that run the README's lines.
+# grpcurl, for the tests that run the README's lines; Prometheus, for those of the alert rules.
 tools:
-	@PYTHON=$(PYTHON) .ci/tools grpcurl
+	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus
+
+# The container image, as localhost/turnout in .tools/image; BASE=name builds on an image of a registry.
+image:
+	@BASE=$(BASE) .ci/image
 
 demo: venv
 	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep) $(if $(ACTS),--acts $(ACTS))
@@ -74,6 +79,8 @@ lock: $(LOCK)/.installed
 	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links --extra demo --extra test \
 	  -o requirements-dev.txt pyproject.toml
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links -o requirements-image.txt requirements-image.in
 	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links -o requirements-codegen.txt requirements-codegen.in
 

@@ -48,6 +48,7 @@ class SidecarState:
     connected: bool = True
     sent_version: int = 0
     sent_nonce: str = ""
+    sent_ms: int = 0
     acked_version: int = 0
     nack: list[config_service_pb2.FieldViolation] = field(default_factory=list)
     report: config_service_pb2.SidecarReport | None = None
@@ -202,10 +203,11 @@ class Distribution:
         state.connected = False
         state.last_seen_ms = now_ms
 
-    def sent(self, state: SidecarState, published: Published) -> None:
+    def sent(self, state: SidecarState, published: Published, *, now_ms: int) -> None:
         """Note that a snapshot went out on the node's stream."""
         state.sent_version = published.version
         state.sent_nonce = published.nonce
+        state.sent_ms = now_ms
 
     def acknowledged(self, state: SidecarState, ack: config_service_pb2.SnapshotAck) -> bool:
         """Note an ACK or NACK; False when its nonce is not that of the last snapshot sent."""

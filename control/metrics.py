@@ -12,7 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 
 import grpc
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,11 +31,15 @@ Sample = tuple[str, str, str, Iterable[tuple[dict[str, str], float]]]
 
 
 class Metrics:
-    """The registry; `samples` is read at each scrape."""
+    """The registry; `samples` is read at each scrape, and `more` are registered."""
 
-    def __init__(self, samples: Callable[[], Iterable[Sample]]) -> None:
+    def __init__(self, samples: Callable[[], Iterable[Sample]], *more: Collector) -> None:
+        # No series for when each counter was made: the process's start says that once.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.registry.register(_Scrape(samples))
+        for collector in (ProcessCollector(registry=None), *more):
+            self.registry.register(collector)
         self.rpcs = Counter(
             PREFIX + "rpcs", "Calls answered.", ("method", "code"), registry=self.registry
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from control.metrics import Sample
+from control.rollout_samples import rollout_samples
 
 if TYPE_CHECKING:
     from control.server import ControlPlane
@@ -23,6 +24,7 @@ def samples(plane: ControlPlane) -> Iterator[Sample]:
     yield from _received(plane)
     yield from _forwarded(plane)
     yield from _tenants(plane)
+    yield from rollout_samples(plane, plane.controller.clock_ms())
 
 
 def _loop(plane: ControlPlane) -> Iterator[Sample]:

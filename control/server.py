@@ -122,7 +122,7 @@ class ControlPlane:
         self.otlp = OtlpReceiver(self.tenants, self.admission, self.forwarder)
         self.config = ConfigService(self.controller, self.tenants, self.distribution)
         self.outcomes = OutcomeService(self.controller, self.tenants, self.admission)
-        self.metrics = Metrics(self._samples)
+        self.metrics = Metrics(self._samples, self.config.ack_seconds)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._metrics_server: asyncio.Server | None = None

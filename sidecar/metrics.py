@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sidecar.clock import monotonic_ms
 from sidecar.subscription import ConfigState
+from turnout import __version__
 
 if TYPE_CHECKING:
     from sidecar.config_client import ConfigClient
@@ -40,6 +41,7 @@ class Metrics:
         """
         registry = CollectorRegistry()
         registry.register(_Collector(supervisor, client))
+        registry.register(ProcessCollector(registry=None))
         host, port = address
         try:
             self._server, self._thread = start_http_server(port, host, registry)
@@ -70,20 +72,30 @@ class _Collector(Collector):
 
     def _config(self) -> Iterator[Metric]:
         supervisor = self._supervisor
-        state = supervisor.subscription.state(monotonic_ms())
+        subscription = supervisor.subscription
+        now_ms = monotonic_ms()
+        build = GaugeMetricFamily(
+            _PREFIX + "build_info", "The version that runs.", labels=["version"]
+        )
+        build.add_metric([__version__], 1.0)
+        yield build
+        state = subscription.state(now_ms)
         family = GaugeMetricFamily(
             _PREFIX + "config_state", "1 for the state that holds.", labels=["state"]
         )
         for each in ConfigState:
             family.add_metric([each], float(each == state))
         yield family
-        yield _gauge("snapshot_version", "Version that serves.", supervisor.subscription.version)
+        yield _gauge("snapshot_version", "Version that serves.", subscription.version)
         yield _gauge("tombstones", "Epochs that never serve again.", len(supervisor.config.dead))
         yield _gauge("state_ok", "The state directory takes writes.", not supervisor.state_error)
         if self._client is None:
             return
         yield _gauge("control_connected", "The stream is open.", self._client.connected)
         yield _counter("control_connects", "Streams opened.", self._client.connects)
+        away_s = subscription.away_ms(now_ms) / 1000
+        yield _gauge("control_away_seconds", "Since the control plane was last heard.", away_s)
+        yield _counter("snapshot_nacks", "Snapshots that this sidecar refused.", subscription.nacks)
         pending = len(supervisor.deltas.pending())
         yield _gauge("deltas_pending", "Batches without acknowledgement.", pending)
         dropped = supervisor.deltas.dropped

@@ -163,6 +163,8 @@ class Subscription:
         self._refused = False
         self._attempts = 0
         self._away_since_ms: int | None = None
+        self.nacks = 0
+        """Snapshots refused since the start."""
 
     @property
     def version(self) -> int:
@@ -186,6 +188,12 @@ class Subscription:
             return ConfigState.STALE if self._refused else ConfigState.CURRENT
         away_ms = 0 if self._away_since_ms is None else now_ms - self._away_since_ms
         return ConfigState.STALE if away_ms >= STALE_AFTER_MS else ConfigState.CACHED
+
+    def away_ms(self, now_ms: int) -> int:
+        """How long there has been no stream; 0 = there is one, or none was ever tried."""
+        if self._connected or self._away_since_ms is None:
+            return 0
+        return now_ms - self._away_since_ms
 
     # -- Events -----------------------------------------------------------------------------------
 
@@ -266,6 +274,7 @@ class Subscription:
         self._refused = True
         effects: list[Effect] = []
         if offer.nonce:
+            self.nacks += 1
             violation = Violation("snapshot", str(offer.snapshot.version), reason)
             effects.append(self._ack(offer.snapshot.version, offer.nonce, [violation]))
             self._answered(offer)
@@ -317,6 +326,7 @@ class Subscription:
             return self._offer(push.snapshot, push.tenant_key, push.nonce, push.version)
         except InvalidSnapshot as error:
             self._refused = True
+            self.nacks += 1
             return [self._ack(push.version, push.nonce, error.violations)]
 
     def _offer(

@@ -27,7 +27,7 @@ from control.rollout.entries import (
 from control.rollout.ledger import Ledger
 from control.rollout.observe import conditions, observe
 from control.rollout.tenant import Latest, Mutation, Tenant
-from control.rollout.words import Effect, Input
+from control.rollout.words import Action, Effect, Input
 from control.store.base import (
     AlertRecord,
     TombstoneRecord,
@@ -85,6 +85,7 @@ class Controller:
         self._evidence_came = asyncio.Event()
         self._busy: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.decisions: dict[str, int] = {}
+        self.rollbacks: dict[str, int] = {}
         self.loop_errors = 0
         self.ticks = 0
 
@@ -416,6 +417,8 @@ class Controller:
 
     def _count(self, decision: Decision) -> None:
         self.decisions[decision.action] = self.decisions.get(decision.action, 0) + 1
+        if decision.action == Action.ROLLBACK:
+            self.rollbacks[decision.reason] = self.rollbacks.get(decision.reason, 0) + 1
 
     async def close(self) -> None:
         """Finish what is being stored."""

@@ -15,6 +15,7 @@ from typing import Final
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2
+from prometheus_client import Histogram
 
 from control.distribution import Distribution, Outbox, SidecarState
 from control.refusals import Fault, Refused, exhausted, invalid, shorten
@@ -32,6 +33,7 @@ STREAMS_MAX: Final = 20_000
 NODE_BYTES_MAX: Final = 253
 INSTANCE_BYTES_MAX: Final = 128
 VIOLATIONS_LOGGED: Final = 5
+ACK_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class ConfigService:
     Attributes:
         deltas: Batches taken, duplicates included.
         nacks: Snapshots refused by a sidecar.
+        ack_seconds: From push to ACK or NACK.
     """
 
     def __init__(
@@ -52,6 +55,12 @@ class ConfigService:
         self._distribution = distribution
         self.deltas = 0
         self.nacks = 0
+        self.ack_seconds = Histogram(
+            "turnout_control_snapshot_ack_seconds",
+            "From a snapshot's push to its ACK or NACK.",
+            buckets=ACK_BUCKETS_S,
+            registry=None,
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The method, for `add_generic_rpc_handlers`."""
@@ -84,7 +93,8 @@ class ConfigService:
             while (message := await outbox.take()) is not None:
                 response, published = message
                 if published is not None:
-                    self._distribution.sent(state, published)
+                    now_ms = self._controller.clock_ms()
+                    self._distribution.sent(state, published, now_ms=now_ms)
                 yield response
             if reader.done():
                 reader.result()
@@ -136,6 +146,8 @@ class ConfigService:
             self._controller.wake()
         elif kind == "ack":
             known = self._distribution.acknowledged(state, request.ack)
+            if known:
+                self.ack_seconds.observe((state.last_seen_ms - state.sent_ms) / 1000)
             if known and request.ack.violations:
                 self.nacks += 1
                 shown = "; ".join(

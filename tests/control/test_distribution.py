@@ -88,7 +88,7 @@ def test_acknowledgement_is_ignored_when_its_nonce_is_stale() -> None:
     _, state = one.attach(hello(), now_ms=1)
     first = one.current("t")
     assert first is not None
-    one.sent(state, first)
+    one.sent(state, first, now_ms=0)
     assert not one.acknowledged(state, SnapshotAck(version=1, nonce="other"))
     assert state.acked_version == 0
     bad = FieldViolation(field="f", value="v", rule="r")

@@ -1,0 +1,1 @@
+"""Rules, dashboard and the table of metrics; nothing here is imported by Turnout."""

@@ -1,0 +1,1 @@
+"""Metrics, alert rules and dashboard, checked by Prometheus' own tools."""
