@@ -100,7 +100,7 @@ async def test_clients_headers_never_choose_when_the_sidecar_lives_or_is_dead(
     requests = [Request(headers={"x-user-id": user, **evil}) for user in USERS]
     answers = await stage.send(requests)
     stamped = [(a.variant, u) for a, u in zip(answers, USERS, strict=True) if a.variant]
-    assert len(stamped) > 0.9 * len(USERS)
+    assert len(stamped) > 0.5 * len(USERS)
     assert all(variant == expected_variant(snapshot, user) for variant, user in stamped)
     for seen in v1.seen + v2.seen:
         assert not {"x-turnout-anything", "x-turnout-shadow-of", "x-param-threshold"} & set(

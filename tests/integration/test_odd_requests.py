@@ -64,5 +64,5 @@ async def test_unit_in_a_cookie_is_sticky_when_other_cookies_are_around_it(stage
         Request(headers={"cookie": f"a=uid; uid={user}; xuid=other"}) for user in users
     )
     given = [(a.variant, u) for a, u in zip(answers, users, strict=True) if a.variant]
-    assert len(given) > 0.9 * len(users)
+    assert len(given) > 0.5 * len(users)
     assert all(variant == expected_variant(snapshot, user) for variant, user in given)
