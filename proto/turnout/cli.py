@@ -26,6 +26,7 @@ HELPS: Final = {
     "control": "Run the control plane: resources, rollouts, sidecars' config.",
     "envoy": "Print, check and extend Envoy configurations for a sidecar.",
     "snapshot": "Build a snapshot from resource files, or show one.",
+    "init": "Write a first resource file, from questions or flags.",
     "lint": "Check resource files offline and name every violation.",
     "diff": "Show what apply would change.",
     "apply": "Create or update the resources in files.",

@@ -19,8 +19,8 @@ from turnout.v1alpha1.target_pb2 import Target, TargetSpec
 
 EXAMPLES = Path(__file__).parents[2] / "envoy" / "examples"
 CLIENT_COMMANDS = (
-    "apply", "diff", "status", "wait", "explain", "get", "describe", "watch", "results", "sidecars", "start", "pause", "resume",
-    "advance", "promote", "rollback", "undo", "stop",
+    "apply", "diff", "explain", "get", "describe", "status", "wait", "watch", "results",
+    "sidecars", "start", "pause", "resume", "advance", "promote", "rollback", "undo", "stop",
 )  # fmt: skip
 # Prints what it imported after running the command line in this process.
 IMPORTS = """
