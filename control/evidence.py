@@ -322,6 +322,10 @@ class Evidence:
         """Traces of bad events, the youngest first, by variant and kind."""
         return self._of(experiment).exemplars(epoch)
 
+    def exemplar_spans(self, experiment: str, epoch: int) -> dict[str, str]:
+        """See `Findings.exemplar_spans`."""
+        return self._of(experiment).exemplar_spans(epoch)
+
     def tracker(self, experiment: str, epoch: int) -> BlockTracker | None:
         """The lanes' first bad events of an epoch; None when it has none, or is too old."""
         return self._of(experiment).trackers.get(epoch)

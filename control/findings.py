@@ -43,6 +43,7 @@ BUCKET_SKETCHES_MS: Final = 3600 * 1000  # breakers look at single buckets' late
 EPOCHS_KEPT: Final = PAST_EPOCHS_MAX + 1
 UNITS_EPOCHS: Final = 4
 EXEMPLARS_MAX: Final = 5
+TRACE_ID_DIGITS: Final = 32  # then come those of the span
 WAITING_WRONG_MAX: Final = 65_536
 # A slot is one bit of a number per unit: a wild one would be a number of gigabytes.
 SLOTS_AHEAD: Final = 60
@@ -90,7 +91,7 @@ class Findings:
         self._shadow_judged: dict[int, list[int]] = {}
         # Wrong answers of epochs whose start is not known yet: (time, variant, unit).
         self._waiting_wrong: dict[int, set[tuple[int, str, int]]] = {}
-        # (epoch, variant, kind) -> (time, trace), the youngest few.
+        # (epoch, variant, kind) -> (time, ids of trace and span), the youngest few.
         self._exemplars: dict[tuple[int, str, str], set[tuple[int, str]]] = {}
         self.trackers: dict[int, BlockTracker] = {}
         self.targets_at_start: dict[str, dict[str, int]] | None = None
@@ -299,10 +300,24 @@ class Findings:
     def exemplars(self, epoch: int) -> tuple[Exemplar, ...]:
         """Traces of bad events, the youngest first, by variant and kind."""
         return tuple(
-            Exemplar(variant, Kind(kind), tuple(trace for _, trace in sorted(kept, reverse=True)))
+            Exemplar(
+                variant,
+                Kind(kind),
+                tuple(ids[:TRACE_ID_DIGITS] for _, ids in sorted(kept, reverse=True)),
+            )
             for (number, variant, kind), kept in sorted(self._exemplars.items())
             if number == epoch
         )
+
+    def exemplar_spans(self, epoch: int) -> dict[str, str]:
+        """Trace id -> the id of the span in it that answered, of the exemplars that have one."""
+        return {
+            ids[:TRACE_ID_DIGITS]: ids[TRACE_ID_DIGITS:]
+            for (number, _, _), kept in self._exemplars.items()
+            if number == epoch
+            for _, ids in kept
+            if ids[TRACE_ID_DIGITS:].strip("0")
+        }
 
     def _buckets_of(self, epoch: int) -> list[tuple[str, dict[int, Bucket], dict[int, Bucket]]]:
         """(variant, served, shadow) of one epoch."""

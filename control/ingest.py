@@ -1,7 +1,7 @@
 """OTLP trace bytes -> facts about requests. Pure.
 
 Owns the limits on what a sender of spans may cost, and which attributes are read. Refuses to keep
-spans: only request-id hash, hashes of prediction and label, and the trace id leave this module.
+spans: only a request id's hash, prediction and label, and the span's own ids leave this module.
 
 Protobuf accepts much that is not OTLP, and can be made to cost a hundred times its size: 4 MB of
 empty spans are 2 million messages and 338 MB (measured). So the wire is walked and its messages are
@@ -72,6 +72,7 @@ class SpanFact(NamedTuple):
         shadow: The span answered a mirrored copy.
         trace_id: 16 bytes.
         error: The span's status is an error.
+        span_id: 8 bytes.
     """
 
     request_hash: int
@@ -82,6 +83,7 @@ class SpanFact(NamedTuple):
     shadow: bool
     trace_id: bytes
     error: bool
+    span_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,7 @@ def _fact(span: Span) -> SpanFact | None:
         _text(found, contract.ATTRIBUTE_SHADOW) not in (None, "", "false"),
         span.trace_id,
         span.status.code == Status.STATUS_CODE_ERROR,
+        span.span_id,
     )
     says = (fact.prediction, fact.label, fact.score, fact.cost)
     return fact if fact.error or any(value is not None for value in says) else None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
 NO_GROUP: Final = 0xFFFFFFFF
-_ROW = struct.Struct("<QQqIQQQqB16s")
+_ROW = struct.Struct("<QQqIQQQqB24s")
 _REQUEST = struct.Struct(f"<Q{_ROW.size - 8}x")
 _CAPACITY_MIN: Final = 1024
 
@@ -24,7 +24,7 @@ class Row(NamedTuple):
         prediction, shadow, label: Hashes of the served answer, the copy's and the truth.
         seen_ms: When the row was made, by the control plane's clock.
         flags: The joiner's.
-        trace: 16 bytes.
+        trace: Ids of a trace (16 bytes) and of a span in it (8).
     """
 
     request: int

@@ -42,7 +42,7 @@ class Fact(NamedTuple):
         label: `text_hash` of the truth.
         shadow: The prediction is a mirrored copy's.
         error: The span's status is an error.
-        trace: 16 bytes, empty for outcomes.
+        trace: Ids of the trace (16 bytes) and of the span (8); empty for outcomes.
     """
 
     request: int
@@ -62,7 +62,7 @@ class Observation(NamedTuple):
         shadow: The answer is the mirrored copy's (`variant` is the one that served).
         correct: Prediction and label are the same.
         time_ms: Of the request, unix milliseconds.
-        trace: Trace of the prediction, empty when no span carried it.
+        trace: Ids of the trace and the span of the prediction, empty when no span carried it.
     """
 
     experiment: str
@@ -122,7 +122,7 @@ class Joined:
 
 # -- Facts -----------------------------------------------------------------------------------------
 
-_FACT = struct.Struct("<QQQB16s")
+_FACT = struct.Struct("<QQQB24s")
 _FACT_SHADOW, _FACT_ERROR, _FACT_TRACE = 1, 2, 4
 
 
@@ -140,7 +140,7 @@ def facts_of_spans(spans: Iterable[SpanFact]) -> list[Fact]:
             text_hash(span.label or ""),
             span.shadow,
             span.error,
-            span.trace_id,
+            span.trace_id + span.span_id,
         )
         for span in spans
     ]

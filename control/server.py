@@ -37,6 +37,7 @@ from control.services.outcomes import OutcomeService
 from control.services.sidecars import AuditService, SidecarService
 from control.services.targets import TargetService
 from control.store.base import Store, StoreError
+from control.tracing import OFF, Tracing
 from turnout import contract
 from turnout.v1alpha1 import (
     config_service_pb2,
@@ -100,6 +101,10 @@ class ControlPlane:
         self.store = store
         self.failure = asyncio.Event()
         self.failure_reason = ""
+        self.forwarder = (
+            Forwarder(options.forward_otlp, jitter=clock.jitter) if options.forward_otlp else None
+        )
+        self.tracing = _tracing(self.forwarder)
         self.distribution = Distribution()
         self.watches = Watches()
         self.ledger = Ledger(
@@ -108,19 +113,22 @@ class ControlPlane:
             new_nonce=clock.new_nonce,
             changed=self.watches.changed,
             failed=self._fail,
+            tracing=self.tracing,
         )
         self.alerts = Alerts(done=self._alert_done, jitter=clock.jitter)
         settings = Settings(code_version=turnout.__version__, webhooks=options.webhooks)
         self.controller = Controller(
-            self.ledger, self.alerts, settings, clock_ms=clock.now_ms, new_id=clock.new_id
+            self.ledger,
+            self.alerts,
+            settings,
+            clock_ms=clock.now_ms,
+            new_id=clock.new_id,
+            tracing=self.tracing,
         )
         self.tenants = Tenants(self.controller, store)
         self.admission = Admission()
-        self.forwarder = (
-            Forwarder(options.forward_otlp, jitter=clock.jitter) if options.forward_otlp else None
-        )
         self.otlp = OtlpReceiver(self.tenants, self.admission, self.forwarder)
-        self.config = ConfigService(self.controller, self.tenants, self.distribution)
+        self.config = ConfigService(self.controller, self.tenants, self.distribution, self.tracing)
         self.outcomes = OutcomeService(self.controller, self.tenants, self.admission)
         self.metrics = Metrics(self._samples, self.config.ack_seconds)
         self._health = health.aio.HealthServicer()
@@ -176,6 +184,7 @@ class ControlPlane:
             for tenant in self.ledger:
                 await self.tenants.checkpoint(tenant, force=True)
         await self.alerts.close()
+        self.tracing.close()
         if self.forwarder is not None:
             await self.forwarder.close()
         if self._metrics_server is not None:
@@ -242,3 +251,11 @@ class ControlPlane:
         if not self.failure.is_set():
             self.failure_reason = reason
             self.failure.set()
+
+
+def _tracing(forwarder: Forwarder | None) -> Tracing:
+    if forwarder is None:
+        return OFF
+    from control.ownspans import OwnSpans  # the SDK is loaded by those who have a backend
+
+    return OwnSpans(forwarder.offer, version=turnout.__version__, clock_ns=clock.now_ns)

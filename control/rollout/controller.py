@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -32,6 +33,7 @@ from control.store.base import (
     AlertRecord,
     TombstoneRecord,
 )
+from control.tracing import OFF, Tracing
 from turnout.v1alpha1.common_pb2 import Tombstone
 from turnout.v1alpha1.config_service_pb2 import Hello
 from turnout.v1alpha1.experiment_pb2 import Experiment
@@ -66,6 +68,7 @@ class Controller:
         settings: See there.
         clock_ms: Unix milliseconds; the one clock of runs and decisions.
         new_id: A fresh random id.
+        tracing: Told of every decision.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class Controller:
         *,
         clock_ms: Callable[[], int],
         new_id: Callable[[], str],
+        tracing: Tracing = OFF,
     ) -> None:
         self.ledger = ledger
         self.alerts = alerts
         self.settings = settings
         self.clock_ms = clock_ms
         self._new_id = new_id
+        self._tracing = tracing
         self._evidence_came = asyncio.Event()
         self._busy: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.decisions: dict[str, int] = {}
@@ -271,7 +276,8 @@ class Controller:
     ) -> Experiment:
         """Store, then publish. The tenant's lock is held."""
         mutation = self._mutation(tenant, entry, decision)
-        closed = await self.commit(tenant, mutation, call, experiment=entry.name)
+        with self._traced(tenant, decision):
+            closed = await self.commit(tenant, mutation, call, experiment=entry.name)
         self._count(decision)
         self._alert(mutation.alerts)
         assert isinstance(closed, Experiment)
@@ -283,7 +289,8 @@ class Controller:
         """Roll back: publish now, store as soon as the store can."""
         mutation = self._mutation(tenant, entry, decision)
         closing = Closing(tenant, call, self.clock_ms(), experiment=entry.name, target="")
-        self.ledger.publish_first(tenant, mutation, closing, now_ms=decision.time_ms)
+        with self._traced(tenant, decision):
+            self.ledger.publish_first(tenant, mutation, closing, now_ms=decision.time_ms)
         self._count(decision)
         self._alert(mutation.alerts)
         _log.warning("%s/%s rolled back: %s", tenant.name, entry.name, decision.sentence)
@@ -321,6 +328,14 @@ class Controller:
     def _mutation(self, tenant: Tenant, entry: ExperimentEntry, decision: Decision) -> Mutation:
         envelopes = [(self._new_id(), url) for url in self.settings.webhooks]
         return mutation_of(tenant, entry, decision, envelopes)
+
+    def _traced(self, tenant: Tenant, decision: Decision) -> AbstractContextManager[None]:
+        spans: Mapping[str, str] = {}
+        if decision.exemplar_trace_ids:
+            before = decision.before
+            spans = tenant.evidence.exemplar_spans(before.experiment, before.epoch)
+        assessed_ns = self._tracing.now_ns()
+        return self._tracing.decision(tenant.name, decision, assessed_ns=assessed_ns, spans=spans)
 
     async def repeated(self, tenant: Tenant, call: Call) -> bytes | None:
         """The first answer to this request id, None when there was none.

@@ -38,6 +38,7 @@ from control.store.base import (
     StoreFailed,
     StoreUnavailable,
 )
+from control.tracing import OFF, Tracing
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 TENANTS_MAX: Final = 1000
@@ -61,6 +62,7 @@ class Ledger:
         new_nonce: A fresh random nonce for each publication.
         changed: Called with (tenant, experiment) after an experiment has changed.
         failed: Called once when the store has failed for good.
+        tracing: Told of every push.
     """
 
     def __init__(
@@ -71,11 +73,13 @@ class Ledger:
         new_nonce: Callable[[], str],
         changed: Callable[[str, str], None],
         failed: Callable[[str], None],
+        tracing: Tracing = OFF,
     ) -> None:
         self.store = store
         self.distribution = distribution
         self._new_nonce = new_nonce
         self._changed = changed
+        self._tracing = tracing
         self.fail = failed
         self._tenants: dict[str, Tenant] = {}
         self._flushes: dict[str, asyncio.Task[None]] = {}
@@ -245,7 +249,9 @@ class Ledger:
     def _publish(self, tenant: Tenant, planned: Snapshot, record: SnapshotRecord) -> None:
         planned.version = 0
         tenant.content = snapshot.encode(planned)
-        self.distribution.publish(tenant.name, record.version, self._new_nonce(), record.payload)
+        nonce = self._new_nonce()
+        with self._tracing.push(tenant.name, record.version, len(record.payload)):
+            self.distribution.publish(tenant.name, record.version, nonce, record.payload)
 
     def _tell(self, tenant: Tenant, mutation: Mutation) -> None:
         for name in mutation.experiments:

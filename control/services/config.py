@@ -24,6 +24,7 @@ from control.rollout.tenant import Tenant, tombstone_message
 from control.rollout.tenants import Tenants
 from control.services.errors import Context, abort
 from control.services.requests import LABEL, LABEL_RULE
+from control.tracing import OFF, Tracing
 from turnout import contract
 from turnout.v1alpha1.config_service_pb2 import Hello, StreamRequest
 
@@ -48,11 +49,16 @@ class ConfigService:
     """
 
     def __init__(
-        self, controller: Controller, tenants: Tenants, distribution: Distribution
+        self,
+        controller: Controller,
+        tenants: Tenants,
+        distribution: Distribution,
+        tracing: Tracing = OFF,
     ) -> None:
         self._controller = controller
         self._tenants = tenants
         self._distribution = distribution
+        self._tracing = tracing
         self.deltas = 0
         self.nacks = 0
         self.ack_seconds = Histogram(
@@ -148,6 +154,16 @@ class ConfigService:
             known = self._distribution.acknowledged(state, request.ack)
             if known:
                 self.ack_seconds.observe((state.last_seen_ms - state.sent_ms) / 1000)
+            refused = "; ".join(f"{v.field}: {v.rule}" for v in request.ack.violations[:1])
+            if known:
+                self._tracing.acknowledged(
+                    tenant.name,
+                    state.node,
+                    request.ack.version,
+                    sent_ms=state.sent_ms,
+                    now_ms=state.last_seen_ms,
+                    refusal=shorten(refused),
+                )
             if known and request.ack.violations:
                 self.nacks += 1
                 shown = "; ".join(

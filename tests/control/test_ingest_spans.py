@@ -75,7 +75,7 @@ def test_span_says_what_its_attributes_say() -> None:
     found = parse(request_of(said, span(request_id="r2", prediction="ok", error=True)))
     assert found.spans == 2
     first, second = found.facts
-    assert first == (request_hash(b"r1"), "fraud", "ok", 0.75, 2.0, True, TRACE, False)
+    assert first == (request_hash(b"r1"), "fraud", "ok", 0.75, 2.0, True, TRACE, False, SPAN)
     assert (second.prediction, second.shadow, second.error) == ("ok", False, True)
 
 

@@ -23,7 +23,7 @@ from tests.control.deltas import START_MS, exposures
 from turnout.v1alpha1.outcome_service_pb2 import Outcome
 
 YES, NO = text_hash("yes"), text_hash("no")
-TRACE = b"\x01" * 16
+TRACE = b"\x01" * 24
 
 
 def test_label_judges_the_served_prediction_when_it_comes_last() -> None:
@@ -134,7 +134,7 @@ def test_span_and_outcome_of_a_request_meet_the_hash_that_sidecars_make() -> Non
     assert (of_span.label, of_outcome.prediction, of_span.shadow) == (0, 0, True)
 
 
-@pytest.mark.parametrize("data", [b"x", b"\x00" * 40, b"\x00" * 42])
+@pytest.mark.parametrize("data", [b"x", b"\x00" * 48, b"\x00" * 50])
 def test_facts_of_another_length_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="multiple"):
         unpack_facts(data)
@@ -158,7 +158,7 @@ def test_ring_agrees_with_a_dictionary_over_many_random_steps() -> None:
                 ring.remove(request)
                 del expected[request]
         else:
-            row = Row(request, time_ms=step, trace=bytes(16))
+            row = Row(request, time_ms=step, trace=bytes(24))
             ring.put(row)
             expected[request] = row
         oldest = ring.oldest()

@@ -27,7 +27,7 @@ def requests(draw: st.DrawFn) -> list[Event]:
             events.append(exposures(variant, [(request, request)], forced=forced))
         for shadow in (False, True):
             if draw(st.booleans()):
-                trace = draw(st.sampled_from([b"", bytes([request]) * 16]))
+                trace = draw(st.sampled_from([b"", bytes([request]) * 24]))
                 error = draw(st.booleans())
                 events.append(Fact(request, draw(answer), 0, shadow, error, trace))
         if draw(st.booleans()):
@@ -90,7 +90,7 @@ def test_joiner_goes_on_as_if_nothing_was_when_it_is_restored_in_the_middle(
             st.integers(0, 2**64 - 1),
             st.booleans(),
             st.booleans(),
-            st.one_of(st.just(b""), st.binary(min_size=16, max_size=16)),
+            st.one_of(st.just(b""), st.binary(min_size=24, max_size=24)),
         )
     )
 )
