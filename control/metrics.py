@@ -22,6 +22,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from control.services.errors import lenient
+
 PREFIX: Final = "turnout_control_"
 REQUEST_BYTES_MAX: Final = 8 * 1024
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -109,7 +111,7 @@ class CountCalls(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(
             counted,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
+from google.protobuf import message
+from google.rpc import code_pb2
 
 from control.refusals import Refused
 
@@ -25,11 +27,39 @@ _running: set[asyncio.Task[Any]] = set()
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
+class Malformed(NamedTuple):
+    """Stands for a request whose bytes are not the message; grpc would answer UNKNOWN."""
+
+    why: str
+
+    def refusal(self) -> Refused:
+        """INVALID_ARGUMENT."""
+        return Refused(
+            code_pb2.INVALID_ARGUMENT, f"not the request's message: {self.why}", reason="MALFORMED"
+        )
+
+
+def lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserializer that gives `Malformed` to the method, which refuses it, instead of raising."""
+    if parse is None:
+        return None
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except message.DecodeError as error:
+            return Malformed(str(error))
+
+    return parsed
+
+
 def answers(method: Method[Reply]) -> Method[Reply]:
     """Turn refusals of a unary method into a status with details."""
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Any, context: Context) -> Reply:
+        if isinstance(request, Malformed):
+            await abort(context, request.refusal())
         # A client that gives up must not cut a change in two: what is stored would not be known.
         task: asyncio.Task[Reply] = asyncio.create_task(_awaited(method(self, request, context)))
         _running.add(task)

@@ -159,6 +159,18 @@ async def test_outcomes_are_exhausted_when_too_many(api: Api) -> None:
     assert refused.value.code() is CODE.NOT_FOUND
 
 
+async def test_outcomes_are_refused_when_malformed(api: Api) -> None:
+    """INVALID_ARGUMENT, not UNKNOWN with a traceback in our log."""
+    await api.create_target()
+    call: Any = api.channel.unary_unary("/turnout.v1alpha1.OutcomeService/RecordOutcomes")
+    good = RecordOutcomesRequest(parent=PARENT, outcomes=[Outcome(request_id="a", label="1")])
+    for bad in (b"\xff\xff\xff", b"\x00", good.SerializeToString()[:-1]):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(bad)
+        assert refused.value.code() is CODE.INVALID_ARGUMENT
+        assert reason(refused.value) == "MALFORMED"
+
+
 async def test_spans_are_refused_when_malformed(api: Api) -> None:
     """INVALID_ARGUMENT for the whole request, whatever the fault."""
     await api.create_target()
