@@ -75,6 +75,11 @@ class EnvoyState:
         return self.counters.get(_UPDATES["routes"] + "update_success", 0)
 
     @property
+    def has_own_routes(self) -> bool:
+        """Whether this Envoy does not read our routes: a user's bootstrap has its own."""
+        return not any(name.startswith(_UPDATES["routes"]) for name in self.counters)
+
+    @property
     def filter_reloads(self) -> int:
         """How often this Envoy has taken a new configuration of the ext_proc filter."""
         return self.counters.get(_UPDATES["filter"] + "config_reload", 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from sidecar.admin import Admin, AdminError, EnvoyState, Refusals
@@ -79,6 +79,9 @@ class Conductor:
         self._woken = asyncio.Event()
         self._refusals = Refusals()
         self._route_updates = 0
+        # Envoy does not read our routes file; what was last ordered because of that.
+        self._own_routes = False
+        self._defaulted: Mapping[str, str] = {}
         # What the last order was made of, and the timer of one that waits for the routes.
         self._baselines: dict[str, str] = {}
         self._dead: dict[str, int] = {}
@@ -137,7 +140,8 @@ class Conductor:
             await self._notice_others()
             await self._write_clusters_and_filter()
             opened = self._gate.open_gates()
-            if opened != self._ordered[1] and self._late is None:
+            changed = opened != self._ordered[1] or self._defaults() != self._defaulted
+            if changed and self._late is None:
                 self._order()
             served = self._workers.served_generation
             self._config.served(served)
@@ -166,6 +170,7 @@ class Conductor:
             state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
         )
         self._route_updates = state.route_updates
+        self._own_routes = state.has_own_routes
         self._on_look(state)
 
     def _order_late(self) -> None:
@@ -196,9 +201,19 @@ class Conductor:
             self._late = None
             self.wake()
         opened = self._gate.open_gates()
-        order = self._config.order(opened if self._gate.watched else None)
+        self._defaulted = self._defaults()
+        order = self._config.order(opened if self._gate.watched else None, self._defaulted)
         self._ordered = (order.generation, opened)
         self._workers.order(order)
+
+    def _defaults(self) -> Mapping[str, str]:
+        """Where requests without a variant go, in an Envoy whose routes are not ours.
+
+        A promotion must not end at a default route that still leads to the old baseline. As in our
+        own routes, a new baseline waits until its cluster is usable.
+        """
+        routes = self._gate.written
+        return dict(routes.baselines) if self._own_routes and routes is not None else {}
 
     async def _notice_others(self) -> None:
         """Files that somebody else has written are not ours any more: say everything again."""

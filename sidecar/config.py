@@ -112,11 +112,16 @@ class Config:
         baselines = {target.name: target.baseline.cluster for target in live.targets}
         return Desired(enrolments, baselines, grace_ms)
 
-    def order(self, open_gates: frozenset[tuple[str, int]] | None) -> PlanOrder:
+    def order(
+        self,
+        open_gates: frozenset[tuple[str, int]] | None,
+        defaults: Mapping[str, str] | None = None,
+    ) -> PlanOrder:
         """The next order for the workers.
 
         Args:
             open_gates: (experiment, epoch) that may enrol; None = there is no gate.
+            defaults: Target -> cluster of requests that get no variant, see `PlanOrder`.
         """
         self._generation += 1
         keys = [
@@ -131,6 +136,7 @@ class Config:
             dead=dict(self.dead),
             open_gates=open_gates,
             slots=self._slots.assign(keys, self._generation),
+            defaults=dict(defaults or {}),
         )
 
     @property

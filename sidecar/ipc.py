@@ -44,6 +44,7 @@ class PlanOrder:
         dead: Experiment -> highest tombstoned epoch.
         open_gates: (experiment, epoch) whose start gate is open; None = no gate, all are open.
         slots: (experiment, epoch, variant) -> slot in the decided counters.
+        defaults: Target -> cluster of requests without a variant; empty = the routes know it.
     """
 
     generation: int
@@ -52,6 +53,7 @@ class PlanOrder:
     dead: dict[str, int] = field(default_factory=dict)
     open_gates: frozenset[tuple[str, int]] | None = None
     slots: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """A frame's payload."""
@@ -63,6 +65,7 @@ class PlanOrder:
                 "dead": self.dead,
                 "open": gates,
                 "slots": [[*key, slot] for key, slot in self.slots.items()],
+                "defaults": self.defaults,
             }
         ).encode()
         return _U32.pack(len(meta)) + meta + self.snapshot
@@ -81,6 +84,7 @@ class PlanOrder:
             dead=meta["dead"],
             open_gates=None if gates is None else frozenset((name, epoch) for name, epoch in gates),
             slots={(name, epoch, variant): slot for name, epoch, variant, slot in meta["slots"]},
+            defaults=meta["defaults"],
         )
 
 

@@ -91,14 +91,18 @@ class Experiment:
 class Target:
     """One target: what it matches, and the experiment on it, if one may serve."""
 
-    __slots__ = ("experiment", "headers", "methods", "name", "path_prefix")
+    __slots__ = ("default", "experiment", "headers", "methods", "name", "path_prefix")
 
-    def __init__(self, message: TargetPlan, experiment: Experiment | None) -> None:
+    def __init__(
+        self, message: TargetPlan, experiment: Experiment | None, cluster: str = ""
+    ) -> None:
         self.name = message.name
         self.path_prefix = (message.path_prefix or "/").encode()
         self.methods = frozenset(method.encode() for method in message.methods)
         self.headers: Test | None = compile_all(message.headers) if message.headers else None
         self.experiment = experiment
+        # The answer to a request that gets no variant; None = Envoy's route knows the baseline.
+        self.default = _answer({HEADER_UPSTREAM: cluster.encode()}) if cluster else None
 
 
 class Plan:
@@ -130,6 +134,7 @@ class Plan:
         dead: Mapping[str, int],
         open_gates: Collection[tuple[str, int]] | None,
         slots: Mapping[tuple[str, int, str], int],
+        defaults: Mapping[str, str] | None = None,
     ) -> "Plan":
         """Validate a snapshot and make it ready to serve.
 
@@ -139,6 +144,8 @@ class Plan:
             dead: Experiment -> highest epoch that must never serve again.
             open_gates: (experiment, epoch) of those that may enrol; None = there is no start gate.
             slots: (experiment, epoch, variant) -> decided counter.
+            defaults: Target -> cluster for requests that get no variant, where Envoy's routes are
+                somebody else's; None = they are ours, and know it.
 
         Raises:
             InvalidSnapshot: With every violation.
@@ -161,7 +168,11 @@ class Plan:
                 is_open=open_gates is None or key in open_gates,
                 slots={v.name: slots.get((*key, v.name), NO_SLOT) for v in message.variants},
             )
-        targets = [Target(target, experiments.get(target.name)) for target in snapshot.targets]
+        clusters = defaults or {}
+        targets = [
+            Target(target, experiments.get(target.name), clusters.get(target.name, ""))
+            for target in snapshot.targets
+        ]
         epochs = {(m.name, m.epoch): _epoch_facts(m) for m in snapshot.experiments}
         return cls(snapshot, targets, UnitHasher(tenant_key), epochs)
 

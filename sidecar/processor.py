@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from sidecar.plan import NO_SLOT, Experiment, Plan
+from sidecar.plan import NO_SLOT, Experiment, Plan, Target
 from sidecar.predicates import REPEATED
 from turnout.contract import UNIT_BYTES_MAX
 from turnout.envoy.ext_proc_pb2 import ProcessingRequest
@@ -39,7 +39,7 @@ class Outcome(IntEnum):
 class Answer(NamedTuple):
     """What to send, and what to count."""
 
-    response: bytes | None  # None: Trailers-Only status 0; Envoy then serves the baseline
+    response: bytes | None  # None: Trailers-Only status 0; Envoy's own route serves
     outcome: Outcome
     target: str  # "" when none matched
     slot: int  # decided counter to raise, or NO_SLOT
@@ -73,24 +73,24 @@ def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> 
         return _ANSWER_NO_TARGET
     experiment = target.experiment
     if experiment is None:
-        return _unstamped(Outcome.NO_EXPERIMENT, target.name)
+        return _unstamped(Outcome.NO_EXPERIMENT, target)
     if not experiment.open:
-        return _unstamped(Outcome.WAITING, target.name)
+        return _unstamped(Outcome.WAITING, target)
     unit, duplicate = unit_of(experiment, headers, repeated, random_unit)
     if not unit:
-        return _unstamped(Outcome.NO_UNIT, target.name, duplicate)
+        return _unstamped(Outcome.NO_UNIT, target, duplicate)
     if len(unit) > UNIT_BYTES_MAX:
-        return _unstamped(Outcome.INVALID_UNIT, target.name, duplicate)
+        return _unstamped(Outcome.INVALID_UNIT, target, duplicate)
     segment = experiment.segment
     if segment is not None and not segment(headers):
-        return _unstamped(Outcome.NOT_IN_SEGMENT, target.name, duplicate)
+        return _unstamped(Outcome.NOT_IN_SEGMENT, target, duplicate)
     arm = experiment.assign(unit)
     response = arm.head + plan.hasher.hex_digits(unit) + arm.tail
     return Answer(response, Outcome.STAMPED, target.name, arm.slot, duplicate)
 
 
-def _unstamped(outcome: Outcome, target: str, duplicate_unit: bool = False) -> Answer:
-    return Answer(None, outcome, target, NO_SLOT, duplicate_unit)
+def _unstamped(outcome: Outcome, target: Target, duplicate_unit: bool = False) -> Answer:
+    return Answer(target.default, outcome, target.name, NO_SLOT, duplicate_unit)
 
 
 def unit_of(

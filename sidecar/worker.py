@@ -199,6 +199,7 @@ def _build(order: PlanOrder) -> Plan:
         dead=order.dead,
         open_gates=order.open_gates,
         slots=order.slots,
+        defaults=order.defaults,
     )
 
 

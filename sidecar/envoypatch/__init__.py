@@ -15,8 +15,9 @@ place for the workers' cluster), listeners or routes that come from elsewhere (L
 VHDS), virtual hosts with a generic matcher, a router by ECDS, a plan with addresses where clusters
 come by another CDS, and targets that no route serves.
 
-Routes stay the user's: a promotion changes the baseline in the plan, and does not change their
-default route.
+Routes stay the user's. A sidecar that watches this Envoy's admin sees that its own routes are not
+read, and stamps the baseline's cluster too, so that a promotion takes effect; only a sidecar that
+is away leaves requests to the user's default route.
 """
 
 from __future__ import annotations

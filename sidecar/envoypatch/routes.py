@@ -197,6 +197,9 @@ def _stamped(route: Tree, target: TargetPlan) -> Tree:
     _give_time(action, target)
     policies = [*listed(action, "request_mirror_policies"), mirror_policy()]
     put(action, "request_mirror_policies", policies)
+    # Removed first: what comes to the baseline without a variant must not carry a model's own word.
+    removed = [*listed(stamped, "response_headers_to_remove"), contract.HEADER_VARIANT]
+    put(stamped, "response_headers_to_remove", removed)
     variant = added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
     put(stamped, "response_headers_to_add", [*listed(stamped, "response_headers_to_add"), variant])
     return stamped

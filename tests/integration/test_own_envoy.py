@@ -175,3 +175,25 @@ async def test_candidates_come_by_address_when_the_bootstrap_has_no_cds() -> Non
         await stage.enrols()
         answers = await stage.users(USERS)
         assert {a.pod for a in answers if a.variant == "v2"} == {"v2"}
+
+
+async def test_a_promotion_takes_effect_although_the_default_route_is_the_users() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.5}))
+        await patched(stage, own_text(stage, v1, v2), snapshot)
+        await stage.start_envoy()
+        promoted = own_clusters(one_experiment(v1, v2, {"v2": 0.5}))
+        promoted.targets[0].baseline.CopyFrom(promoted.experiments[0].variants[1].cluster)
+        del promoted.experiments[:]
+        await stage.sidecar(snapshot=promoted)
+
+        async def v2_serves() -> bool:
+            return [a.pod for a in await stage.users(["u"])] == ["v2"]
+
+        await wait_for(v2_serves, "the new baseline serves")
+        answers = await stage.users(USERS)
+        assert sum(a.pod == "v2" for a in answers) > len(USERS) / 2
+        assert {(a.status, a.variant) for a in answers} == {(200, "")}
+        await stage.kill_sidecar()
+        assert [a.pod for a in await stage.users(["u"])] == ["v1"]

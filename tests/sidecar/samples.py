@@ -65,9 +65,16 @@ def build(
     dead: Mapping[str, int] | None = None,
     open_gates: Iterable[tuple[str, int]] | None = None,
     slots: Mapping[tuple[str, int, str], int] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> Plan:
-    gates = None if open_gates is None else set(open_gates)
-    return Plan.build(message, tenant_key=KEY, dead=dead or {}, open_gates=gates, slots=slots or {})
+    return Plan.build(
+        message,
+        tenant_key=KEY,
+        dead=dead or {},
+        open_gates=None if open_gates is None else set(open_gates),
+        slots=slots or {},
+        defaults=defaults,
+    )
 
 
 def request(*extra: tuple[str, bytes], path: bytes = b"/v2/x", host: bytes = b"a") -> bytes:

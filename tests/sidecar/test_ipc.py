@@ -24,6 +24,7 @@ async def test_messages_come_back_when_read_in_order() -> None:
         dead={"e": 3},
         open_gates=frozenset({("e", 4), ("f", 1)}),
         slots={("e", 4, "v2"): 9},
+        defaults={"fraud": "model-v2"},
     )
     report = PlanReport(7, 2, "no")
     reader = reader_of(

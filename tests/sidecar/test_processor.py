@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.hashing import bucket, unit_hash
+from sidecar.plan import NO_SLOT
 from sidecar.processor import MalformedRequest, Outcome, process
 from tests.sidecar.samples import ask, build, no_random, request, snapshot, stamped, variant
 from turnout.envoy.ext_proc_pb2 import HeaderValueOption, ProcessingRequest, ProcessingResponse
@@ -197,6 +198,21 @@ def test_request_has_no_experiment_when_none_runs_on_its_target() -> None:
     del message.experiments[:]
     answer = ask(build(message), ("x-user-id", b"u"))
     assert answer[:3] == (None, Outcome.NO_EXPERIMENT, "fraud")
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_default_cluster_is_stamped_alone_when_the_routes_are_somebody_elses(
+    running: bool,
+) -> None:
+    message = snapshot()
+    if not running:
+        del message.experiments[:]
+    plan = build(message, defaults={"fraud": "model-v2"})
+    answer = ask(plan)
+    assert answer.outcome is (Outcome.NO_UNIT if running else Outcome.NO_EXPERIMENT)
+    assert answer.slot == NO_SLOT
+    assert stamped(answer) == {"x-turnout-upstream": b"model-v2"}
+    assert ask(build(message, defaults={"other": "x"})).response is None
 
 
 def test_nobody_is_enrolled_when_the_gate_is_closed() -> None:
