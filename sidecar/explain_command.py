@@ -22,6 +22,7 @@ from sidecar.explain import Explanation, explain, is_taken, steps_as_lines
 from sidecar.processor import RANDOM_UNIT_BYTES
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot, decode
+from turnout.completing import experiments_and_targets
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2 import Sidecar
 from turnout.v1alpha1.snapshot_pb2 import Snapshot, TargetPlan
@@ -95,7 +96,11 @@ app = typer.Typer(
 def explain_command(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME|HEADER", help="NAME first, then headers 'NAME: VALUE'."),
+        typer.Argument(
+            metavar="NAME|HEADER",
+            help="NAME first, then headers 'NAME: VALUE'.",
+            autocompletion=experiments_and_targets,
+        ),
     ] = None,
     headers: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="'NAME: VALUE'; repeatable.")

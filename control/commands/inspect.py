@@ -40,6 +40,7 @@ from control.commands.output import (
 )
 from control.model import document_of, plain, to_yaml
 from control.model.render import enum_text
+from turnout.completing import any_names, experiment_names
 from turnout.v1alpha1.config_service_pb2 import ListSidecarsRequest, Sidecar
 from turnout.v1alpha1.experiment_pb2 import Experiment, VariantResult
 from turnout.v1alpha1.experiment_service_pb2 import (
@@ -63,10 +64,18 @@ LOST: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ENDED: Final = ("PROMOTED", "ROLLED_BACK", "STOPPED", "INCONCLUSIVE")
 
 WordsArgument = Annotated[
-    list[str], typer.Argument(help="KIND, KIND NAME, KIND/NAME or NAME.", metavar="WHAT")
+    list[str],
+    typer.Argument(
+        help="KIND, KIND NAME, KIND/NAME or NAME.", metavar="WHAT", autocompletion=any_names
+    ),
 ]
 NameArgument = Annotated[
-    list[str], typer.Argument(help="NAME (an experiment), KIND NAME or KIND/NAME.", metavar="WHAT")
+    list[str],
+    typer.Argument(
+        help="NAME (an experiment), KIND NAME or KIND/NAME.",
+        metavar="WHAT",
+        autocompletion=any_names,
+    ),
 ]
 
 
@@ -203,7 +212,11 @@ def describe(
 def watch(
     what: Annotated[
         list[str] | None,
-        typer.Argument(help="Only this experiment; default all of the tenant.", metavar="[NAME]"),
+        typer.Argument(
+            help="Only this experiment; default all of the tenant.",
+            metavar="[NAME]",
+            autocompletion=experiment_names,
+        ),
     ] = None,
     control: ControlOption = DEFAULT_CONTROL,
     tenant: TenantOption = DEFAULT_TENANT,

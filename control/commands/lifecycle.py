@@ -19,10 +19,14 @@ from control.commands.client import (
 from control.commands.files import DEFAULT_TENANT
 from control.commands.output import Format, FormatOption, print_data, print_line, summary
 from control.model import document_of
+from turnout.completing import experiment_names
 from turnout.v1alpha1 import experiment_service_pb2 as api
 from turnout.v1alpha1.experiment_pb2 import Experiment
 
-NameArgument = Annotated[str, typer.Argument(help="The experiment.", metavar="NAME")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="The experiment.", metavar="NAME", autocompletion=experiment_names),
+]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Kept in the decision.")]
 
 
@@ -122,7 +126,12 @@ def stop(
 @client_command
 def undo(
     name: Annotated[
-        str, typer.Argument(help="The promoted experiment, or target/NAME.", metavar="NAME")
+        str,
+        typer.Argument(
+            help="The promoted experiment, or target/NAME.",
+            metavar="NAME",
+            autocompletion=experiment_names,
+        ),
     ],
     control: ControlOption = DEFAULT_CONTROL,
     tenant: TenantOption = DEFAULT_TENANT,

@@ -24,6 +24,7 @@ from control.commands.client import (
 from control.commands.files import DEFAULT_TENANT
 from control.commands.output import Format, FormatOption, print_data, print_line, state_of, summary
 from control.model import document_of, durations
+from turnout.completing import experiment_names
 from turnout.v1alpha1.experiment_pb2 import REASON_STEPS_FINISHED, Experiment, State
 from turnout.v1alpha1.experiment_service_pb2 import (
     GetExperimentRequest,
@@ -63,7 +64,17 @@ STATUS_CODES: Final = (
     "waits for promote, rollback or stop, 124 not ended within --timeout."
 )
 
-NameArgument = Annotated[str, typer.Argument(help="The experiment.", metavar="NAME")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(help="The experiment.", metavar="NAME", autocompletion=experiment_names),
+]
+
+
+def _state_words(incomplete: str) -> list[str]:
+    """States as they are typed, after those that were typed before."""
+    before, comma, last = incomplete.rpartition(",")
+    words = (_typed(name) for name in (*STATES, ANY_END))
+    return [f"{before}{comma}{word}" for word in words if word.startswith(last)]
 
 
 class Gone(Exception):
@@ -86,7 +97,12 @@ class TimedOut(Exception):
 def wait(
     name: NameArgument,
     states: Annotated[
-        str, typer.Option("--for", help="STATE[,STATE]: the first that is reached ends it.")
+        str,
+        typer.Option(
+            "--for",
+            help="STATE[,STATE]: the first that is reached ends it.",
+            autocompletion=_state_words,
+        ),
     ],
     timeout: Annotated[
         str, typer.Option("--timeout", help='Like "90s" or "10m"; 0s looks once.')

@@ -15,10 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from turnout import __version__, settings
+from turnout.completing import COMPLETE_VARIABLE
 
 GROUP: Final = "turnout.commands"
-# Set by the scripts of `turnout completion`.
-COMPLETE_VARIABLE: Final = "_TURNOUT_COMPLETE"
 
 # In the order in which they are listed. A command without a line here is listed last, without help.
 HELPS: Final = {
@@ -46,6 +45,7 @@ HELPS: Final = {
     "undo": "Undo a promotion: the previous baseline serves again.",
     "stop": "End an experiment without a verdict.",
     "sidecars": "List the sidecars and which configuration each one serves.",
+    "completion": "Print a shell's completion script.",
 }
 
 

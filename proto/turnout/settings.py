@@ -141,7 +141,10 @@ def configure(command: Any, words: tuple[str, ...], commands: Collection[str]) -
         for name, child in children.items():
             configure(child, (*words, name), commands)
         return
-    for flag, option in options(command).items():
+    found = options(command)
+    if not found:
+        return  # nothing to take: a broken file must not keep it from running
+    for flag, option in found.items():
         if option.envvar is None:
             option.envvar = variable(words, flag)
             option.show_envvar = False  # said once, below; the help stays readable
