@@ -1,6 +1,7 @@
-# make demo | test | soak | bench | image | lint | proto | format | lock | clean
+# make demo | test | soak | bench | image | jaeger | lint | proto | format | lock | clean
 #   make demo KEEP=1           leaves the demo running and prints commands to try
 #   make demo ACTS=1,2         plays only these acts (3 to 5 expect act 2)
+#   make demo JAEGER=HOST:PORT passes all spans on to this OTLP/gRPC address, such as `make jaeger`'s
 #   make test ARGS="-k split"  passes arguments on to pytest
 PYTHON ?= python3
 VENV := .venv
@@ -12,9 +13,10 @@ SOURCES := sidecar control proto envoy tests
 ARGS ?=
 KEEP ?=
 ACTS ?=
+JAEGER ?=
 BASE ?=
 
-.PHONY: all venv codegen tools image demo test soak bench lint proto format lock clean
+.PHONY: all venv codegen tools image jaeger demo test soak bench lint proto format lock clean
 all: venv
 venv: $(STAMP)
 codegen: $(CODEGEN)/.installed
@@ -33,16 +35,24 @@ $(CODEGEN)/.installed: requirements-codegen.txt
 	$(CODEGEN)/bin/pip install -q --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-codegen.txt
 	@touch $@
 
-# grpcurl, for the tests that run the README's lines; Prometheus, for those of the alert rules.
+# grpcurl, for the tests that run the README's lines; Prometheus, for those of the alert rules; Jaeger,
+# for those that look at traces.
 tools:
-	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus
+	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus jaeger
+
+# A Jaeger on the loopback until Ctrl-C, with its traces in memory.
+jaeger:
+	@PYTHON=$(PYTHON) .ci/tools jaeger
+	@echo "Jaeger takes spans at 127.0.0.1:4317 (make demo JAEGER=127.0.0.1:4317) and shows them at"
+	@echo "http://127.0.0.1:16686 (/api/traces?service=turnout; this build has no web page)"
+	@exec .tools/bin/jaeger --config file:.ci/jaeger/config.yaml
 
 # The container image, as localhost/turnout in .tools/image; BASE=name builds on an image of a registry.
 image:
 	@BASE=$(BASE) .ci/image
 
 demo: venv
-	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep) $(if $(ACTS),--acts $(ACTS))
+	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep) $(if $(ACTS),--acts $(ACTS)) $(if $(JAEGER),--jaeger $(JAEGER))
 
 test: venv codegen tools
 	$(BIN)/pytest -m "not soak" $(ARGS)

@@ -136,10 +136,12 @@ async def _keep(stack: Stack, traffic: Traffic, progress: Progress) -> None:
             await asyncio.sleep(60)
 
 
-async def run(root: Path, *, only: Sequence[int], keep: bool, terminal: Terminal) -> int:
+async def run(
+    root: Path, *, only: Sequence[int], keep: bool, terminal: Terminal, jaeger: str = ""
+) -> int:
     """Play the demo; answers the exit code."""
     progress = Progress(terminal)
-    stack = Stack(root)
+    stack = Stack(root, jaeger=jaeger)
     loop, begin_s = asyncio.get_running_loop(), time.monotonic()
     current = asyncio.current_task()
     assert current is not None
@@ -203,10 +205,17 @@ def main() -> int:
         default=list(range(1, len(ACTS) + 1)),
         help="only these, as 1,3 (acts 3 to 5 expect act 2)",
     )
+    parser.add_argument("--jaeger", default="", help="HOST:PORT (OTLP/gRPC) that gets all spans")
     parser.add_argument("--root", type=Path, default=Path(".turnout/demo"))
     options = parser.parse_args()
     width = shutil.get_terminal_size((100, 24)).columns
     terminal = Terminal(width=width, highlight=False)
     return asyncio.run(
-        run(options.root.resolve(), only=options.acts, keep=options.keep, terminal=terminal)
+        run(
+            options.root.resolve(),
+            only=options.acts,
+            keep=options.keep,
+            terminal=terminal,
+            jaeger=options.jaeger,
+        )
     )

@@ -40,10 +40,12 @@ class Stack:
 
     Args:
         root: .turnout/demo; fitted models in it are kept from run to run, all else is made anew.
+        jaeger: HOST:PORT of a tracing backend that gets all spans, "" = none.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, jaeger: str = "") -> None:
         self.root = root
+        self._jaeger = jaeger
         self.logs = root / "logs"
         self.resources = root / "resources"
         # Unix socket paths must stay below 108 bytes, wherever the checkout is.
@@ -99,6 +101,7 @@ class Stack:
             *("--listen", self.control_address),
             *("--store", f"sqlite:{self.root / 'store' / 'control.db'}"),
             *("--metrics", self.control_metrics_address),
+            *(("--forward-otlp", self._jaeger) if self._jaeger else ()),
         )
         await process.ready(self._control_serves)
 
