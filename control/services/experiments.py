@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.empty_pb2 import Empty
 
 from control import views
-from control.refusals import not_found, unimplemented
+from control.refusals import Fault, invalid, not_found, shorten, unimplemented
 from control.rollout.controller import Controller
 from control.rollout.decide import Command
 from control.rollout.observe import results
@@ -244,7 +244,11 @@ class ExperimentService(ExperimentServiceServicer):
         """First the present state, then one event per change."""
         parent, only = tenant_of(request.parent), ""
         if request.name:
-            only = name_of(request.name, "experiments").id
+            named = name_of(request.name, "experiments")
+            if named.tenant != parent:
+                rule = f"must be an experiment of {request.parent}"
+                raise invalid([Fault("name", shorten(request.name), rule)])
+            only = named.id
         watch = self._watches.open(parent, only)
         try:
             known = set()

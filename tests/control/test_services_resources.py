@@ -370,6 +370,15 @@ async def test_watch_tells_state_changes_and_deletion_when_they_happen(api: Api)
     call.cancel()
 
 
+async def test_watch_is_refused_when_the_name_is_another_tenants(api: Api) -> None:
+    """It would follow the parent's experiment of that id, and say nothing for ever."""
+    await api.create_target()
+    request = service.WatchExperimentsRequest(parent="tenants/other", name=EXPERIMENT)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.experiments.WatchExperiments(request).read()
+    assert "name" in violations(refused.value)
+
+
 async def test_audit_tells_who_changed_what_when_asked(api: Api) -> None:
     """Before and after; the actor is the caller's metadata."""
     await api.targets.CreateTarget(
