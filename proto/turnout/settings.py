@@ -21,7 +21,8 @@ VARIABLE_CONFIG: Final = f"{VARIABLE_PREFIX}_CONFIG"
 SHARED_SECTION: Final = "client"
 SHARED_KEYS: Final = ("control", "tenant", "output")
 # Commands whose variables carry the command's name: the servers, and what belongs to Envoy's files.
-# TURNOUT_CONTROL means the control plane's address to all others.
+# TURNOUT_CONTROL means the control plane's address to all others. No flag may be called --port:
+# Kubernetes gives every pod a TURNOUT_CONTROL_PORT when there is a Service "turnout-control".
 NAMED_COMMANDS: Final = frozenset({"sidecar", "control", "envoy", "snapshot"})
 FILE_BYTES_MAX: Final = 256 * 1024
 _META: Final = "turnout.config"

@@ -111,6 +111,13 @@ def test_dry_run_asks_the_control_plane_when_the_files_alone_are_good(shell: She
     assert "timeout: 1m" in shell("get", "target", "fraud", "-o", "yaml").out
 
 
+def test_dry_run_comes_from_the_environment_too(shell: Shell, address: str) -> None:
+    variables = {"TURNOUT_CONTROL": address, "TURNOUT_TENANT": shell.tenant}
+    done = turnout("apply", "-f", shell.file(TARGET), TURNOUT_DRY_RUN="1", **variables)
+    assert done.lines == ["target/fraud created (dry run)"]
+    assert shell("get", "target", "fraud").code == 4
+
+
 @pytest.mark.parametrize("command", ["get experiments", "start x", "diff -f x", "sidecars"])
 def test_address_is_refused_with_its_form_when_it_is_none(command: str, tmp_path: Path) -> None:
     file = tmp_path / "target.yaml"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.main import get_command
 
 from tests.control.clirunning import Done, turnout
 from tests.control.resources import TARGET
+from tests.integration.waiting import free_port
 from turnout import settings
 from turnout.cli import HELPS, main
 
@@ -182,6 +187,41 @@ def test_no_two_options_of_one_command_share_a_variable_and_none_is_without() ->
             expected = [settings.variable(words, flag) for flag in found]
             assert len(set(variables)) == len(variables), words
             assert variables == expected
+
+
+def test_no_variable_is_one_that_kubernetes_sets_for_a_service() -> None:
+    """A Service "turnout-control" gives every pod TURNOUT_CONTROL_PORT=tcp://10.0.0.1:7700."""
+    root: Any = get_command(main)
+    for name in HELPS:
+        command = root.get_command(None, name)
+        for flag in settings.options(command) if not hasattr(command, "commands") else ():
+            injected = ("PORT", "SERVICE_HOST", "SERVICE_PORT")
+            assert not settings.variable((name,), flag).endswith(injected), (name, flag)
+
+
+def test_switches_come_from_the_environment_in_the_usual_words(tmp_path: Path) -> None:
+    words = ("control", "--listen", "nonsense", "--store", f"sqlite:{tmp_path}/x.db")
+    for value in ("true", "0", "no", "on"):
+        done = turnout(*words, TURNOUT_CONTROL_REFLECTION=value)
+        assert (done.code, "'nonsense' is not HOST:PORT" in done.err) == (2, True)
+    wrong = turnout(*words, TURNOUT_CONTROL_REFLECTION="perhaps")
+    assert (wrong.code, "TURNOUT_CONTROL_REFLECTION" in wrong.err) == (2, True)
+
+
+def test_control_plane_runs_when_only_file_and_environment_say_how(tmp_path: Path) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    file = written(tmp_path, f"control: {{store: 'sqlite:{tmp_path}/control.db'}}")
+    variables = {"TURNOUT_CONTROL_LISTEN": place, "TURNOUT_CONFIG": str(file)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "turnout.cli", "control"], env={**os.environ, **variables}
+    )
+    try:
+        with grpc.insecure_channel(place) as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert (tmp_path / "control.db").exists()
 
 
 def test_help_of_a_command_says_where_its_options_come_from_as_well() -> None:
