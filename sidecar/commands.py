@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from sidecar.options import OptionError, Options, check
+from turnout.logs import LogFormat, LogLevel, Style, configure, quiet_grpc
 
 EXIT_FAILED: Final = 1
 EXIT_INVALID: Final = 3
@@ -74,6 +75,10 @@ def run(
         str, typer.Option(help="unix:PATH or HOST:PORT of Envoy's admin; without: no start gate.")
     ] = "",
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus, at /metrics.")] = "",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="One line per event, as text or JSON.")
+    ] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="Least serious events told.")] = LogLevel.INFO,
 ) -> None:
     """Check the options and run until SIGTERM."""
     try:
@@ -88,13 +93,14 @@ def run(
             envoy_dir=envoy_dir,
             envoy_admin=envoy_admin,
             metrics=metrics,
+            log=Style(log_format, log_level),
         )
     except OptionError as error:
         raise typer.BadParameter(str(error)) from error
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(options.log, {"tenant": options.tenant, "node": options.node})
     # Workers are started by fork and exec; grpc's fork handlers would only make noise.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    quiet_grpc()
     _serve(options)
 
 
@@ -109,8 +115,16 @@ def _serve(options: Options) -> None:
     try:
         serve(options)
     except FileError as error:
-        typer.echo(f"Error: {error}", err=True)
+        _tell(options.log, str(error))
         raise typer.Exit(EXIT_INVALID) from error
     except (StateError, EnvoyDirError, SocketError, MetricsError) as error:
-        typer.echo(f"Error: {error}", err=True)
+        _tell(options.log, str(error))
         raise typer.Exit(EXIT_FAILED) from error
+
+
+def _tell(style: Style, message: str) -> None:
+    """Say why it cannot run: as plain words, or as a line of the log."""
+    if style.format == LogFormat.JSON:
+        logging.getLogger("turnout.sidecar").error("%s", message)
+    else:
+        typer.echo(f"Error: {message}", err=True)

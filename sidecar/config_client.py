@@ -149,6 +149,7 @@ class ConfigClient:
             self._outgoing = queue
             self._sent_ms.clear()
             self.connects += 1
+            _LOG.info("connected to the control plane at %s", self._address)
             self.last_error = ""
             self._peer.perform(self._subscription.connected(monotonic_ms()))
             self.send_report(always=True)

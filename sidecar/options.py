@@ -10,6 +10,8 @@ import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from turnout.logs import PLAIN, Style
+
 NODE_BYTES_MAX: Final = 253
 WORKERS_MAX: Final = 64
 UNIX_PREFIX: Final = "unix:"
@@ -39,6 +41,7 @@ class Options(NamedTuple):
         envoy_dir: Directory of Envoy's watched files; None = Envoy's files are somebody else's.
         envoy_admin: Address of Envoy's admin, "" = not watched: the start gate is off.
         metrics: Host and port of the metrics, None = none.
+        log: How supervisor and workers log.
     """
 
     listen: Path
@@ -52,6 +55,7 @@ class Options(NamedTuple):
     envoy_dir: Path | None
     envoy_admin: str
     metrics: tuple[str, int] | None
+    log: Style = PLAIN
 
 
 def check(
@@ -66,6 +70,7 @@ def check(
     envoy_dir: Path | None,
     envoy_admin: str,
     metrics: str,
+    log: Style = PLAIN,
 ) -> Options:
     """Check the options of one command line.
 
@@ -98,6 +103,7 @@ def check(
         envoy_dir=envoy_dir,
         envoy_admin=_admin(envoy_admin),
         metrics=address("--metrics", metrics) if metrics else None,
+        log=log,
     )
 
 

@@ -79,7 +79,11 @@ class Supervisor:
         self.deltas = DeltaLog(options.instance_id)
         self.evidence = Evidence(envoy_counts=bool(options.envoy_admin))
         self.workers = Workers(
-            options.listen, options.workers, on_delta=self._on_delta, on_change=self._on_change
+            options.listen,
+            options.workers,
+            on_delta=self._on_delta,
+            on_change=self._on_change,
+            log=options.log,
         )
         remembered = self.state.load_json(GATES_FILE) if self.state else None
         self.gate = Gate(watched=bool(options.envoy_admin), remembered=_latches(remembered))
@@ -190,6 +194,8 @@ class Supervisor:
             self.perform(self.subscription.failed(order, "; ".join(errors)))
         else:
             self.perform(self.subscription.applied(order))
+            extra = {"version": self.subscription.version}
+            _LOG.info("the workers serve the snapshot", extra=extra)
         self.on_report()
 
     # -- Run and stop ----------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from sidecar.processor import (
 )
 from sidecar.protocol import GrpcServer, PeerError, Server
 from turnout.contract import ACCESS_LOG_SHADOW
+from turnout.logs import LogFormat, LogLevel, Style, configure
 
 _LOG = logging.getLogger(__name__)
 
@@ -217,8 +218,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--listen", type=Path, required=True, help="path of the socket to serve on")
     parser.add_argument("--link", type=int, required=True, help="descriptor of the socket pair")
     parser.add_argument("--counters", type=int, required=True, help="descriptor of the memory file")
+    parser.add_argument("--index", type=int, default=0, help="its number, for the log")
+    parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT)
+    parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format=f"worker {options.listen}: %(message)s")
+    configure(Style(options.log_format, options.log_level), {"worker": options.index})
     work = Work(CounterFile(options.counters))
 
     async def run() -> None:

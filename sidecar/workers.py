@@ -21,6 +21,7 @@ from typing import Final
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader, Key
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
+from turnout.logs import PLAIN, Style
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Workers:
         *,
         on_delta: Callable[[bytes], None],
         on_change: Callable[[], None],
+        log: Style = PLAIN,
     ) -> None:
         """Nothing is started before `start`.
 
@@ -76,10 +78,12 @@ class Workers:
             count: Of workers, >= 1.
             on_delta: Takes the encoded FoldDelta of a worker.
             on_change: Called when a worker came, went, or took a plan.
+            log: How the workers log.
         """
         self._slots = [_Slot(i, path.with_name(f"{path.name}.{i}")) for i in range(count)]
         self._on_delta = on_delta
         self._on_change = on_change
+        self._log = log
         self._order = PlanOrder(0, b"", b"")
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -192,9 +196,9 @@ class Workers:
         ours.setblocking(False)
         slot.started_ms, slot.heard_ms = monotonic_ms(), 0
         try:
-            process = await _spawn(slot, theirs)
+            process = await _spawn(slot, theirs, self._log)
         except OSError as error:
-            _LOG.error("worker %d cannot start: %s", slot.index, error)
+            _LOG.error("a worker cannot start: %s", error, extra={"worker": slot.index})
             ours.close()
             return
         finally:
@@ -214,7 +218,9 @@ class Workers:
             status = await process.wait()
             slot.process = None
         if not self._stopping:
-            _LOG.warning("worker %d ended with status %d: restarting it", slot.index, status)
+            _LOG.warning(
+                "a worker ended with status %d: restarting it", status, extra={"worker": slot.index}
+            )
 
     async def _listen(self, slot: _Slot, reader: asyncio.StreamReader) -> None:
         while True:
@@ -223,7 +229,9 @@ class Workers:
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             except FrameError as error:
-                _LOG.error("worker %d: %s", slot.index, error)
+                _LOG.error(
+                    "a worker sends what it should not: %s", error, extra={"worker": slot.index}
+                )
                 return
             slot.heard_ms = monotonic_ms()
             if kind is Kind.DELTA:
@@ -251,13 +259,14 @@ class Workers:
                 limit_ms = SILENCE_MS if slot.heard_ms else START_MS
                 silent_ms = now - (slot.heard_ms or slot.started_ms)
                 if slot.process is not None and silent_ms > limit_ms:
-                    _LOG.error("worker %d was silent for %d ms: killed", slot.index, silent_ms)
+                    extra = {"worker": slot.index}
+                    _LOG.error("a worker was silent for %d ms: killed", silent_ms, extra=extra)
                     # Once is enough: SIGKILL works on a stopped process too.
                     slot.heard_ms = now
                     _signal(slot, signal.SIGKILL)
 
 
-async def _spawn(slot: _Slot, link: socket.socket) -> asyncio.subprocess.Process:
+async def _spawn(slot: _Slot, link: socket.socket, log: Style) -> asyncio.subprocess.Process:
     # -P: what lies in the working directory is not imported.
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -265,6 +274,8 @@ async def _spawn(slot: _Slot, link: socket.socket) -> asyncio.subprocess.Process
         *("--listen", str(slot.path)),
         *("--link", str(link.fileno())),
         *("--counters", str(slot.counters.fd)),
+        *("--index", str(slot.index)),
+        *("--log-format", log.format, "--log-level", log.level),
         stdin=asyncio.subprocess.DEVNULL,
         pass_fds=(link.fileno(), slot.counters.fd),
         env={"GRPC_VERBOSITY": "NONE", **os.environ},

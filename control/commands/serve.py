@@ -7,6 +7,8 @@ import ipaddress
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -16,9 +18,12 @@ import uvloop
 from control.server import ControlPlane, ListenError, Options
 from control.store.base import StoreError
 from control.store.sqlite import SqliteStore
+from turnout.logs import LogFormat, LogLevel, Style, configure, quiet_grpc
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+
+_log = logging.getLogger("turnout.control")
 
 app = typer.Typer(
     add_completion=False,
@@ -44,15 +49,18 @@ def control(
         str,
         typer.Option(help="HOST:PORT of a tracing backend (OTLP/gRPC) that gets every span, too."),
     ] = "",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="One line per event, as text or JSON.")
+    ] = LogFormat.TEXT,
+    log_level: Annotated[LogLevel, typer.Option(help="Least serious events told.")] = LogLevel.INFO,
 ) -> None:
     """Run the control plane: resources, rollouts, sidecars' config.
 
     Exit codes: 0 stopped by a signal, 1 could not start or the store failed, 2 usage.
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    style = Style(log_format, log_level)
+    configure(style)
+    quiet_grpc()
     for address in (listen, *filter(None, (metrics, forward_otlp))):
         _check_address(address)
     if forward_otlp and forward_otlp in (listen, metrics):
@@ -66,26 +74,26 @@ def control(
         reflection=_is_loopback(listen) if reflection is None else reflection,
         forward_otlp=forward_otlp,
     )
-    sys.exit(uvloop.run(_serve(store, options)))
+    sys.exit(uvloop.run(_serve(store, options, partial(_tell, style))))
 
 
-async def _serve(url: str, options: Options) -> int:
+async def _serve(url: str, options: Options, tell: Callable[[int, str], None]) -> int:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     try:
         store = await SqliteStore.open(url)
     except StoreError as error:
-        print(f"turnout control: {error}", file=sys.stderr)
+        tell(logging.ERROR, str(error))
         return EXIT_FAILED
     plane = ControlPlane(store, options)
     try:
         await plane.start()
     except (ListenError, StoreError) as error:
-        print(f"turnout control: {error}", file=sys.stderr)
+        tell(logging.ERROR, str(error))
         await plane.stop()
         return EXIT_FAILED
-    print(f"turnout control: listening on {options.listen}", file=sys.stderr, flush=True)
+    tell(logging.INFO, f"listening on {options.listen}")
     waits = [asyncio.create_task(stopped.wait()), asyncio.create_task(plane.failure.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -93,9 +101,17 @@ async def _serve(url: str, options: Options) -> int:
     await plane.stop()
     if plane.failure.is_set():
         # What is on disk is unknown: never write again, recover by starting anew.
-        print(f"turnout control: {plane.failure_reason}", file=sys.stderr)
+        tell(logging.ERROR, plane.failure_reason)
         return EXIT_FAILED
     return 0
+
+
+def _tell(style: Style, level: int, message: str) -> None:
+    """Say what a person who started it waits for: as plain words, or as a line of the log."""
+    if style.format == LogFormat.JSON:
+        _log.log(level, "%s", message)
+    else:
+        print(f"turnout control: {message}", file=sys.stderr, flush=True)
 
 
 def _check_address(address: str) -> None:

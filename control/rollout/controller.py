@@ -128,7 +128,7 @@ class Controller:
                     self._look(tenant, entry, now_ms)
                 except Exception:  # noqa: BLE001 - one fault must not stop the others' safety
                     self.loop_errors += 1
-                    _log.exception("experiment %s/%s: the loop failed", tenant.name, entry.name)
+                    _log.exception("the loop failed", extra=_concerns(tenant, entry))
             self.ledger.retry(tenant)
 
     def _look(self, tenant: Tenant, entry: ExperimentEntry, now_ms: int) -> None:
@@ -167,7 +167,8 @@ class Controller:
                 call = Call(LOOP_ACTOR, f"loop/{decision.action}")
                 await self._carry_out(tenant, entry, decision, call)
             except Refused as refused:
-                _log.warning("%s/%s: %s: %s", tenant.name, entry.name, decision.action, refused)
+                extra = _concerns(tenant, entry)
+                _log.warning("%s is refused: %s", decision.action, refused, extra=extra)
 
     # -- Commands ------------------------------------------------------------------------------
 
@@ -293,7 +294,8 @@ class Controller:
             self.ledger.publish_first(tenant, mutation, closing, now_ms=decision.time_ms)
         self._count(decision)
         self._alert(mutation.alerts)
-        _log.warning("%s/%s rolled back: %s", tenant.name, entry.name, decision.sentence)
+        extra = _concerns(tenant, entry) | {"request_id": call.request_id}
+        _log.warning("rollback: %s", decision.sentence, extra=extra)
         assert isinstance(closing.message, Experiment)
         return closing.message
 
@@ -323,6 +325,9 @@ class Controller:
         """
         closing = Closing(tenant, call, self.clock_ms(), experiment=experiment, target=target)
         await self.ledger.commit(tenant, mutation, closing, now_ms=self.clock_ms())
+        who = {"actor": call.actor, "request_id": call.request_id}
+        extra = {"tenant": tenant.name, "experiment": experiment, **who}
+        _log.info("%s%s", call.method, f" of target {target}" if target else "", extra=extra)
         return closing.message
 
     def _mutation(self, tenant: Tenant, entry: ExperimentEntry, decision: Decision) -> Mutation:
@@ -391,7 +396,8 @@ class Controller:
             if known is not None and known.epoch >= tombstone.epoch:
                 continue
             if not 0 < tombstone.epoch <= EPOCH_MAX or len(tombstone.experiment) > 63:
-                _log.warning("%s: %s sent an impossible tombstone", tenant.name, source)
+                extra = {"tenant": tenant.name}
+                _log.warning("%s sent an impossible tombstone", source, extra=extra)
                 continue
             self._learn(tenant, tombstone, source)
 
@@ -450,3 +456,7 @@ def check_etag(name: str, sent: str, current: str) -> None:
     """
     if sent and sent != current:
         raise stale(name, sent, current)
+
+
+def _concerns(tenant: Tenant, entry: ExperimentEntry) -> dict[str, object]:
+    return {"tenant": tenant.name, "experiment": entry.name, "epoch": entry.run.epoch}

@@ -317,9 +317,8 @@ class Ledger:
             try:
                 await self.store.commit(replace(change, alerts=alerts))
             except StoreUnavailable as error:
-                _log.warning(
-                    "tenant %s: a published change is not yet stored: %s", tenant.name, error
-                )
+                extra = {"tenant": tenant.name}
+                _log.warning("a published change is not yet stored: %s", error, extra=extra)
                 return False
             except StoreFailed as error:
                 self.fail(str(error))

@@ -112,7 +112,7 @@ class Tenants:
             # The stream stays: a rollback may have to go out on it.
             self.unstored += 1
             self._look_ahead(tenant, batch, now_ms)
-            _log.warning("tenant %s: a delta was not stored: %s", tenant.name, error)
+            _log.warning("a delta was not stored: %s", error, extra={"tenant": tenant.name})
             return False
         except StoreFailed as error:
             self._ledger.fail(str(error))
@@ -169,4 +169,4 @@ class Tenants:
             now_ms = self._controller.clock_ms()
             await self._ledger.asked(tenant.journal.checkpoint(now_ms, force=force))
         except Refused as refused:
-            _log.warning("tenant %s: no checkpoint: %s", tenant.name, refused)
+            _log.warning("no checkpoint: %s", refused, extra={"tenant": tenant.name})

@@ -170,7 +170,8 @@ class ConfigService:
                     f"{shorten(v.field)}: {shorten(v.rule)}"
                     for v in request.ack.violations[:VIOLATIONS_LOGGED]
                 )
-                _log.error("%s refuses version %d: %s", state.node, request.ack.version, shown)
+                extra = {"tenant": state.tenant, "node": state.node, "version": request.ack.version}
+                _log.error("a sidecar refuses its snapshot: %s", shown, extra=extra)
         elif kind == "tombstones":
             source = f"sidecar {shorten(state.node)}"
             self._controller.learn(tenant, request.tombstones.tombstones, source=source)

@@ -1,4 +1,4 @@
-"""The stage of the integration tests, and the Prometheus that is installed."""
+"""The stage of the integration tests."""
 
 from tests.integration.conftest import stage
 
