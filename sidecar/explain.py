@@ -227,7 +227,8 @@ class _Story:
             return True
         dead = [plan for plan in self._snapshot.experiments if plan.target == target.name]
         for plan in dead:
-            grave = next(t for t in self._snapshot.tombstones if t.experiment == plan.name)
+            graves = [t for t in self._snapshot.tombstones if t.experiment == plan.name]
+            grave = max(graves, key=lambda tombstone: tombstone.epoch)
             reason = f": {grave.reason}" if grave.reason else ""
             self._say(
                 "experiment",

@@ -18,13 +18,14 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 import typer
 from google.protobuf.message import DecodeError
 
+from sidecar.disk import SNAPSHOT_FILE, TOMBSTONES_FILE
 from sidecar.explain import Explanation, explain, is_taken, steps_as_lines
 from sidecar.processor import RANDOM_UNIT_BYTES
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot, decode
 from turnout.completing import experiments_and_targets
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
-from turnout.v1alpha1.config_service_pb2 import Sidecar
+from turnout.v1alpha1.config_service_pb2 import Sidecar, TombstoneSet
 from turnout.v1alpha1.snapshot_pb2 import Snapshot, TargetPlan
 
 SNAPSHOT_BUILDERS: Final = "turnout.snapshots"
@@ -53,9 +54,11 @@ Live, from the control plane's current snapshot:
   turnout explain fraud-v2 'x-user-id: 42' --control 10.0.0.5:7700
   turnout explain -H 'x-user-id: 42' --host fraud.risk.svc --path /v2/models/fraud
 
-Offline, from a snapshot file or from resource files (every experiment at its first step):
+Offline, from a snapshot file, a sidecar's state directory (what it serves now) or resource files
+(every experiment at its first step):
 
 \b
+  turnout explain --snapshot /var/lib/turnout fraud-v2 'x-user-id: 42'
   turnout explain --snapshot risk.snapshot fraud-v2 'cookie: session=8f2a'
   turnout explain -f fraud.yaml 'x-user-id: 42' -o json
 
@@ -110,7 +113,9 @@ def explain_command(
     method: Annotated[
         str, typer.Option(help="Method.  [default: the target's first, or POST]")
     ] = "",
-    snapshot: Annotated[Path | None, typer.Option(help="Snapshot file.")] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Snapshot file, or a sidecar's --state-dir.")
+    ] = None,
     files: Annotated[
         list[Path] | None, typer.Option("--file", "-f", help="Resource file (YAML); repeatable.")
     ] = None,
@@ -222,9 +227,16 @@ def _target(snapshot: Snapshot, name: str) -> TargetPlan:
 # -- the snapshot ----------------------------------------------------------------------------------
 
 
-def _from_file(file: Path) -> Snapshot:
+def _from_file(place: Path) -> Snapshot:
+    """A snapshot file's content; of a sidecar's state directory with all of its tombstones."""
+    file = place / SNAPSHOT_FILE if place.is_dir() else place
     try:
-        return Snapshot.FromString(decode(file.read_bytes()))
+        snapshot = Snapshot.FromString(decode(file.read_bytes()))
+        file = place / TOMBSTONES_FILE
+        if place.is_dir() and file.exists():
+            buried = TombstoneSet.FromString(decode(file.read_bytes()))
+            snapshot.tombstones.extend(buried.tombstones)
+        return snapshot
     except OSError as error:
         _fail(f"{file}: {error.strerror or error}", EXIT_FAILED)
     except (CorruptSnapshot, DecodeError) as error:

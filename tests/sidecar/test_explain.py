@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sidecar.disk import StateDir
 from sidecar.explain import explain, shown
 from sidecar.snapshotfile import encode
 from tests.control.clirunning import Done, turnout
@@ -15,6 +16,7 @@ from tests.control.resources import EXPERIMENT, TARGET
 from tests.sidecar.samples import snapshot, target
 from turnout.contract import UNIT_BYTES_MAX
 from turnout.v1alpha1.common_pb2 import Predicate, Tombstone
+from turnout.v1alpha1.config_service_pb2 import TombstoneSet
 from turnout.v1alpha1.snapshot_pb2 import BucketRange, Snapshot
 
 
@@ -140,6 +142,23 @@ def test_rollback_and_its_reason_are_told_when_the_epoch_is_dead(tmp_path: Path)
     message.tombstones.append(Tombstone(experiment="fraud-v2", epoch=1, reason="18 errors of v2"))
     done = asked(kept(tmp_path, message), "fraud", "x-user-id: 1")
     assert steps(done)["experiment"] == "NO fraud-v2 was rolled back (epoch 1): 18 errors of v2"
+
+
+def test_sidecars_own_tombstones_count_when_its_state_directory_is_read(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    message = snapshot(epoch=3)
+    message.tombstones.append(Tombstone(experiment="fraud-v2", epoch=2, reason="an older one"))
+    state.save_snapshot(message.SerializeToString())
+    assert asked(state.path, "fraud-v2", "x-user-id: 1").lines[0].startswith("Variant control")
+    newer = Tombstone(experiment="fraud-v2", epoch=3, reason="18 errors of v2")
+    state.save_tombstones(TombstoneSet(tombstones=[newer]).SerializeToString())
+    state.close()
+    done = asked(state.path, "fraud-v2", "x-user-id: 1")
+    assert steps(done)["experiment"] == "NO fraud-v2 was rolled back (epoch 3): 18 errors of v2"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    missing = asked(empty, "fraud-v2")
+    assert (missing.code, f"{empty}/snapshot: No such file" in missing.err) == (1, True)
 
 
 def test_gate_is_told_when_upstreams_are_waited_for() -> None:
