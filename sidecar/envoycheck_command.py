@@ -25,7 +25,7 @@ from sidecar.envoyinputs import (
     write_file,
 )
 from sidecar.envoymatch import UnsupportedMatch
-from sidecar.envoypatch import PatchOptions, Unsupported, patch
+from sidecar.envoypatch import PatchOptions, Unsupported, notes, patch
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 EXIT_FINDINGS: Final = 1
@@ -161,5 +161,7 @@ def _write_first(path: Path, text: str) -> None:
 
 
 def _tell_rest(out: Path, text: str, plan: Snapshot) -> None:
+    for note in notes(text, str(out), plan):
+        typer.echo(note, err=True)
     for finding in envoylint.lint({str(out): text.encode()}, envoylint.Needs.of(plan)):
         typer.echo(_lines(finding), err=True)

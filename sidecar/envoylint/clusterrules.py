@@ -56,7 +56,7 @@ def _outliers(config: Config, _needs: Needs) -> Iterator[Hit]:
 def _panics(cluster: Node) -> bool:
     """Whether a share of dead hosts makes Envoy send to all of them."""
     threshold = cluster.get("common_lb_config", "healthy_panic_threshold")
-    return threshold is None or float(threshold.word("value") or 0) > 0
+    return threshold is None or threshold.word("value").rstrip("0") not in ("", "0.", "-")
 
 
 def _panic(config: Config, _needs: Needs) -> Iterator[Hit]:

@@ -276,7 +276,9 @@ def _kind(root: Node) -> str:
     for kind, names in _KINDS:
         if names & root.fields.keys():
             return kind
-    if {"api_version", "kind"} <= root.fields.keys():
+    if root.word("api_version").startswith("turnout/"):
+        what = "a resource of Turnout, not Envoy's: give it with -f"
+    elif {"api_version", "kind"} <= root.fields.keys():
         what = "a Kubernetes manifest, not Envoy's: give the configuration that is inside it"
     else:
         what = "not Envoy's: give a bootstrap, LDS (resources:), a Listener or an HCM"

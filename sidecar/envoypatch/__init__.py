@@ -30,6 +30,7 @@ from sidecar.envoyfiles import CLUSTERS_FILE, cluster_plans
 from sidecar.envoylint.document import load
 from sidecar.envoypatch.roundtrip import (
     Tree,
+    WrongShape,
     default,
     field,
     listed,
@@ -38,11 +39,11 @@ from sidecar.envoypatch.roundtrip import (
     type_of,
     values_of,
 )
-from sidecar.envoypatch.routes import add_routes
+from sidecar.envoypatch.routes import add_routes, strays
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
-__all__ = ["PatchOptions", "Unsupported", "patch"]
+__all__ = ["PatchOptions", "Unsupported", "notes", "patch"]
 
 # x-envoy-* stays: services of the user's own may rely on it.
 _STRIPPED_PREFIXES: Final = ("x-turnout-", contract.HEADER_PARAMETER_PREFIX)
@@ -90,11 +91,28 @@ def patch(data: bytes, file: str, options: PatchOptions, snapshot: Snapshot) -> 
     if documents[0].kind != "bootstrap":
         kind = documents[0].kind
         raise Unsupported(f"{file}: a {kind}; give the bootstrap, which holds the workers' cluster")
-    tree: Tree = values_of(documents[0].root.raw)
-    _sources(tree, file, options, snapshot)
-    _split(tree, file, options, snapshot)
-    _clusters(tree, options, snapshot)
+    try:
+        tree: Tree = values_of(documents[0].root.raw)
+        _sources(tree, file, options, snapshot)
+        _split(tree, file, options, snapshot)
+        _clusters(tree, options, snapshot)
+    except WrongShape as error:
+        raise Unsupported(f"{file}: {error}; see `envoy --mode validate -c {file}`") from error
     return text_of(tree)
+
+
+def notes(text: str, file: str, snapshot: Snapshot) -> list[str]:
+    """What the owner of a patched file should know: default routes that differ from the plan.
+
+    Args:
+        text: What `patch` made.
+        file: How messages call it.
+        snapshot: The plan.
+    """
+    tree = values_of(load(text.encode(), file)[0].root.raw)
+    baselines = {target.name: target.baseline.cluster for target in snapshot.targets}
+    tables = [table for _, m in _managers(tree) if (table := field(m, "route_config")) is not None]
+    return sorted({note for table in tables for note in strays(table, baselines)})
 
 
 def _sources(tree: Tree, file: str, options: PatchOptions, snapshot: Snapshot) -> None:
@@ -104,7 +122,7 @@ def _sources(tree: Tree, file: str, options: PatchOptions, snapshot: Snapshot) -
     default(node, "cluster", "turnout")
     if field(tree, "admin", "address") is None:
         admin = default(tree, "admin", {})
-        admin["address"] = {"pipe": {"path": options.admin, "mode": 0o600}}
+        put(admin, "address", {"pipe": {"path": options.admin, "mode": 0o600}})
     ours = watched(options.envoy_dir, CLUSTERS_FILE)
     dynamic = default(tree, "dynamic_resources", {})
     theirs = field(dynamic, "cds_config")
@@ -227,7 +245,7 @@ def _clusters(tree: Tree, options: PatchOptions, snapshot: Snapshot) -> None:
     baselines = {target.baseline.cluster for target in snapshot.targets}
     candidates = {plan.cluster for plan in cluster_plans(snapshot)} - baselines
     for cluster in kept:
-        if field(cluster, "name") in candidates:
+        if str(field(cluster, "name")) in candidates:
             # One or two pods: Envoy's 50 % panic threshold would send requests to dead ones.
             common = default(cluster, "common_lb_config", {})
             default(common, "healthy_panic_threshold", {"value": 0})

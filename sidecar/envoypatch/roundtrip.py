@@ -32,6 +32,10 @@ class Block(str):
     __slots__ = ()
 
 
+class WrongShape(ValueError):
+    """A value is not of the form that Envoy's field has; the message names the field."""
+
+
 def values_of(raw: yaml.Node) -> Any:
     """What a file holds: mappings, lists, `Plain`, `Block`, quoted strings, None.
 
@@ -53,9 +57,13 @@ def _mapping(raw: yaml.MappingNode) -> Tree:
     own: Tree = {}
     merged: Tree = {}
     for key, value in raw.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise WrongShape(f"line {key.start_mark.line + 1}: a key that is no word")
         if key.value == "<<" and not key.style:
             for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                merged = {**values_of(part), **merged}
+                if not isinstance(part, yaml.MappingNode):
+                    raise WrongShape(f"line {part.start_mark.line + 1}: << merges no mapping")
+                merged = {**_mapping(part), **merged}
         else:
             own[str(key.value) if key.style else Plain(key.value)] = values_of(value)
     return {**{name: value for name, value in merged.items() if name not in own}, **own}
@@ -94,7 +102,13 @@ def text_of(tree: Mapping[str, Any]) -> str:
 
 
 def key(mapping: Mapping[str, Any], name: str) -> str:
-    """How this mapping spells a field: snake_case or camelCase; snake_case when it has none."""
+    """How this mapping spells a field: snake_case or camelCase; snake_case when it has none.
+
+    Raises:
+        WrongShape: It is no mapping.
+    """
+    if not isinstance(mapping, dict):
+        raise WrongShape(f"what has {name} is no mapping")
     return next((k for k in mapping if snake(k) == name), name)
 
 
@@ -108,14 +122,28 @@ def field(mapping: Any, *names: str) -> Any:
 
 
 def listed(mapping: Any, *names: str) -> list[Any]:
-    """The list behind a path of fields; empty where there is none."""
+    """The list behind a path of fields; empty where there is none.
+
+    Raises:
+        WrongShape: There is something else.
+    """
     found = field(mapping, *names)
-    return found if isinstance(found, list) else []
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise WrongShape(f"{'.'.join(names)} is no list")
+    return found
 
 
 def put(mapping: Tree, name: str, value: Any) -> None:
     """Set a field, at its place when it is there."""
     mapping[key(mapping, name)] = value
+
+
+def drop(mapping: Tree, name: str) -> None:
+    """Remove a field, if it is there."""
+    spelled = key(mapping, name)
+    mapping.pop(spelled, None)
 
 
 def default(mapping: Tree, name: str, value: Any) -> Any:

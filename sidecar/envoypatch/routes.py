@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from sidecar.envoyfiles import added_header, mirror_policy, request_value
 from sidecar.envoymatch import target_hosts, targets_in_order
-from sidecar.envoypatch.roundtrip import Tree, default, field, key, listed, put
+from sidecar.envoypatch.roundtrip import Tree, default, drop, field, key, listed, put
 from sidecar.envoyyaml import TYPE, seconds
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan
@@ -48,6 +49,26 @@ def add_routes(route_config: Tree, targets: Sequence[TargetPlan]) -> set[str]:
             continue
         put(host, "routes", list(_with_ours(routes, fitting, served)))
     return served
+
+
+def strays(route_config: Tree, baselines: Mapping[str, str]) -> Iterator[str]:
+    """Sentences about targets whose default route leads elsewhere than their baseline.
+
+    Args:
+        route_config: With what `add_routes` adds.
+        baselines: Target -> cluster.
+    """
+    for host in listed(route_config, "virtual_hosts"):
+        routes = listed(host, "routes")
+        for stamped, theirs in pairwise(routes):
+            target = str(field(stamped, "name") or "").removeprefix(contract.ROUTE_NAME_PREFIX)
+            name, _, kind = target.partition("/")
+            cluster = field(theirs, "route", "cluster") or "several clusters"
+            if _is_ours(stamped) and kind == "stamped" and cluster != baselines.get(name):
+                yield (
+                    f"target {name}: the default route leads to {cluster}, and the baseline is "
+                    f"{baselines.get(name)}, which serves while the sidecar is there"
+                )
 
 
 def _in_order(targets: Sequence[TargetPlan]) -> list[TargetPlan]:
@@ -192,7 +213,7 @@ def _stamped(route: Tree, target: TargetPlan) -> Tree:
     put(match, "headers", [*listed(match, "headers"), present])
     action = stamped[key(stamped, "route")]
     for name in _CLUSTER_SPECIFIERS:
-        action.pop(key(action, name), None)
+        drop(action, name)
     action["cluster_header"] = contract.HEADER_UPSTREAM
     _give_time(action, target)
     policies = [*listed(action, "request_mirror_policies"), mirror_policy()]
@@ -207,7 +228,7 @@ def _stamped(route: Tree, target: TargetPlan) -> Tree:
 
 def _named(route: Tree, name: str) -> Tree:
     """A route under a name of ours, which stands first."""
-    route.pop(key(route, "name"), None)
+    drop(route, "name")
     return {"name": f"{contract.ROUTE_NAME_PREFIX}{name}", **route}
 
 
@@ -219,7 +240,7 @@ def _default(route: Tree, target: TargetPlan) -> Tree:
     removed = [*listed(route, "response_headers_to_remove"), contract.HEADER_VARIANT]
     put(route, "response_headers_to_remove", removed)
     switch = {"@type": TYPE + "envoy.config.route.v3.FilterConfig", "config": {}}
-    default(route, "typed_per_filter_config", {})[contract.EXT_PROC_FILTER] = switch
+    put(default(route, "typed_per_filter_config", {}), contract.EXT_PROC_FILTER, switch)
     return route
 
 
@@ -229,7 +250,7 @@ def _take_back(route: Tree) -> None:
     _drop(route, "response_headers_to_remove", contract.HEADER_VARIANT)
     settings = field(route, "typed_per_filter_config")
     if isinstance(settings, dict) and settings.pop(contract.EXT_PROC_FILTER, None) and not settings:
-        del route[key(route, "typed_per_filter_config")]
+        drop(route, "typed_per_filter_config")
 
 
 def _drop(route: Tree, name: str, item: Any) -> None:
@@ -237,7 +258,7 @@ def _drop(route: Tree, name: str, item: Any) -> None:
     if kept:
         put(route, name, kept)
     else:
-        route.pop(key(route, name), None)
+        drop(route, name)
 
 
 def _same(given: Any, ours: Any) -> bool:

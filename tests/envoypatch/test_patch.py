@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sidecar.envoylint import Needs, UnreadableFile, lint
-from sidecar.envoypatch import PatchOptions, Unsupported, patch
+from sidecar.envoypatch import PatchOptions, Unsupported, notes, patch
 from sidecar.envoypatch.routes import add_routes
 from turnout.v1alpha1.common_pb2 import Upstream
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, ExperimentPlan, Snapshot, TargetPlan
@@ -308,6 +308,19 @@ VHDS = OWN.replace("route_config:", "route_config:\n                  vhds: {}")
 MATCHER = OWN.replace("routes: [", "matcher: [").replace("route: {", "r: {")
 OTHER_CDS = OWN + "dynamic_resources: {cds_config: {ads: {}}}\n"
 ADDRESS = plan(candidate=Upstream(address="10.0.0.1:80"))
+
+
+def test_the_owner_is_told_when_the_default_route_is_not_the_baseline() -> None:
+    def told(text: str) -> list[str]:
+        return notes(patch(text.encode(), "x", OPTIONS, plan()), "x", plan())
+
+    assert told(OWN) == []
+    (note,) = told(OWN.replace("route: {cluster: v1}", "route: {cluster: old}"))
+    assert "target fraud: the default route leads to old, and the baseline is v1" in note
+    weighted = OWN.replace("route: {cluster: v1}", "route: {weighted_clusters: {clusters: []}}")
+    assert "several clusters" in told(weighted)[0]
+
+
 REFUSED = {
     "RDS": (OWN.replace("route_config:", "rds:"), plan(), "come from elsewhere"),
     "VHDS": (VHDS, plan(), "VHDS"),
