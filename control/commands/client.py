@@ -175,6 +175,8 @@ def explain(error: grpc.RpcError, control: str) -> int:
         typer.echo(f"control plane at {control}: {details}; {_REMEDY}", err=True)
         return EXIT_UNREACHABLE
     lines = violations(error)
+    if code is grpc.StatusCode.UNIMPLEMENTED and not lines:
+        details = f"no Turnout control plane at {control}, or an older one ({details})"
     if not lines:
         typer.echo(f"{code.name}: {details}{_lists(details, code)}", err=True)
     for line in lines:

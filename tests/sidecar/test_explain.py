@@ -126,6 +126,14 @@ def test_each_miss_is_named_when_no_target_matches(tmp_path: Path) -> None:
     )
 
 
+def test_no_target_is_told_when_the_snapshot_is_empty(tmp_path: Path) -> None:
+    file = kept(tmp_path, Snapshot(format=1, tenant="risk", version=1))
+    done = asked(file, "--path", "/")
+    assert steps(done) == {"target": "NO there is no target"}
+    nothing = asked(file, "x-user-id: 1")
+    assert (nothing.code, "of a target: there is none" in nothing.err) == (2, True)
+
+
 def test_wider_target_is_named_when_a_narrower_one_matches(tmp_path: Path) -> None:
     message = snapshot()
     message.targets[0].name = "narrow"
