@@ -21,7 +21,7 @@ from control.model.experiments import validate_experiment
 from control.model.names import ResourceName, is_label, parse_name
 from control.model.render import document_of, plain, to_yaml
 from control.model.rules import check_labels
-from control.model.targets import validate_target
+from control.model.targets import check_rivals, validate_target
 from control.model.unimplemented import unimplemented_experiment, unimplemented_target
 from control.model.violations import InvalidDocument, Violation
 
@@ -38,6 +38,7 @@ __all__ = [
     "candidates",
     "check_documents",
     "check_labels",
+    "check_rivals",
     "document_of",
     "durations",
     "experiment_with_defaults",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from control.model.documents import Document
 from control.model.experiments import validate_experiment
 from control.model.rules import check_labels
-from control.model.targets import validate_target
+from control.model.targets import check_rivals, validate_target
 from control.model.unimplemented import unimplemented_experiment, unimplemented_target
 from control.model.violations import UNKNOWN_FIELD, Report, Violation
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
@@ -55,6 +55,9 @@ def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -
     owner = document.tenant or tenant
     if isinstance(document.spec, TargetSpec):
         found = validate_target(owner, document.name, document.spec)
+        found += check_rivals(
+            document.name, document.spec, _targets_before(documents, document, tenant)
+        )
     else:
         target = _target_of(documents, document, tenant)
         siblings = {
@@ -68,6 +71,20 @@ def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -
         found = validate_experiment(owner, document.name, document.spec, target, siblings)
     found += check_labels(document.labels, "metadata.labels")
     return [item._replace(field=_METADATA.get(item.field, item.field)) for item in found]
+
+
+def _targets_before(
+    documents: Sequence[Document], document: Document, tenant: str
+) -> dict[str, TargetSpec]:
+    """Targets of the same tenant above the document: of two with one match the later is refused."""
+    found = {}
+    for other in documents:
+        if other is document:
+            break
+        same_tenant = (other.tenant or tenant) == (document.tenant or tenant)
+        if same_tenant and isinstance(other.spec, TargetSpec) and other.spec.HasField("match"):
+            found[other.name] = other.spec
+    return found
 
 
 def _check_identity(report: Report, documents: Sequence[Document], index: int, tenant: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
+from control.model.defaults import target_with_defaults
 from control.model.rules import (
     DAY,
     HOUR,
@@ -63,6 +65,37 @@ def validate_target(tenant: str, name: str, spec: TargetSpec) -> list[Violation]
         path = "spec.keepPrevious"
         check_duration(report, path, spec.keep_previous, ZERO, KEEP_PREVIOUS_MAX)
     return report.violations
+
+
+def check_rivals(name: str, spec: TargetSpec, rivals: Mapping[str, TargetSpec]) -> list[Violation]:
+    """A violation when another target takes the same requests: one of them would get none.
+
+    The same means, after defaults: a host in common, and equal path prefix, methods and headers.
+    With any of these different the more specific target wins.
+
+    Args:
+        name: Id of the target.
+        spec: With or without defaults.
+        rivals: Other targets of the tenant by id; one called `name` is the target itself.
+    """
+    report = Report()
+    if not spec.HasField("match"):
+        return report.violations
+    mine = target_with_defaults(spec).match
+    for rival in sorted(rivals.keys() - {name}):
+        theirs = target_with_defaults(rivals[rival]).match
+        shared = [host for host in mine.hosts if host in theirs.hosts]
+        if shared and _beyond_hosts(mine) == _beyond_hosts(theirs):
+            shown = f"{shared[0]}{mine.path_prefix}"
+            report.add("spec.match", shown, f'target "{rival}" already has this match')
+            break
+    return report.violations
+
+
+def _beyond_hosts(match: RequestMatch) -> tuple[object, ...]:
+    """What must hold besides the host; the order in which it is written does not matter."""
+    headers = frozenset(item.SerializeToString(deterministic=True) for item in match.headers)
+    return match.path_prefix, frozenset(match.methods), headers
 
 
 def _check_match(report: Report, path: str, match: RequestMatch) -> None:

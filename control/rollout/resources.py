@@ -30,7 +30,7 @@ from control.rollout.tenant import Mutation, Tenant
 from control.rollout.words import Input, State
 from turnout import contract
 from turnout.v1alpha1.experiment_pb2 import Experiment, ExperimentSpec
-from turnout.v1alpha1.target_pb2 import Target
+from turnout.v1alpha1.target_pb2 import Target, TargetSpec
 
 TARGETS_PER_TENANT_MAX: Final = 1000
 # What defines the comparison: with another one it would be another experiment.
@@ -73,6 +73,7 @@ class Resources:
                 return Target.FromString(repeated)
             if name in tenant.targets:
                 raise already_exists(_target_name(tenant, name))
+            _check_rivals(tenant, name, spec)
             if len(tenant.targets) >= TARGETS_PER_TENANT_MAX:
                 raise exhausted("TOO_MANY_TARGETS", f"at most {TARGETS_PER_TENANT_MAX} targets")
             now_ms = self._controller.clock_ms()
@@ -122,6 +123,8 @@ class Resources:
         self, tenant: Tenant, entry: TargetEntry, wanted: Target, now_ms: int
     ) -> TargetEntry:
         spec = model.target_with_defaults(wanted.spec)
+        if spec.match != entry.spec.match:
+            _check_rivals(tenant, entry.name, spec)
         live = tenant.live_on(entry.name)
         for field in ("match", "baseline"):
             if live and getattr(spec, field) != getattr(entry.spec, field):
@@ -355,6 +358,12 @@ def _check(violations: Iterable[Violation], unimplemented: Iterable[str]) -> Non
     features = list(unimplemented)
     if features:
         raise unimplemented_features(features)
+
+
+def _check_rivals(tenant: Tenant, name: str, spec: TargetSpec) -> None:
+    """Refuse a target that would take another's requests, or get none itself."""
+    others = {entry.name: entry.spec for entry in tenant.targets.values()}
+    _check(model.check_rivals(name, spec, others), ())
 
 
 def _check_may_change(entry: ExperimentEntry, spec: ExperimentSpec) -> None:

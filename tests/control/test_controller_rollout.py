@@ -261,7 +261,8 @@ async def test_update_is_refused_when_a_running_experiment_is_no_longer_the_same
     api: Api, field: str, value: object
 ) -> None:
     """FAILED_PRECONDITION, and nothing changes."""
-    await api.create_target(target_id="other")
+    elsewhere = target(TARGET_SPEC.replace("fraud.risk.svc", "other.risk.svc"))
+    await api.create_target(elsewhere, target_id="other")
     before = await api.start()
     wanted = json_format.ParseDict({"name": EXPERIMENT, "spec": {field: value}}, Experiment())
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -583,3 +583,64 @@ def test_defaults_are_those_of_the_contract_when_little_is_said() -> None:
     given = document(TARGET).spec
     assert isinstance(given, TargetSpec)
     assert validate_target("risk", "x", target_with_defaults(given)) == []
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud}',
+        '{hosts: [a.b, "fraud.risk.svc"], pathPrefix: /v2/models/fraud, methods: []}',
+    ],
+)
+def test_later_target_is_refused_when_both_have_one_match(match: str) -> None:
+    """Otherwise one of them silently gets no traffic."""
+    found = violations_of(TARGET + "---" + _second_target(match))
+    assert [(v.field, v.value, v.rule) for v in found] == [
+        (
+            "spec.match",
+            "fraud.risk.svc/v2/models/fraud",
+            'target "fraud" already has this match',
+        )
+    ]
+    assert found[0].line > TARGET.count("\n")
+
+
+def test_target_is_refused_when_only_defaults_make_the_match_the_same() -> None:
+    anything = _second_target("{}").replace("second", "first")
+    found = violations_of(anything + "---" + _second_target('{hosts: ["*"], pathPrefix: /}'))
+    assert [v.rule for v in found] == ['target "first" already has this match']
+
+
+def test_target_is_refused_when_the_order_of_methods_and_headers_differs() -> None:
+    one = "{methods: [GET, POST], headers: [{header: a, equals: x}, {header: b, equals: y}]}"
+    two = "{methods: [POST, GET], headers: [{header: b, equals: y}, {header: a, equals: x}]}"
+    assert len(violations_of(_second_target(one) + "---" + _third_target(two))) == 1
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        '{hosts: ["fraud.risk.svc"]}',
+        '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud, methods: [POST]}',
+        '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud, '
+        "headers: [{header: a, equals: x}]}",
+        '{hosts: ["*.risk.svc"], pathPrefix: /v2/models/fraud}',
+    ],
+)
+def test_target_is_good_when_its_match_differs_in_one_part(match: str) -> None:
+    assert violations_of(TARGET + "---" + _second_target(match)) == []
+
+
+def test_target_is_good_when_the_same_match_is_another_tenants() -> None:
+    match = '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud}'
+    other = replaced(_second_target(match), "tenant: risk", "tenant: other")
+    assert violations_of(TARGET + "---" + other) == []
+
+
+def _second_target(match: str) -> str:
+    text = replaced(TARGET, "name: fraud, tenant", "name: second, tenant")
+    return replaced(text, '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud}', match)
+
+
+def _third_target(match: str) -> str:
+    return replaced(_second_target(match), "name: second", "name: third")

@@ -12,6 +12,7 @@ from tests.control.peers import (
     EXPERIMENT_SPEC,
     PARENT,
     TARGET,
+    TARGET_SPEC,
     Api,
     experiment,
     reason,
@@ -438,3 +439,24 @@ async def test_page_fits_into_a_message_when_resources_are_large(api: Api) -> No
         seen, pages, token = seen + len(page.targets), pages + 1, page.next_page_token
     assert seen == 25
     assert pages > 1
+
+
+async def test_target_is_refused_when_another_has_its_match(api: Api) -> None:
+    """Created, updated or only tried; the other one is named. A more specific match is fine."""
+    await api.create_target()
+    same = target(TARGET_SPEC.replace("8001", "8009"))
+    for only_tried in (False, True):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await api.create_target(same, target_id="second", validate_only=only_tried)
+        assert refused.value.code() is CODE.INVALID_ARGUMENT
+        assert 'target "fraud" already has this match' in violations(refused.value)["spec.match"]
+    longer = TARGET_SPEC.replace("/v2/models/fraud", "/v2/models/fraud/versions")
+    await api.create_target(target(longer), target_id="second")
+    moved = Target(name=f"{PARENT}/targets/second", spec=same.spec)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.targets.UpdateTarget(service.UpdateTargetRequest(target=moved))
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+    assert "spec.match" in violations(refused.value)
+    again = Target(name=TARGET, spec=same.spec)
+    changed = await api.targets.UpdateTarget(service.UpdateTargetRequest(target=again))
+    assert changed.spec.baseline.upstream.address == "127.0.0.1:8009"

@@ -141,7 +141,10 @@ Global___TargetSpec: _TypeAlias = TargetSpec  # noqa: Y015
 
 @_typing.final
 class RequestMatch(_message.Message):
-    """All given parts must hold."""
+    """All given parts must hold. No two targets of a tenant may have a host in common and equal pathPrefix,
+    methods and headers (after defaults, in any order): the second is refused, naming the first. Where
+    they overlap otherwise, the exact host wins over "*.suffix" over "*", then the longest path prefix.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
