@@ -43,7 +43,7 @@ def lint_command(
     configurations: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="Bootstrap, LDS/RDS/CDS/ECDS file (resources:), Listener, HCM, "
             "RouteConfiguration or Cluster; YAML or JSON. Several are judged together.",
         ),

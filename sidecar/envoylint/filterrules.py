@@ -127,7 +127,7 @@ RULES: Final = (
     Rule(
         "no-route-clear",
         ERROR,
-        "The request is stamped, and still takes the route that was chosen before the stamp.",
+        "A stamped request takes the route chosen before the stamp, unless each answer asks anew.",
         "Add `route_cache_action: CLEAR` to the ext_proc filter.",
         _no_clear,
     ),
