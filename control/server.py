@@ -151,7 +151,10 @@ class ControlPlane:
         try:
             self.port = server.add_insecure_port(self._options.listen)
         except RuntimeError as error:
-            message = f"cannot listen on {self._options.listen}: the port is in use or not ours"
+            message = (
+                f"cannot listen on {self._options.listen}: the port is in use, or the address is "
+                "not this machine's: stop who has it (ss -ltnp), or choose another --listen"
+            )
             raise ListenError(message) from error
         if self._options.metrics:
             self._metrics_server = await self._listen_metrics()
@@ -223,7 +226,11 @@ class ControlPlane:
         try:
             return await serve_metrics(self.metrics, host.strip("[]"), int(port))
         except OSError as error:
-            raise ListenError(f"cannot listen on {self._options.metrics}: {error}") from error
+            message = (
+                f"cannot listen on {self._options.metrics}: {error.strerror or error}: stop who "
+                "has it (ss -ltnp), or choose another --metrics"
+            )
+            raise ListenError(message) from error
 
     async def _alert_done(self, alert: Alert, delivered: bool) -> None:
         """Take an alert out of the outbox, or keep it from being put there."""

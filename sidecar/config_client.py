@@ -18,6 +18,7 @@ import grpc.aio
 
 from sidecar.clock import monotonic_ms
 from sidecar.subscription import Backoff, Effect, Subscription
+from sidecar.tracing import OFF, Tracing
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX, SNAPSHOT_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2 import DeltaBatch, SidecarReport, StreamRequest
 from turnout.v1alpha1.config_service_pb2_grpc import ConfigServiceStub
@@ -66,8 +67,11 @@ class Peer(Protocol):
 class ConfigClient:
     """Keeps one stream open to the control plane."""
 
-    def __init__(self, address: str, subscription: Subscription, peer: Peer) -> None:
+    def __init__(
+        self, address: str, subscription: Subscription, peer: Peer, tracing: Tracing = OFF
+    ) -> None:
         """Nothing is opened before `run`."""
+        self._tracing = tracing
         self._address = address
         self._subscription = subscription
         self._peer = peer
@@ -86,6 +90,9 @@ class ConfigClient:
 
     def send(self, message: StreamRequest) -> None:
         """Queue a message; dropped when there is no stream (Hello and resends make up for it)."""
+        if message.HasField("ack"):
+            refusal = "; ".join(f"{v.field}: {v.rule}" for v in message.ack.violations)
+            self._tracing.applied(message.ack.version, refusal=refusal)
         if self._outgoing is None:
             return
         try:
@@ -130,7 +137,11 @@ class ConfigClient:
                     self.last_error = f"{error.code().name}: {error.details()}"
                 finally:
                     self._outgoing = None
-                _LOG.warning("no control plane at %s: %s", self._address, self.last_error)
+                _LOG.warning(
+                    "no control plane at %s: %s; what is served is served on; is --control right?",
+                    self._address,
+                    self.last_error,
+                )
                 await asyncio.sleep(self._disconnected())
 
     def _disconnected(self) -> float:
@@ -157,6 +168,9 @@ class ConfigClient:
             writing.append(asyncio.create_task(self._keep_writing(call, queue)))
             writing.append(asyncio.create_task(self._keep_reporting()))
             while (response := await call.read()) is not grpc.aio.EOF:
+                if response.HasField("snapshot"):
+                    pushed = response.snapshot
+                    self._tracing.received(pushed.version, pushed.traceparent)
                 self._peer.perform(self._subscription.received(response, monotonic_ms()))
             status = await call.code()
             self.last_error = f"the stream ended: {status.name} {await call.details() or ''}"

@@ -199,4 +199,7 @@ def _explain(path: Path, error: OSError) -> str:
         reason = "the disk is full"
     else:
         reason = error.strerror or str(error)
-    return f"state directory {path} cannot be used: {reason}"
+    remedy = "free the disk" if error.errno == errno.ENOSPC else "make it writable for this user"
+    return (
+        f"state directory {path} cannot be used: {reason}: {remedy}, or choose another --state-dir"
+    )

@@ -47,7 +47,10 @@ class Metrics:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             reason = error.strerror or error
-            raise MetricsError(f"--metrics {host}:{port} cannot be served: {reason}") from error
+            raise MetricsError(
+                f"--metrics {host}:{port} cannot be served: {reason}: stop who has it (ss -ltnp), "
+                "or choose another port"
+            ) from error
 
     def close(self) -> None:
         """Stop listening."""

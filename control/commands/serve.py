@@ -15,10 +15,14 @@ from urllib.parse import urlsplit
 import typer
 import uvloop
 
-from control.server import ControlPlane, ListenError, Options
-from control.store.base import StoreError
-from control.store.sqlite import SqliteStore
 from turnout.logs import LogFormat, LogLevel, Style, configure, quiet_grpc
+
+# Before gRPC is imported, which reads this once: its own lines have another form.
+quiet_grpc()
+
+from control.server import ControlPlane, ListenError, Options  # noqa: E402
+from control.store.base import StoreError  # noqa: E402
+from control.store.sqlite import SqliteStore  # noqa: E402
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -60,7 +64,6 @@ def control(
     """
     style = Style(log_format, log_level)
     configure(style)
-    quiet_grpc()
     for address in (listen, *filter(None, (metrics, forward_otlp))):
         _check_address(address)
     if forward_otlp and forward_otlp in (listen, metrics):

@@ -24,6 +24,8 @@ BUSY_TIMEOUT_MS: Final = 5000
 READERS: Final = 4
 WAL_BYTES_KEPT: Final = 64 * 1024 * 1024  # the log is cut back to this after a checkpoint
 
+REMEDY: Final = "free the disk, make it writable for this user, or choose another --store"
+
 
 def lock(path: Path) -> int:
     """Takes the exclusive lock beside the database, which the kernel frees when the process ends.
@@ -36,13 +38,16 @@ def lock(path: Path) -> int:
         fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreOpenError(
-            f"store {path}: cannot write into its directory ({error.strerror})"
+            f"store {path}: cannot write into its directory ({error.strerror}): {REMEDY}"
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise StoreOpenError(f"store {path}: another control plane has it open") from error
+        raise StoreOpenError(
+            f"store {path}: another control plane has it open: stop it, or "
+            "give this one a --store of its own"
+        ) from error
     return fd
 
 
@@ -56,7 +61,9 @@ def prepare(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         path.chmod(0o600)  # -wal and -shm take the mode of the database
     except OSError as error:
-        raise StoreOpenError(f"store {path}: cannot be written ({error.strerror})") from error
+        raise StoreOpenError(
+            f"store {path}: cannot be written ({error.strerror}): {REMEDY}"
+        ) from error
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
@@ -65,7 +72,8 @@ def prepare(path: Path) -> None:
     try:
         _migrate(engine, path)
     except DBAPIError as error:
-        raise StoreOpenError(f"store {path}: {error.orig}") from error
+        remedy = f": {REMEDY}" if "full" in str(error.orig) or "readonly" in str(error.orig) else ""
+        raise StoreOpenError(f"store {path}: {error.orig}{remedy}") from error
     finally:
         engine.dispose()
 
