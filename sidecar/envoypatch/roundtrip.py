@@ -76,13 +76,13 @@ class _Dumper(Dumper):
         return True
 
 
-def _plain(dumper: yaml.SafeDumper, text: Plain) -> yaml.ScalarNode:
+def _plain(dumper: Dumper, text: Plain) -> yaml.ScalarNode:
     # The tag that its spelling has anyway: then the writer needs no quotes.
     tag = dumper.resolve(yaml.ScalarNode, str(text), (True, False))  # type: ignore[no-untyped-call]
     return dumper.represent_scalar(tag, str(text))
 
 
-def _block(dumper: yaml.SafeDumper, text: Block) -> yaml.ScalarNode:
+def _block(dumper: Dumper, text: Block) -> yaml.ScalarNode:
     return dumper.represent_scalar(_TEXT, str(text), style="|")
 
 
