@@ -6,6 +6,7 @@ write instead.
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,6 +16,10 @@ from turnout.logs import PLAIN, Style
 NODE_BYTES_MAX: Final = 253
 WORKERS_MAX: Final = 64
 UNIX_PREFIX: Final = "unix:"
+# The control plane's rules: it would refuse the stream, again and again.
+_TENANT: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+TENANT_RULE: Final = "must be a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
+NODE_RULE: Final = f"must have 1..{NODE_BYTES_MAX} bytes, all printable"
 
 
 class OptionError(ValueError):
@@ -42,6 +47,7 @@ class Options(NamedTuple):
         envoy_admin: Address of Envoy's admin, "" = not watched: the start gate is off.
         metrics: Host and port of the metrics, None = none.
         log: How supervisor and workers log.
+        otlp: HOST:PORT that takes the supervisor's own spans, "" = it makes none.
     """
 
     listen: Path
@@ -56,6 +62,7 @@ class Options(NamedTuple):
     envoy_admin: str
     metrics: tuple[str, int] | None
     log: Style = PLAIN
+    otlp: str = ""
 
 
 def check(
@@ -71,6 +78,7 @@ def check(
     envoy_admin: str,
     metrics: str,
     log: Style = PLAIN,
+    otlp: str = "",
 ) -> Options:
     """Check the options of one command line.
 
@@ -85,12 +93,17 @@ def check(
     if control and state_dir is None:
         rule = "with --control it is needed: a restart must serve without the control plane"
         raise OptionError("--state-dir", "", rule)
-    if not 1 <= len(node.encode()) <= NODE_BYTES_MAX:
-        raise OptionError("--node", node, f"must have 1..{NODE_BYTES_MAX} bytes")
+    if tenant and not _TENANT.fullmatch(tenant):
+        raise OptionError("--tenant", tenant, TENANT_RULE)
+    # Printable first: what is no UTF-8 on the command line cannot be encoded.
+    if not node.isprintable() or not 1 <= len(node.encode()) <= NODE_BYTES_MAX:
+        raise OptionError("--node", node, NODE_RULE)
     if not 1 <= workers <= WORKERS_MAX:
         raise OptionError("--workers", str(workers), f"must be 1..{WORKERS_MAX}")
     if control:
         address("--control", control)
+    if otlp:
+        address("--otlp", otlp)
     return Options(
         listen=_socket("--listen", listen),
         workers=workers,
@@ -104,6 +117,7 @@ def check(
         envoy_admin=_admin(envoy_admin),
         metrics=address("--metrics", metrics) if metrics else None,
         log=log,
+        otlp=otlp,
     )
 
 
