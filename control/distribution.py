@@ -136,7 +136,9 @@ class Distribution:
         """Set the tenant's key for unit hashes; it is sent beside every later snapshot."""
         self._keys[tenant] = key
 
-    def publish(self, tenant: str, version: int, nonce: str, snapshot: bytes) -> None:
+    def publish(
+        self, tenant: str, version: int, nonce: str, snapshot: bytes, *, traceparent: str = ""
+    ) -> None:
         """Make a snapshot current and queue it on every stream of the tenant.
 
         Raises:
@@ -150,6 +152,7 @@ class Distribution:
         response.snapshot.nonce = nonce
         response.snapshot.snapshot = snapshot
         response.snapshot.tenant_key = self._keys[tenant]
+        response.snapshot.traceparent = traceparent
         published = Published(version, nonce, snapshot, response.SerializeToString())
         self._published[tenant] = published
         for outbox in self._streams.get(tenant, ()):

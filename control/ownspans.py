@@ -130,8 +130,8 @@ class OwnSpans(Tracing):
             yield
 
     @contextmanager
-    def push(self, tenant: str, version: int, size_bytes: int) -> Iterator[None]:
-        """A span below the decision's, if one published it."""
+    def push(self, tenant: str, version: int, size_bytes: int) -> Iterator[str]:
+        """A span below the decision's, if one published it; sidecars go on below it."""
         span = self._tracer.start_span(
             "push",
             kind=SpanKind.PRODUCER,
@@ -144,8 +144,9 @@ class OwnSpans(Tracing):
         self._pushes[tenant, version] = _Push(span)
         if len(self._pushes) > PUSHES_KEPT:
             self._pushes.popitem(last=False)
+        context = span.get_span_context()
         with use_span(span, end_on_exit=True):
-            yield
+            yield f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
 
     def acknowledged(
         self, tenant: str, node: str, version: int, *, sent_ms: int, now_ms: int, refusal: str

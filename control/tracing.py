@@ -37,9 +37,9 @@ class Tracing:
         """
         return nullcontext()
 
-    def push(self, tenant: str, version: int, size_bytes: int) -> AbstractContextManager[None]:
-        """While a snapshot is put on all streams."""
-        return nullcontext()
+    def push(self, tenant: str, version: int, size_bytes: int) -> AbstractContextManager[str]:
+        """While a snapshot is put on all streams; gives the W3C `traceparent` that goes with it."""
+        return nullcontext("")
 
     def acknowledged(
         self, tenant: str, node: str, version: int, *, sent_ms: int, now_ms: int, refusal: str

@@ -10,6 +10,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def now_ns() -> int:
+    """Unix time in nanoseconds: of spans."""
+    return time.time_ns()
+
+
 def monotonic_ms() -> int:
     """Milliseconds that only go forward: for waiting and for ages."""
     return time.monotonic_ns() // 1_000_000

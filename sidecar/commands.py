@@ -75,6 +75,9 @@ def run(
         str, typer.Option(help="unix:PATH or HOST:PORT of Envoy's admin; without: no start gate.")
     ] = "",
     metrics: Annotated[str, typer.Option(help="HOST:PORT for Prometheus, at /metrics.")] = "",
+    otlp: Annotated[
+        str, typer.Option(help="HOST:PORT that takes this sidecar's own spans (OTLP/gRPC).")
+    ] = "",
     log_format: Annotated[
         LogFormat, typer.Option(help="One line per event, as text or JSON.")
     ] = LogFormat.TEXT,
@@ -93,6 +96,7 @@ def run(
             envoy_dir=envoy_dir,
             envoy_admin=envoy_admin,
             metrics=metrics,
+            otlp=otlp,
             log=Style(log_format, log_level),
         )
     except OptionError as error:

@@ -14,10 +14,13 @@ from typing import Final
 
 import uvloop
 
+from sidecar.clock import now_ns
 from sidecar.config_client import ConfigClient
 from sidecar.metrics import Metrics
 from sidecar.options import Options
 from sidecar.supervisor import COLLECT_S, FileError, Supervisor
+from sidecar.tracing import OFF, Tracing
+from turnout import __version__
 from turnout.v1alpha1.config_service_pb2 import DeltaBatch, SidecarReport
 
 _LOG = logging.getLogger(__name__)
@@ -55,10 +58,11 @@ class _Peer:
 
 async def _serve(options: Options) -> None:
     supervisor = Supervisor(options)
+    tracing = _tracing(options)
     metrics: Metrics | None = None
     tasks: list[asyncio.Task[None]] = []
     try:
-        client = _configure(supervisor)
+        client = _configure(supervisor, tracing)
         if options.metrics is not None:
             metrics = Metrics(supervisor, client, options.metrics)
         _handle_signals(supervisor)
@@ -76,16 +80,31 @@ async def _serve(options: Options) -> None:
         if metrics is not None:
             metrics.close()
         supervisor.close()
+        tracing.close()
 
 
-def _configure(supervisor: Supervisor) -> ConfigClient | None:
+def _tracing(options: Options) -> Tracing:
+    if not options.otlp:
+        return OFF
+    from sidecar.ownspans import OwnSpans  # brings the SDK along
+
+    return OwnSpans(
+        options.otlp,
+        node=options.node,
+        tenant=options.tenant,
+        version=__version__,
+        clock_ns=now_ns,
+    )
+
+
+def _configure(supervisor: Supervisor, tracing: Tracing) -> ConfigClient | None:
     """Load what is there to serve at once; the stream to the control plane, if one is asked for."""
     options = supervisor.options
     if options.snapshot is not None:
         supervisor.load_file()
         return None
     supervisor.load_state()
-    client = ConfigClient(options.control, supervisor.subscription, _Peer(supervisor))
+    client = ConfigClient(options.control, supervisor.subscription, _Peer(supervisor), tracing)
     supervisor.send = client.send
     supervisor.on_report = client.send_report
     return client

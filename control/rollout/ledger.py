@@ -250,8 +250,10 @@ class Ledger:
         planned.version = 0
         tenant.content = snapshot.encode(planned)
         nonce = self._new_nonce()
-        with self._tracing.push(tenant.name, record.version, len(record.payload)):
-            self.distribution.publish(tenant.name, record.version, nonce, record.payload)
+        with self._tracing.push(tenant.name, record.version, len(record.payload)) as traceparent:
+            self.distribution.publish(
+                tenant.name, record.version, nonce, record.payload, traceparent=traceparent
+            )
 
     def _tell(self, tenant: Tenant, mutation: Mutation) -> None:
         for name in mutation.experiments:

@@ -161,6 +161,7 @@ class Stack:
             *("--envoy-dir", str(self.root / "envoy")),
             *("--envoy-admin", self.admin),
             *("--metrics", self.metrics_address),
+            *(("--otlp", self.control_address) if self._jaeger else ()),
         )
 
         async def listens() -> bool:

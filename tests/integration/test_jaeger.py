@@ -157,7 +157,7 @@ async def running(stage: Stage, step: str) -> AsyncIterator[Scene]:
         file.write_text(RESOURCES.format(step=step, **addresses))
         args = ["--otlp", control.address, "--sampling", "100"]
         await stage.envoy(files=[file], args=args)
-        await stage.sidecar(control=control.address, args=["--tenant", TENANT])
+        await stage.sidecar(control=control.address, args=["--tenant", TENANT, *args[:2]])
         scene = Scene(stage, jaeger, control.address)
         await scene.turnout("apply", "-f", str(file))
         await scene.turnout("start", "next")
@@ -288,3 +288,16 @@ async def test_rollback_links_to_failed_requests_when_candidate_fails(stage: Sta
 
         await wait_for(linked, "the linked spans are in Jaeger, and failed")
         assert {"assess", "push"} <= {s.name for s in spans if s.parents == [rollback.id]}
+
+        async def told() -> list[Span]:
+            """What the push came to, at both of its ends."""
+            spans = await scene.jaeger.find("turnout-control", operation="rollback")
+            pushes = [s.id for s in spans if s.name == "push"]
+            ends = [s for s in spans if s.parents == pushes]
+            return ends if len(ends) == 2 else []
+
+        ends = await wait_for(told, "both ends of the push are in Jaeger")
+        assert {(s.service, s.name) for s in ends} == {
+            ("turnout-control", "ack"),
+            ("turnout-sidecar", "apply"),
+        }

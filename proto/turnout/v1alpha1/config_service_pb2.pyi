@@ -156,12 +156,15 @@ class SnapshotPush(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     TENANT_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     nonce: _builtins.str
     snapshot: _builtins.bytes
     """An encoded Snapshot: these very bytes are kept on disk."""
     tenant_key: _builtins.bytes
     """The tenant's key for unit hashes, 32 bytes. Never part of the snapshot."""
+    traceparent: _builtins.str
+    """W3C trace context of the push, empty when the control plane does not trace itself."""
     def __init__(
         self,
         *,
@@ -169,10 +172,11 @@ class SnapshotPush(_message.Message):
         nonce: _builtins.str = ...,
         snapshot: _builtins.bytes = ...,
         tenant_key: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "snapshot", b"snapshot", "tenant_key", b"tenant_key", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "snapshot", b"snapshot", "tenant_key", b"tenant_key", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
