@@ -85,13 +85,21 @@ def promote(
     variant: Annotated[
         str, typer.Option("--variant", help="The candidate; needed when there are several.")
     ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when no sidecar knows the candidate as healthy.")
+    ] = False,
     control: ControlOption = DEFAULT_CONTROL,
     tenant: TenantOption = DEFAULT_TENANT,
     etag: EtagOption = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Make a candidate the target's baseline and end the experiment. `turnout undo` goes back."""
-    request = api.PromoteExperimentRequest(etag=etag, variant=variant)
+    """Make a candidate the target's baseline and end the experiment. `turnout undo` goes back.
+
+    Refused (exit code 5) while a connected sidecar still waits for the candidate to be healthy, and
+    while no sidecar is connected: everybody would be sent to it. --force promotes all the same, and
+    the decision says so.
+    """
+    request = api.PromoteExperimentRequest(etag=etag, variant=variant, force=force)
     _say("PromoteExperiment", request, name, control, tenant, output)
 
 

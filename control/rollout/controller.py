@@ -29,6 +29,7 @@ from control.rollout.ledger import Ledger
 from control.rollout.observe import conditions, observe
 from control.rollout.tenant import Latest, Mutation, Tenant
 from control.rollout.words import Action, Effect, Input
+from control.snapshot import cluster_name
 from control.store.base import (
     AlertRecord,
     TombstoneRecord,
@@ -204,6 +205,8 @@ class Controller:
             stored = await self.ledger.asked(self.ledger.store.last_epoch(tenant.name, name))
             last_epoch = max(stored, tenant.last_epoch(name))
             command = replace(command, revision=entry.resource.revision, last_epoch=last_epoch)
+        if command.verb is Input.PROMOTE:
+            command = replace(command, cluster=_cluster_of(entry, command.variant))
         if command.verb is Input.UNDO:
             self._check_undo(tenant, entry, now_ms)
         decision = self.decided(tenant, entry, command, now_ms)
@@ -232,9 +235,8 @@ class Controller:
         try:
             return decide.apply_command(entry.run, entry.policy, seen, command, now_ms=now_ms)
         except decide.Refused as refused:
-            raise precondition(
-                "WRONG_STATE", str(refused), state=str(entry.run.state), command=str(command.verb)
-            ) from refused
+            metadata = {"state": str(entry.run.state), "command": str(command.verb)}
+            raise precondition(refused.reason, str(refused), **metadata) from refused
 
     def _check_start(self, tenant: Tenant, entry: ExperimentEntry) -> None:
         target = entry.spec.target
@@ -456,6 +458,16 @@ def check_etag(name: str, sent: str, current: str) -> None:
     """
     if sent and sent != current:
         raise stale(name, sent, current)
+
+
+def _cluster_of(entry: ExperimentEntry, variant: str) -> str:
+    """Envoy's name of a candidate's upstream; of the only one when none is named."""
+    candidates = entry.policy.candidates
+    wanted = variant or (candidates[0] if len(candidates) == 1 else "")
+    for found in entry.spec.variants:
+        if found.name == wanted:
+            return cluster_name(entry.spec.target, found.upstream)
+    return ""
 
 
 def _concerns(tenant: Tenant, entry: ExperimentEntry) -> dict[str, object]:

@@ -15,7 +15,7 @@ from control.rollout.phases import InvalidTransition, transition
 from control.rollout.policy import Policy, StepPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
-from control.rollout.words import Action, Effect, Input, Phase, Reason, State
+from control.rollout.words import Action, Effect, Gate, Input, Phase, Reason, State
 from turnout.contract import BUCKET_COUNT
 
 ACTOR_LOOP: Final = "turnout"
@@ -29,7 +29,15 @@ _PERSIST_ONLY: Final = (Effect.PERSIST,)
 
 
 class Refused(Exception):
-    """An operator's command that the run's state does not allow; the message is one sentence."""
+    """An operator's command that the run's state does not allow; the message is one sentence.
+
+    Attributes:
+        reason: In one word, for machines.
+    """
+
+    def __init__(self, message: str, *, reason: str = "WRONG_STATE") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,8 @@ class Command:
         reason: For ROLLBACK and STOP; goes into the sentence.
         revision: For START and REVISE: the spec revision that `policy` was read from.
         last_epoch: For START: the highest epoch ever used by this name.
+        cluster: For PROMOTE: Envoy's name of the candidate's upstream.
+        force: For PROMOTE: also when nobody has found the candidate healthy.
     """
 
     verb: Input
@@ -99,6 +109,8 @@ class Command:
     reason: str = ""
     revision: int = 0
     last_epoch: int = 0
+    cluster: str = ""
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +172,13 @@ def apply_command(
     Args:
         run: As stored.
         policy: Of the present spec (for REVISE: of the new one).
-        seen: For the record; a command is obeyed whatever it says.
+        seen: For the record; a command is obeyed whatever it says, but PROMOTE wants the candidate
+            to have been healthy, or force.
         command: What is asked.
         now_ms: Unix milliseconds.
 
     Raises:
-        Refused: The state, the step or the variants do not allow it.
+        Refused: The state, the step, the variants or the candidate's health do not allow it.
     """
     inputs = Inputs(run, policy, seen, now_ms, command)
     try:
@@ -300,7 +313,30 @@ def _promote(inputs: Inputs, command: Command) -> Decision:
         known = ", ".join(candidates)
         raise Refused(f"{variant or 'no variant'} given; promote one of: {known}")
     sentence = f"promoted {variant} by {command.actor}"
+    if unknown := _not_known_healthy(inputs.seen, command.cluster):
+        if not command.force:
+            message = f"cannot promote {variant}: {unknown}; wait for it, or force the promotion"
+            raise Refused(message, reason=Reason.WAITING_FOR_UPSTREAM)
+        sentence += f", forced: {unknown}"
     return _end(inputs, command.verb, Reason.OPERATOR, sentence, _judged(inputs), variant)
+
+
+def _not_known_healthy(seen: Seen, cluster: str) -> str:
+    """Why nobody can say that a candidate's upstream was ever healthy; "" = it was.
+
+    A gate that is off does not look, and is believed.
+    """
+    connected = [sidecar for sidecar in seen.sidecars if sidecar.connected]
+    if not connected:
+        return "no sidecar is connected that could say whether it is healthy"
+    silent = [s for s in connected if s.gate is Gate.UNKNOWN]
+    waiting = [s for s in connected if s.gate is Gate.CLOSED and cluster in s.waiting_for]
+    if waiting:
+        count = f"{len(waiting)} of {len(connected)} connected sidecars"
+        return f"{count} found no healthy host in {cluster} yet"
+    if silent:
+        return f"{len(silent)} of {len(connected)} connected sidecars have not reported on it yet"
+    return ""
 
 
 def _operator_rollback(inputs: Inputs, command: Command) -> Decision:

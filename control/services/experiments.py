@@ -180,7 +180,9 @@ class ExperimentService(ExperimentServiceServicer):
         self, request: api.PromoteExperimentRequest, context: Context
     ) -> Experiment:
         """Make a candidate the target's baseline."""
-        return await self._verb(request, context, Input.PROMOTE, variant=request.variant)
+        return await self._verb(
+            request, context, Input.PROMOTE, variant=request.variant, force=request.force
+        )
 
     @answers
     async def RollbackExperiment(
@@ -227,10 +229,11 @@ class ExperimentService(ExperimentServiceServicer):
         *,
         variant: str = "",
         reason: str = "",
+        force: bool = False,
     ) -> Experiment:
         name = name_of(request.name, "experiments")
         call = call_of(request, context, f"{SERVICE}.{verb.title()}Experiment")
-        command = Command(verb=verb, actor=call.actor, variant=variant, reason=reason)
+        command = Command(verb=verb, actor=call.actor, variant=variant, reason=reason, force=force)
         return await self._controller.command(
             name.tenant, name.id, command, call, etag=request.etag
         )

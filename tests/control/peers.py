@@ -156,6 +156,16 @@ class Api:
         """The experiment's state by name."""
         return State.Name((await self.get(name)).status.state).removeprefix("STATE_")
 
+    async def reported(self) -> None:
+        """Wait until every connected sidecar has told its state."""
+        async with asyncio.timeout(10):
+            while True:
+                request = config.ListSidecarsRequest(parent=PARENT)
+                found = (await self.sidecars.ListSidecars(request)).sidecars
+                if found and all(one.report.workers for one in found if one.connected):
+                    return
+                await asyncio.sleep(0.01)
+
     async def until(
         self, condition: Callable[[Experiment], bool], name: str = EXPERIMENT
     ) -> Experiment:

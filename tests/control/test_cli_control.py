@@ -138,7 +138,9 @@ def test_promotion_is_kept_by_apply_and_undone_by_undo(shell: Shell) -> None:
     shell("start", "fraud-v2")
     ambiguous = shell("promote", "fraud-v2")
     assert ambiguous.code in (3, 5)  # two candidates: which one?
-    promoted = shell("promote", "fraud-v2", "--variant", "v3")
+    unknown = shell("promote", "fraud-v2", "--variant", "v3")
+    assert (unknown.code, "no sidecar is connected" in unknown.err) == (5, True)
+    promoted = shell("promote", "fraud-v2", "--variant", "v3", "--force")
     assert (promoted.code, "PROMOTED" in promoted.out) == (0, True)
     assert "fraud-v3:8080" in shell("get", "targets").out
     old_file = shell.apply(TARGET)
@@ -153,7 +155,7 @@ def test_promotion_is_kept_by_apply_and_undone_by_undo(shell: Shell) -> None:
 def test_target_is_undone_or_overwritten_when_that_is_said(shell: Shell) -> None:
     shell.apply(TARGET, EXPERIMENT)
     shell("start", "fraud-v2")
-    shell("promote", "fraud-v2", "--variant", "v2")
+    shell("promote", "fraud-v2", "--variant", "v2", "--force")
     overwritten = shell("apply", "--overwrite-baseline", "-f", shell.file(TARGET))
     assert overwritten.lines == ["target/fraud configured"]
     assert "fraud-v1:8080" in shell("get", "targets").out

@@ -71,7 +71,7 @@ def test_refusal_is_told_beside_the_difference_when_apply_would_be_refused(shell
 def test_promotion_is_named_when_the_file_would_set_it_back(shell: Shell) -> None:
     shell.apply(TARGET, EXPERIMENT)
     shell("start", "fraud-v2")
-    shell("promote", "fraud-v2", "--variant", "v3")
+    shell("promote", "fraud-v2", "--variant", "v3", "--force")
     done = shell("diff", "-f", shell.file(TARGET))
     assert done.code == 1
     assert "apply would refuse this: target/fraud: " in done.err

@@ -62,7 +62,7 @@ def test_status_says_each_end_by_its_own_code(shell: Shell) -> None:
     assert shell("status", "fraud-v2").code == 13
     shell("pause", "fraud-v2")
     assert shell("status", "fraud-v2").code == 13
-    shell("promote", "fraud-v2", "--variant", "v2")
+    shell("promote", "fraud-v2", "--variant", "v2", "--force")
     promoted = shell("status", "fraud-v2", "-o", "json")
     assert (promoted.code, json.loads(promoted.out)["status"]["state"]) == (0, "PROMOTED")
     shell("undo", "fraud-v2")

@@ -34,6 +34,7 @@ from turnout.v1alpha1 import experiment_service_pb2 as service
 from turnout.v1alpha1.common_pb2 import Tombstone
 from turnout.v1alpha1.experiment_pb2 import STATE_ROLLED_BACK, STATE_RUNNING, Experiment
 
+WAITING = experiment_pb2.REASON_WAITING_FOR_UPSTREAM
 SHORT = EXPERIMENT_SPEC.replace("for: 3600s", "for: 1s, minimumRequests: 30")
 
 
@@ -91,6 +92,7 @@ async def test_canary_advances_and_promotes_when_its_checks_pass(
 async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) -> None:
     """The previous baseline serves again, and can be undone to only once."""
     await api.start()
+    await api.reported()
     await api.verb("Promote", variant="v2")
     await sidecar.until(
         lambda me: me.snapshot.targets[0].baseline.upstream.address == "127.0.0.1:8002",
@@ -109,7 +111,7 @@ async def test_promotion_is_undone_when_asked(api: Api, sidecar: FakeSidecar) ->
 async def test_target_goes_back_when_its_promotion_is_undone(api: Api) -> None:
     """UndoTarget does the same as the experiment's undo; there is one previous baseline."""
     await api.start()
-    await api.verb("Promote")
+    await api.verb("Promote", force=True)
     undone = await api.targets.UndoTarget(service.UndoTargetRequest(name=TARGET, request_id="r"))
     assert undone.spec.baseline.upstream.address == "127.0.0.1:8001"
     assert undone.spec.baseline.model.version == "1"
@@ -127,7 +129,7 @@ async def test_undo_is_refused_when_the_previous_baseline_is_no_longer_kept(api:
     await api.create_target(target(TARGET_SPEC + "keepPrevious: 0s\n"))
     await api.create()
     await api.verb("Start")
-    await api.verb("Promote")
+    await api.verb("Promote", force=True)
     assert not (await api.get_target()).status.HasField("previous")
     for call in (
         api.verb("Undo"),
@@ -153,7 +155,9 @@ async def test_ab_step_says_that_analysis_is_pending_when_it_runs(api: Api) -> N
     results = await api.results()
     assert results.primary_reason == experiment_pb2.REASON_ANALYSIS_PENDING
     assert results.primary_sentence
-    assert (await api.verb("Promote")).status.state == experiment_pb2.STATE_PROMOTED
+    promoted = await api.verb("Promote", force=True)
+    assert promoted.status.state == experiment_pb2.STATE_PROMOTED
+    assert "forced: no sidecar is connected" in promoted.status.last_decision.sentence
 
 
 async def test_canary_waits_when_an_upstream_is_not_healthy_yet(
@@ -175,6 +179,42 @@ async def test_canary_waits_when_an_upstream_is_not_healthy_yet(
 
     found = await api.until(waiting)
     assert found.status.step == 0
+
+
+async def test_promotion_is_refused_when_the_candidate_was_never_healthy(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    """FAILED_PRECONDITION by name, while a gate waits or nobody is connected; force overrides."""
+    await api.start()
+    plan = await sidecar.plan()
+    cluster = next(v.cluster.cluster for v in plan.variants if v.name == "v2")
+    sidecar.report.start_gate = True
+    gate = sidecar.report.gates.add(experiment="fraud-v2", epoch=plan.epoch, open=False)
+    gate.waiting_for.append(cluster)
+    sidecar.send(config.StreamRequest(report=sidecar.report))
+    await api.until(lambda e: any(c.reason == WAITING and c.status for c in e.status.conditions))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.verb("Promote")
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(refused.value) == "WAITING_FOR_UPSTREAM"
+    assert cluster in (refused.value.details() or "")
+    assert (await api.get_target()).spec.baseline.upstream.address == "127.0.0.1:8001"
+    gate.open = True
+    del gate.waiting_for[:]
+    sidecar.send(config.StreamRequest(report=sidecar.report))
+    await api.until(lambda e: all(c.reason != WAITING for c in e.status.conditions))
+    promoted = await api.verb("Promote")
+    assert promoted.status.last_decision.sentence.startswith("promoted v2 by ")
+    assert "forced" not in promoted.status.last_decision.sentence
+
+
+async def test_promotion_is_refused_when_no_sidecar_is_connected(api: Api) -> None:
+    await api.start()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.verb("Promote")
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert reason(refused.value) == "WAITING_FOR_UPSTREAM"
+    assert await api.state() == "RUNNING"
 
 
 async def test_deltas_give_equal_counts_when_delivered_twice_and_out_of_order(api: Api) -> None:
@@ -345,6 +385,7 @@ async def test_rollback_wins_when_another_change_is_being_stored(
     """A promotion that a slow disk holds up does not revive what was rolled back meanwhile."""
     await api.start()
     await sidecar.plan()
+    await api.reported()
     commit = plane.store.commit
     held, go_on = asyncio.Event(), asyncio.Event()
 

@@ -22,7 +22,7 @@ from control.rollout.decide import (
 )
 from control.rollout.policy import BreakerPolicy, GuardrailPolicy, Margin, Policy
 from control.rollout.run import PAST_EPOCHS_MAX, Run
-from control.rollout.seen import BucketSeen, Exemplar, Seen, VariantSeen, WindowSeen
+from control.rollout.seen import BucketSeen, Exemplar, Seen, SidecarSeen, VariantSeen, WindowSeen
 from control.rollout.words import Action, Effect, Gate, Input, Kind, Phase, Reason, State
 from tests.control import rollout_worlds as worlds
 from tests.control.rollout_worlds import CONTROL, V2, arm, healthy
@@ -40,9 +40,17 @@ def decided(run: Run, policy: Policy, seen: Seen | None = None, now_ms: int = NO
     return decision
 
 
-def commanded(run: Run, policy: Policy, verb: Input, now_ms: int = NOW_MS, **more: str) -> Decision:
+def commanded(
+    run: Run,
+    policy: Policy,
+    verb: Input,
+    now_ms: int = NOW_MS,
+    *,
+    seen: Seen | None = None,
+    **more: object,
+) -> Decision:
     command = Command(verb, "alice", revision=2, **more)  # type: ignore[arg-type]
-    decision = apply_command(run, policy, healthy(now_ms), command, now_ms=now_ms)
+    decision = apply_command(run, policy, seen or healthy(now_ms), command, now_ms=now_ms)
     assert_replays(decision)
     return decision
 
@@ -328,6 +336,55 @@ def test_promote_is_refused_when_the_variant_is_no_candidate(variant: str) -> No
     policy = worlds.policy(candidates=(V2, "v3"))
     with pytest.raises(Refused, match="promote one of: v2, v3"):
         commanded(worlds.started(policy), policy, Input.PROMOTE, variant=variant)
+
+
+UNHEALTHY = [
+    (
+        (worlds.sidecar(NOW_MS), worlds.sidecar(NOW_MS, gate=Gate.CLOSED)),
+        "1 of 2 connected sidecars found no healthy host in turnout.fraud.v2 yet",
+    ),
+    (
+        (worlds.sidecar(NOW_MS, gate=Gate.UNKNOWN),),
+        "1 of 1 connected sidecars have not reported on it yet",
+    ),
+    ((), "no sidecar is connected that could say whether it is healthy"),
+    (
+        (worlds.sidecar(NOW_MS, connected=False),),
+        "no sidecar is connected that could say whether it is healthy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sidecars", "why"), UNHEALTHY)
+def test_promote_is_refused_when_nobody_found_the_candidate_healthy(
+    sidecars: tuple[SidecarSeen, ...], why: str
+) -> None:
+    """Everybody would be sent to it; force does that all the same, and says so."""
+    run, seen = worlds.started(THREE), healthy(NOW_MS, sidecars=sidecars)
+    cluster = "turnout.fraud.v2"
+    with pytest.raises(Refused, match=why) as refused:
+        commanded(run, THREE, Input.PROMOTE, seen=seen, cluster=cluster)
+    assert refused.value.reason == "WAITING_FOR_UPSTREAM"
+    decision = commanded(run, THREE, Input.PROMOTE, seen=seen, cluster=cluster, force=True)
+    assert (decision.promote_variant, decision.after.state) == (V2, State.PROMOTED)
+    assert decision.sentence == f"promoted v2 by alice, forced: {why}"
+
+
+def test_promote_is_obeyed_when_a_gate_waits_for_another_upstream() -> None:
+    """A baseline that is down is a reason to promote."""
+    seen = healthy(NOW_MS, sidecars=(worlds.sidecar(NOW_MS, gate=Gate.CLOSED),))
+    run = worlds.started(THREE)
+    decision = commanded(run, THREE, Input.PROMOTE, seen=seen, cluster="turnout.fraud.v3")
+    assert decision.sentence == "promoted v2 by alice"
+
+
+@pytest.mark.parametrize("gate", [Gate.CLOSED, Gate.UNKNOWN, None])
+def test_nobody_is_promoted_on_finish_when_the_upstream_is_waited_for(gate: Gate | None) -> None:
+    policy = worlds.policy(promote=True)
+    sidecars = (worlds.sidecar(NOW_MS, gate=gate),) if gate else ()
+    decision = decided(worlds.started(policy), policy, healthy(NOW_MS, sidecars=sidecars))
+    wanted = Reason.WAITING_FOR_UPSTREAM if gate else Reason.NO_SIDECARS
+    assert (decision.action, decision.reason) == (Action.HOLD, wanted)
 
 
 def test_operators_rollback_publishes_first_and_leaves_a_tombstone() -> None:

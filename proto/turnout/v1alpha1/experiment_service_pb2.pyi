@@ -466,11 +466,17 @@ class PromoteExperimentRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     etag: _builtins.str
     request_id: _builtins.str
     variant: _builtins.str
     """The candidate; may be empty when there is only one."""
+    force: _builtins.bool
+    """Also when nobody knows the candidate to be healthy. Without it FAILED_PRECONDITION (reason
+    WAITING_FOR_UPSTREAM) while a connected sidecar's start gate waits for the candidate or has not
+    reported yet, or while no sidecar is connected. The decision's sentence says what was overridden.
+    """
     def __init__(
         self,
         *,
@@ -478,10 +484,11 @@ class PromoteExperimentRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         variant: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "name", b"name", "request_id", b"request_id", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
