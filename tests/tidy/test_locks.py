@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import distributions
 
 import pytest
 
@@ -48,3 +49,14 @@ def test_every_line_of_a_lock_has_a_hash(file: str) -> None:
     lines = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
     assert lines
     assert not [line for line in lines if "--hash=sha256:" not in line]
+
+
+def test_no_two_packages_own_one_file() -> None:
+    """The later of two would silently overwrite the earlier: counting zero spans, answering OK."""
+    owners: dict[str, set[str]] = {}
+    for distribution in distributions():
+        for file in distribution.files or ():
+            if "__pycache__" not in file.parts:
+                owners.setdefault(str(file), set()).add(distribution.metadata["Name"])
+    assert owners
+    assert {file: names for file, names in owners.items() if len(names) > 1} == {}
