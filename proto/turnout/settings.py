@@ -24,6 +24,8 @@ SHARED_KEYS: Final = ("control", "tenant", "output")
 # TURNOUT_CONTROL means the control plane's address to all others. No flag may be called --port:
 # Kubernetes gives every pod a TURNOUT_CONTROL_PORT when there is a Service "turnout-control".
 NAMED_COMMANDS: Final = frozenset({"sidecar", "control", "envoy", "snapshot"})
+# They lift a safeguard: for this once, never by what lies about in an environment or a file.
+TYPED_ONLY: Final = frozenset({"force", "overwrite-baseline"})
 FILE_BYTES_MAX: Final = 256 * 1024
 _META: Final = "turnout.config"
 
@@ -50,7 +52,8 @@ for all commands that ask a control plane:
     webhook: [https://hooks.example/turnout]
   envoy: {bootstrap: {workers: 4}}
 
-Keys that a command does not have are refused, with their line (exit code 2).
+Keys that a command does not have are refused, with their line (exit code 2). What lifts a safeguard
+(--force, --overwrite-baseline) must be typed.
 """
 
 
@@ -146,7 +149,7 @@ def configure(command: Any, words: tuple[str, ...], commands: Collection[str]) -
     if not found:
         return  # nothing to take: a broken file must not keep it from running
     for flag, option in found.items():
-        if option.envvar is None:
+        if option.envvar is None and flag not in TYPED_ONLY:
             option.envvar = variable(words, flag)
             option.show_envvar = False  # said once, below; the help stays readable
             option.get_error_hint = _hint(option.get_error_hint, option.envvar)
@@ -233,7 +236,7 @@ def _defaults(
     for name, section in sections.items():
         if name not in known:
             raise Refused(f"{path}:{section.line}: {_unknown('section', name, known)}")
-    found = options(ctx.command)
+    found = {f: o for f, o in options(ctx.command).items() if f not in TYPED_ONLY}
     chosen: dict[str, Value] = {}
     shared = _keys(path, SHARED_SECTION, sections.get(SHARED_SECTION), SHARED_KEYS)
     if words[0] not in NAMED_COMMANDS:

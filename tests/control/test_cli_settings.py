@@ -184,8 +184,12 @@ def test_no_two_options_of_one_command_share_a_variable_and_none_is_without() ->
                 continue
             found = settings.options(command)
             variables = [option.envvar for option in found.values()]
-            expected = [settings.variable(words, flag) for flag in found]
-            assert len(set(variables)) == len(variables), words
+            expected = [
+                None if flag in settings.TYPED_ONLY else settings.variable(words, flag)
+                for flag in found
+            ]
+            named = [name for name in variables if name]
+            assert len(set(named)) == len(named), words
             assert variables == expected
 
 
@@ -197,6 +201,18 @@ def test_no_variable_is_one_that_kubernetes_sets_for_a_service() -> None:
         for flag in settings.options(command) if not hasattr(command, "commands") else ():
             injected = ("PORT", "SERVICE_HOST", "SERVICE_PORT")
             assert not settings.variable((name,), flag).endswith(injected), (name, flag)
+
+
+def test_safeguard_is_lifted_only_by_what_is_typed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.yaml"
+    kept.write_text("mine")
+    words: tuple[object, ...] = ("init", "--target", "a", "--baseline", "b:1", "--candidate", "c:1")
+    words += ("--unit-header", "x-user-id", "--kind", "ab", "-o", kept)
+    assert turnout(*words, TURNOUT_FORCE="1").code == 1
+    file = written(tmp_path, "init: {force: true}")
+    refused = turnout(*words, "--config", file)
+    assert (refused.code, ":1: init: unknown flag 'force'" in refused.err) == (2, True)
+    assert kept.read_text() == "mine"
 
 
 def test_switches_come_from_the_environment_in_the_usual_words(tmp_path: Path) -> None:
