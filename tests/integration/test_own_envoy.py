@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.integration.fakecontrol import CountKey
 from tests.integration.harness import (
     BIN,
     Pod,
@@ -17,7 +18,9 @@ from tests.integration.harness import (
     one_experiment,
     wait_for,
 )
+from tests.integration.snapshots import EXPERIMENT
 from turnout.v1alpha1.common_pb2 import Upstream
+from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, ROLE_SHADOW
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
 
 OWN = """
@@ -135,11 +138,6 @@ async def test_own_envoy_splits_when_patched() -> None:
         assert [a.status for a in hello] == [200, 200]
         assert (await envoy.stats("http.web.ext_proc.turnout."))["streams_started"] == started
 
-        async def counted() -> bool:
-            return await stage.metric("turnout_sidecar_requests_total") >= 0
-
-        await wait_for(counted, "metrics are served")
-
 
 async def test_own_envoy_serves_its_default_when_the_sidecar_is_away() -> None:
     async with Stage() as stage:
@@ -197,3 +195,42 @@ async def test_a_promotion_takes_effect_although_the_default_route_is_the_users(
         assert {(a.status, a.variant) for a in answers} == {(200, "")}
         await stage.kill_sidecar()
         assert [a.pod for a in await stage.users(["u"])] == ["v1"]
+
+
+async def test_accounts_are_complete_when_the_envoy_is_the_users() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+        fake = await stage.fake_control()
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.3}, shadow=("v2", 1.0)))
+        await patched(stage, own_text(stage, v1, v2), snapshot)
+        await stage.start_envoy()
+        await stage.sidecar(control=fake.address)
+        fake.push(snapshot)
+        await fake.serving(snapshot)
+        await stage.enrols(user="probe")
+        v2.status = 500
+        answers = await stage.users(USERS)
+        stamped = Counter(a.variant for a in answers if a.variant)
+
+        def folded() -> bool:
+            served = fake.total("requests")
+            errors = fake.total("errors")
+            return (
+                served[key("control", ROLE_SERVED)] >= stamped["control"]
+                and errors[key("v2", ROLE_SERVED)] == stamped["v2"]
+                and errors[key("v2", ROLE_SHADOW)] > 0
+            )
+
+        await wait_for(folded, "everything is folded")
+        # A copy that crashes is the candidate's as a shadow, never control's.
+        assert fake.total("errors")[key("control", ROLE_SERVED)] == 0
+        # What goes by while the sidecar is dead, by Envoy's own count, under the user's prefix.
+        before = sum(fake.unstamped().values())
+        await stage.kill_sidecar()
+        await stage.users(["u"] * 20)
+        await stage.sidecar(control=fake.address)
+        await wait_for(lambda: sum(fake.unstamped().values()) >= before + 20, "all are counted")
+
+
+def key(variant: str, role: int) -> CountKey:
+    return CountKey(EXPERIMENT, 1, variant, role)
