@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from control.services.errors import lenient
+from control.services.errors import checked_stream, lenient, refuse_malformed
 
 PREFIX: Final = "turnout_control_"
 REQUEST_BYTES_MAX: Final = 8 * 1024
@@ -93,14 +93,17 @@ class CountCalls(grpc.aio.ServerInterceptor):
         if handler is None:
             self._metrics.rpcs.labels("unknown", "UNIMPLEMENTED").inc()
             return handler
-        if handler.request_streaming or handler.response_streaming:
-            return handler
+        if handler.request_streaming:
+            return handler  # reads bytes, and refuses what it cannot
+        if handler.response_streaming:
+            return checked_stream(handler)
         behaviour = handler.unary_unary
         assert behaviour is not None
 
         async def counted(request: Any, context: Any) -> Any:
             code = "OK"
             try:
+                await refuse_malformed(request, context)
                 return await behaviour(request, context)
             except BaseException:
                 set_code = context.code()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ class Malformed(NamedTuple):
 
 
 def lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer that gives `Malformed` to the method, which refuses it, instead of raising."""
+    """A deserializer that gives `Malformed` instead of raising; see `refuse_malformed`."""
     if parse is None:
         return None
 
@@ -53,13 +54,41 @@ def lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | No
     return parsed
 
 
+async def refuse_malformed(request: object, context: Context) -> None:
+    """End the call when its bytes were not the message."""
+    if isinstance(request, Malformed):
+        await abort(context, request.refusal())
+
+
+def checked_stream(
+    handler: grpc.RpcMethodHandler[Any, Any],
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A server-streaming method, ours or grpc's own, that refuses malformed requests."""
+    behaviour: Any = handler.unary_stream
+
+    async def yields(request: Any, context: Any) -> AsyncIterator[Any]:
+        await refuse_malformed(request, context)
+        async for reply in behaviour(request, context):
+            yield reply
+
+    async def writes(request: Any, context: Any) -> None:
+        await refuse_malformed(request, context)
+        await behaviour(request, context)
+
+    # grpc asks the function which of the two it is.
+    checked: Any = yields if inspect.isasyncgenfunction(behaviour) else writes
+    return grpc.unary_stream_rpc_method_handler(
+        checked,
+        request_deserializer=lenient(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
 def answers(method: Method[Reply]) -> Method[Reply]:
     """Turn refusals of a unary method into a status with details."""
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Any, context: Context) -> Reply:
-        if isinstance(request, Malformed):
-            await abort(context, request.refusal())
         # A client that gives up must not cut a change in two: what is stored would not be known.
         task: asyncio.Task[Reply] = asyncio.create_task(_awaited(method(self, request, context)))
         _running.add(task)

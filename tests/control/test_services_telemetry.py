@@ -171,6 +171,25 @@ async def test_outcomes_are_refused_when_malformed(api: Api) -> None:
         assert reason(refused.value) == "MALFORMED"
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "turnout.v1alpha1.ExperimentService/WatchExperiments",
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+    ],
+)
+async def test_request_is_refused_when_it_is_no_message(api: Api, method: str) -> None:
+    """Streams and grpc's own services too: INVALID_ARGUMENT."""
+    kind = api.channel.unary_unary if method.endswith("Check") else api.channel.unary_stream
+    make: Any = kind
+    call = make(f"/{method}")(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await (call if method.endswith("Check") else call.read())
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+    assert reason(refused.value) == "MALFORMED"
+
+
 async def test_spans_are_refused_when_malformed(api: Api) -> None:
     """INVALID_ARGUMENT for the whole request, whatever the fault."""
     await api.create_target()
