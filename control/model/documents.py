@@ -33,6 +33,8 @@ _TOP_FIELDS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA_OUTPUT: Final = ("uid", "revision", "createTime", "updateTime")
 _METADATA_FIELDS: Final = ("name", "tenant", "labels", "etag", *_METADATA_OUTPUT)
 
+# Not implemented and refused by name; nobody can know yet how they are written.
+_SHAPELESS: Final = ("OverrideSpec", "HoldoutSpec")
 _INTEGERS: Final = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -210,6 +212,8 @@ class _Reader:
             self.report.add(
                 path, "null", "must have a value; leave the field out instead", node.line
             )
+        elif field_.message_type is not None and field_.message_type.name in _SHAPELESS:
+            getattr(message, field_.name).add()
         elif isinstance(message, Margin) and field_.name == "absolute":
             self._margin(node, message, path)
         elif field_.message_type is not None and field_.message_type.GetOptions().map_entry:

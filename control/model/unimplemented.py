@@ -19,7 +19,7 @@ def unimplemented_target(spec: TargetSpec) -> list[str]:
     """Field paths of features that are not implemented."""
     match = spec.match
     named = (("modelName", match.model_name), ("modelVersion", match.model_version))
-    return [f"spec.match.{field}" for field, value in named if value]
+    return [*(f"spec.match.{field}" for field, value in named if value), *_planned(spec)]
 
 
 def unimplemented_experiment(spec: ExperimentSpec) -> list[str]:
@@ -52,6 +52,13 @@ def _experiment(spec: ExperimentSpec) -> Iterator[str]:
         yield "spec.holdback"
     if spec.safety.autonomous:
         yield "spec.safety.autonomous"
+    yield from _planned(spec)
+
+
+def _planned(spec: TargetSpec | ExperimentSpec) -> Iterator[str]:
+    for field, value in (("overrides", spec.overrides), ("holdouts", spec.holdouts)):
+        if value:
+            yield f"spec.{field}"
 
 
 def _step(step: Step) -> Iterator[str]:

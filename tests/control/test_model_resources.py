@@ -508,6 +508,9 @@ def test_files_are_refused_when_they_must_stand_by_themselves_and_do_not() -> No
         ("  onFinish:", "  - bandit: {algorithm: x}\n  onFinish:", "spec.steps[3].bandit"),
         ("  onFinish:", "  holdback: {fraction: 0.1, for: 1d}\n  onFinish:", "spec.holdback"),
         ("alpha: 0.001", "autonomous: true", "spec.safety.autonomous"),
+        ("  onFinish:", "  overrides: [{units: [a], variant: v2}]\n  onFinish:", "spec.overrides"),
+        ("  onFinish:", "  overrides: {alice: v2}\n  onFinish:", "spec.overrides"),
+        ("  onFinish:", "  holdouts: [{fraction: 0.1, salt: x}]\n  onFinish:", "spec.holdouts"),
     ],
 )
 def test_feature_is_named_and_is_no_fault_when_it_is_not_implemented(
@@ -635,6 +638,13 @@ def test_target_is_good_when_the_same_match_is_another_tenants() -> None:
     match = '{hosts: ["fraud.risk.svc"], pathPrefix: /v2/models/fraud}'
     other = replaced(_second_target(match), "tenant: risk", "tenant: other")
     assert violations_of(TARGET + "---" + other) == []
+
+
+@pytest.mark.parametrize("feature", ["holdouts", "overrides"])
+def test_feature_of_a_target_is_named_when_it_is_not_implemented(feature: str) -> None:
+    text = replaced(TARGET, "  timeout:", f"  {feature}: [{{x: 1}}]\n  timeout:")
+    assert violations_of(text) == []
+    assert unimplemented(document(text)) == [f"spec.{feature}"]
 
 
 def _second_target(match: str) -> str:

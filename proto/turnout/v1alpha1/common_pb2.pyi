@@ -169,6 +169,55 @@ class Stratum(_message.Message):
 Global___Stratum: _TypeAlias = Stratum  # noqa: Y015
 
 @_typing.final
+class OverrideSpec(_message.Message):
+    """Not implemented, and refused by name whatever it holds: units that get a variant whatever their bucket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNITS_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        variant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["units", b"units", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OverrideSpec: _TypeAlias = OverrideSpec  # noqa: Y015
+
+@_typing.final
+class HoldoutSpec(_message.Message):
+    """Not implemented, and refused by name whatever it holds: a range of units that is in no experiment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    fraction: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        fraction: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldoutSpec: _TypeAlias = HoldoutSpec  # noqa: Y015
+
+@_typing.final
 class Unit(_message.Message):
     """What is kept on one variant."""
 

@@ -305,6 +305,8 @@ class ExperimentSpec(_message.Message):
     HOLDBACK_FIELD_NUMBER: _builtins.int
     SAFETY_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    HOLDOUTS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Id of the target, in the same tenant. Required."""
     control: _builtins.str
@@ -347,6 +349,14 @@ class ExperimentSpec(_message.Message):
 
     @_builtins.property
     def safety(self) -> Global___Safety: ...
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OverrideSpec]:
+        """Not implemented."""
+
+    @_builtins.property
+    def holdouts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.HoldoutSpec]:
+        """Not implemented."""
+
     def __init__(
         self,
         *,
@@ -363,10 +373,12 @@ class ExperimentSpec(_message.Message):
         holdback: Global___Holdback | None = ...,
         safety: Global___Safety | None = ...,
         salt: _builtins.str = ...,
+        overrides: _abc.Iterable[_common_pb2.OverrideSpec] | None = ...,
+        holdouts: _abc.Iterable[_common_pb2.HoldoutSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holdback", b"holdback", "layer", b"layer", "metrics", b"metrics", "safety", b"safety", "segment", b"segment", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "holdback", b"holdback", "layer", b"layer", "metrics", b"metrics", "on_finish", b"on_finish", "safety", b"safety", "salt", b"salt", "segment", b"segment", "steps", b"steps", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "holdback", b"holdback", "holdouts", b"holdouts", "layer", b"layer", "metrics", b"metrics", "on_finish", b"on_finish", "overrides", b"overrides", "safety", b"safety", "salt", b"salt", "segment", b"segment", "steps", b"steps", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

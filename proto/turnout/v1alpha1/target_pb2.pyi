@@ -107,6 +107,8 @@ class TargetSpec(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     KEEP_PREVIOUS_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    HOLDOUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def match(self) -> Global___RequestMatch:
         """Required."""
@@ -123,6 +125,14 @@ class TargetSpec(_message.Message):
     def keep_previous(self) -> _duration_pb2.Duration:
         """How long the previous baseline can be undone to after a promotion. Default 24h; 0s..30d."""
 
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OverrideSpec]:
+        """Not implemented."""
+
+    @_builtins.property
+    def holdouts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.HoldoutSpec]:
+        """Not implemented."""
+
     def __init__(
         self,
         *,
@@ -130,10 +140,12 @@ class TargetSpec(_message.Message):
         baseline: Global___Baseline | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         keep_previous: _duration_pb2.Duration | None = ...,
+        overrides: _abc.Iterable[_common_pb2.OverrideSpec] | None = ...,
+        holdouts: _abc.Iterable[_common_pb2.HoldoutSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "keep_previous", b"keep_previous", "match", b"match", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "keep_previous", b"keep_previous", "match", b"match", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "holdouts", b"holdouts", "keep_previous", b"keep_previous", "match", b"match", "overrides", b"overrides", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
