@@ -244,7 +244,7 @@ class ExperimentService(ExperimentServiceServicer):
     async def WatchExperiments(
         self, request: api.WatchExperimentsRequest, context: Context
     ) -> AsyncIterator[api.WatchExperimentsResponse]:
-        """First the present state, then one event per change."""
+        """First the present state, then one event per change; a name must exist."""
         parent, only = tenant_of(request.parent), ""
         if request.name:
             named = name_of(request.name, "experiments")
@@ -252,6 +252,8 @@ class ExperimentService(ExperimentServiceServicer):
                 rule = f"must be an experiment of {request.parent}"
                 raise invalid([Fault("name", shorten(request.name), rule)])
             only = named.id
+            if not self._present(parent, only):
+                raise not_found(request.name)
         watch = self._watches.open(parent, only)
         try:
             known = set()

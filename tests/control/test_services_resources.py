@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -242,6 +244,8 @@ UNIMPLEMENTED = {
         CANARY,
         "- canary: {split: {v2: 0.05}, for: 3600s, onUndecided: ON_UNDECIDED_ROLLBACK}",
     ),
+    "spec.overrides": EXPERIMENT_SPEC + "overrides: [{units: [alice], variant: v2}]\n",
+    "spec.holdouts": EXPERIMENT_SPEC + "holdouts: [{name: all, fraction: 0.1}]\n",
     "spec.unit.jwtClaim": changed(UNIT, "unit: {jwtClaim: sub}"),
     "spec.unit.session": changed(UNIT, "unit: {session: sid}"),
     "spec.unit.queryParameter": changed(UNIT, "unit: {queryParameter: user}"),
@@ -378,6 +382,18 @@ async def test_watch_is_refused_when_the_name_is_another_tenants(api: Api) -> No
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await api.experiments.WatchExperiments(request).read()
     assert "name" in violations(refused.value)
+
+
+async def test_watch_is_refused_when_the_experiment_does_not_exist(api: Api) -> None:
+    """Not a stream that is silent for ever."""
+    await api.create_target()
+    call = api.experiments.WatchExperiments(
+        service.WatchExperimentsRequest(parent=PARENT, name=EXPERIMENT)
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async with asyncio.timeout(10):
+            await call.read()
+    assert refused.value.code() is CODE.NOT_FOUND
 
 
 async def test_audit_tells_who_changed_what_when_asked(api: Api) -> None:

@@ -623,7 +623,7 @@ class WatchExperimentsRequest(_message.Message):
     parent: _builtins.str
     """tenants/{tenant}"""
     name: _builtins.str
-    """Only this one; empty = all of the tenant."""
+    """Only this one, which must exist (else NOT_FOUND); empty = all of the tenant."""
     def __init__(
         self,
         *,
