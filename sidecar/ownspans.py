@@ -1,19 +1,21 @@
 """The supervisor's own spans: from a snapshot's arrival to the workers' serving it.
 
-Owns the OpenTelemetry SDK and its export, on a thread of its own. Imported only when there is a
-backend: a sidecar without one stays as small as it was.
+Owns the OpenTelemetry SDK and the export over the supervisor's own gRPC, without threads. Imported
+only when there is a backend: a sidecar without one stays as small as it was.
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import logging
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+import grpc
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -21,16 +23,61 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from sidecar.tracing import Tracing
 
 SERVICE_NAME: Final = "turnout-sidecar"
-EXPORT_EVERY_MS: Final = 500
-EXPORT_TIMEOUT_S: Final = 5
-QUEUE_SPANS: Final = 1_024
+EXPORT_EVERY_S: Final = 0.5
+EXPORT_TIMEOUT_S: Final = 2.0
 CLOSE_S: Final = 1.0
+# What waits for a backend that is gone; then the oldest go.
+WAITING_MAX: Final = 1_024
 # Snapshots that are being applied at the same time; only the newest matter.
 OPEN_MAX: Final = 16
 
+_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+# A proxy from the environment is no part of what the operator named.
+_OPTIONS: Final = (("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 5_000))
+_LOG = logging.getLogger(__name__)
+
+
+class _Export(SpanProcessor):
+    """Sends ended spans, a few at a time; a failed attempt is made again with the next."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._waiting: deque[ReadableSpan] = deque(maxlen=WAITING_MAX)
+        self._failing = False
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._waiting.append(span)
+
+    async def run(self) -> None:
+        """Send until cancelled, and then once more."""
+        async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+            call: Any = channel.unary_unary(_METHOD)
+            try:
+                while True:
+                    await asyncio.sleep(EXPORT_EVERY_S)
+                    await self._send(call, EXPORT_TIMEOUT_S)
+            finally:
+                await self._send(call, CLOSE_S)
+
+    async def _send(self, call: Any, timeout_s: float) -> None:
+        spans = list(self._waiting)
+        if not spans:
+            return
+        self._waiting.clear()
+        try:
+            await call(encode_spans(spans).SerializeToString(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            if not self._failing:
+                code = error.code().name
+                _LOG.warning("spans are not taken by %s: %s", self._address, code)
+            self._failing = True
+            self._waiting = deque([*spans, *self._waiting], maxlen=WAITING_MAX)
+            return
+        self._failing = False
+
 
 class OwnSpans(Tracing):
-    """Makes the spans and sends them.
+    """Makes the spans and sends them; needs a running loop.
 
     Args:
         address: HOST:PORT that takes OTLP/gRPC.
@@ -50,21 +97,20 @@ class OwnSpans(Tracing):
             "service.version": version,
             "service.instance.id": node,
         }
-        self._provider = TracerProvider(
+        provider = TracerProvider(
             sampler=ALWAYS_ON, resource=Resource.create(about), shutdown_on_exit=False
         )
-        exporter = OTLPSpanExporter(endpoint=address, insecure=True, timeout=EXPORT_TIMEOUT_S)
-        self._provider.add_span_processor(
-            BatchSpanProcessor(
-                exporter, max_queue_size=QUEUE_SPANS, schedule_delay_millis=EXPORT_EVERY_MS
-            )
-        )
-        self._tracer = self._provider.get_tracer("turnout.sidecar", version)
+        export = _Export(address)
+        provider.add_span_processor(export)
+        self._tracer = provider.get_tracer("turnout.sidecar", version)
+        self._task = asyncio.get_running_loop().create_task(export.run())
         self._open: dict[int, Span] = {}
 
     def received(self, version: int, traceparent: str) -> None:
         """Begin a span below the push's."""
         context = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+        if version in self._open:  # again after a new connection
+            self._open.pop(version).end(self._clock_ns())
         self._open[version] = self._tracer.start_span(
             "apply",
             context=context,
@@ -84,8 +130,7 @@ class OwnSpans(Tracing):
             span.set_attribute("turnout.overtaken", number != version)
             span.end(self._clock_ns())
 
-    def close(self) -> None:
-        """Send what was not sent yet, for at most a second: a backend may be gone."""
-        thread = threading.Thread(target=self._provider.shutdown, daemon=True)
-        thread.start()
-        thread.join(CLOSE_S)
+    async def close(self) -> None:
+        """Send what was not sent yet, in at most about a second."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

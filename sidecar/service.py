@@ -80,7 +80,7 @@ async def _serve(options: Options) -> None:
         if metrics is not None:
             metrics.close()
         supervisor.close()
-        tracing.close()
+        await tracing.close()
 
 
 def _tracing(options: Options) -> Tracing:
@@ -143,5 +143,3 @@ async def _last_ack(supervisor: Supervisor, client: ConfigClient) -> None:
             while client.connected and supervisor.deltas.pending():
                 supervisor.acknowledged.clear()
                 await supervisor.acknowledged.wait()
-    if left := len(supervisor.deltas.pending()):
-        _LOG.error("%d batch(es) of counts were not acknowledged: lost", left)

@@ -16,7 +16,7 @@ class Tracing:
     def applied(self, version: int, *, refusal: str = "") -> None:
         """The workers serve a snapshot, or it is refused (`refusal` is not empty)."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Send what was not sent yet; takes a bounded time."""
 
 
