@@ -23,6 +23,7 @@ from control.rollout.words import Input
 from control.services.calls import call_of, check_id
 from control.services.errors import Context, answers, streams
 from control.services.requests import (
+    Listing,
     bad_page_token,
     check_reason,
     check_size,
@@ -106,7 +107,8 @@ class ExperimentService(ExperimentServiceServicer):
     ) -> api.ListExperimentsResponse:
         """List experiments by name."""
         tenant = self._controller.ledger.find(tenant_of(request.parent))
-        size, after = page_size(request.page_size), page_key(request.page_token)
+        listing = Listing("experiments", request.parent)
+        size, after = page_size(request.page_size), page_key(listing, request.page_token)
         names = sorted(n for n in (tenant.experiments if tenant else ()) if n > after)
         response = api.ListExperimentsResponse()
         if tenant is not None:
@@ -114,7 +116,7 @@ class ExperimentService(ExperimentServiceServicer):
             size = fitting(page)
             response.experiments.extend(page[:size])
         if len(names) > size:
-            response.next_page_token = page_token(names[size - 1])
+            response.next_page_token = page_token(listing, names[size - 1])
         return response
 
     @answers
@@ -289,7 +291,8 @@ class ExperimentService(ExperimentServiceServicer):
     ) -> api.ListDecisionsResponse:
         """List decisions, newest first."""
         name = name_of(request.parent, "experiments", field="parent")
-        size, token = page_size(request.page_size), page_key(request.page_token)
+        listing = Listing("decisions", request.parent)
+        size, token = page_size(request.page_size), page_key(listing, request.page_token)
         await self._controller.ledger.settled(name.tenant)
 
         async def read(count: int) -> Page[DecisionRecord]:
@@ -306,7 +309,7 @@ class ExperimentService(ExperimentServiceServicer):
             raise bad_page_token(request.page_token) from error
         response = api.ListDecisionsResponse(decisions=decisions[:count])
         if page.next_token:
-            response.next_page_token = page_token(page.next_token)
+            response.next_page_token = page_token(listing, page.next_token)
         return response
 
     def _present(self, parent: str, only: str) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -104,13 +105,16 @@ def check_size(message: Message) -> None:
 
 
 def page_size(asked: int) -> int:
-    """How many rows a page has.
+    """How many rows a page has: the default for 0, the most that there may be for more.
 
     Raises:
         Refused: INVALID_ARGUMENT, negative.
     """
     if asked < 0:
-        raise invalid([Fault("pageSize", str(asked), f"must be 0..{PAGE_SIZE_MAX}")])
+        rule = (
+            f"must not be negative; 0 means {PAGE_SIZE_DEFAULT}, above {PAGE_SIZE_MAX} means that"
+        )
+        raise invalid([Fault("pageSize", str(asked), rule)])
     return min(asked or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
 
 
@@ -125,23 +129,45 @@ def fitting(messages: Iterable[Message]) -> int:
     return count
 
 
-def page_token(key: str) -> str:
-    """An opaque token that continues after `key`."""
-    return base64.urlsafe_b64encode(b"1:" + key.encode()).decode().rstrip("=")
+class Listing(NamedTuple):
+    """Which list a page is of; a token of another list is refused.
+
+    Attributes:
+        kind: What is listed.
+        parent: Of which resource.
+        only: The filter, "" = none.
+    """
+
+    kind: str
+    parent: str
+    only: str = ""
+
+    @property
+    def mark(self) -> bytes:
+        """What its tokens begin with; short, and without a colon."""
+        text = "\0".join(self).encode()
+        return hashlib.blake2b(text, digest_size=6).hexdigest().encode()
 
 
-def page_key(token: str) -> str:
+def page_token(listing: Listing, key: str) -> str:
+    """An opaque token that continues a list after `key`."""
+    raw = b"2:%b:%b" % (listing.mark, key.encode())
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def page_key(listing: Listing, token: str) -> str:
     """The key in a page token; empty for the first page.
 
     Raises:
-        Refused: INVALID_ARGUMENT, not a token of ours.
+        Refused: INVALID_ARGUMENT, not a token of this list.
     """
     if not token:
         return ""
     try:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-        version, _, key = raw.partition(b":")
-        if version == b"1":
+        version, _, rest = raw.partition(b":")
+        mark, _, key = rest.partition(b":")
+        if version == b"2" and mark == listing.mark and key:
             return key.decode()
     except (binascii.Error, ValueError):
         pass

@@ -11,6 +11,7 @@ from control.refusals import not_found
 from control.rollout.ledger import Ledger
 from control.services.errors import Context, answers
 from control.services.requests import (
+    Listing,
     bad_page_token,
     fitting,
     page_key,
@@ -69,7 +70,8 @@ class AuditService(AuditServiceServicer):
     ) -> experiment_service_pb2.ListAuditEventsResponse:
         """List audit events, newest first."""
         tenant = tenant_of(request.parent)
-        size, token = page_size(request.page_size), page_key(request.page_token)
+        listing = Listing("auditEvents", request.parent, request.resource)
+        size, token = page_size(request.page_size), page_key(listing, request.page_token)
         await self._ledger.settled(tenant)
 
         async def read(count: int) -> Page[AuditRecord]:
@@ -88,7 +90,7 @@ class AuditService(AuditServiceServicer):
             raise bad_page_token(request.page_token) from error
         response = experiment_service_pb2.ListAuditEventsResponse(events=events[:count])
         if page.next_token:
-            response.next_page_token = page_token(page.next_token)
+            response.next_page_token = page_token(listing, page.next_token)
         return response
 
 

@@ -16,6 +16,7 @@ from control.rollout.tenants import Tenants
 from control.services.calls import call_of, check_id
 from control.services.errors import Context, answers
 from control.services.requests import (
+    Listing,
     check_size,
     fitting,
     merged,
@@ -66,7 +67,8 @@ class TargetService(TargetServiceServicer):
     ) -> api.ListTargetsResponse:
         """List targets by name."""
         tenant = self._controller.ledger.find(tenant_of(request.parent))
-        size, after = page_size(request.page_size), page_key(request.page_token)
+        listing = Listing("targets", request.parent)
+        size, after = page_size(request.page_size), page_key(listing, request.page_token)
         names = sorted(n for n in (tenant.targets if tenant else ()) if n > after)
         response = api.ListTargetsResponse()
         if tenant is not None:
@@ -74,7 +76,7 @@ class TargetService(TargetServiceServicer):
             size = fitting(page)
             response.targets.extend(page[:size])
         if len(names) > size:
-            response.next_page_token = page_token(names[size - 1])
+            response.next_page_token = page_token(listing, names[size - 1])
         return response
 
     @answers

@@ -185,6 +185,49 @@ async def test_list_has_everything_once_when_read_in_pages(api: Api) -> None:
     assert refused.value.code() is CODE.INVALID_ARGUMENT
 
 
+async def test_page_token_is_refused_when_it_is_of_another_list(api: Api) -> None:
+    """Of another kind, parent or filter: its rows would be silently skipped."""
+    await api.create_target()
+    await api.create_target(target(TARGET_ELSEWHERE), target_id="other")
+    page = await api.targets.ListTargets(service.ListTargetsRequest(parent=PARENT, page_size=1))
+    audit = await api.audit.ListAuditEvents(
+        service.ListAuditEventsRequest(parent=PARENT, page_size=1)
+    )
+    token, events = page.next_page_token, audit.next_page_token
+    assert token
+    assert events
+    for call in (
+        api.targets.ListTargets(
+            service.ListTargetsRequest(parent="tenants/other", page_token=token)
+        ),
+        api.targets.ListTargets(service.ListTargetsRequest(parent=PARENT, page_token=events)),
+        api.experiments.ListExperiments(
+            service.ListExperimentsRequest(parent=PARENT, page_token=token)
+        ),
+        api.experiments.ListDecisions(
+            service.ListDecisionsRequest(parent=EXPERIMENT, page_token=events)
+        ),
+        api.audit.ListAuditEvents(
+            service.ListAuditEventsRequest(parent=PARENT, resource=TARGET, page_token=events)
+        ),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is CODE.INVALID_ARGUMENT
+        assert list(violations(refused.value)) == ["pageToken"]
+
+
+async def test_page_size_is_reduced_when_too_large_and_refused_when_negative(api: Api) -> None:
+    await api.create_target()
+    page = await api.targets.ListTargets(
+        service.ListTargetsRequest(parent=PARENT, page_size=1_000_000)
+    )
+    assert len(page.targets) == 1
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.targets.ListTargets(service.ListTargetsRequest(parent=PARENT, page_size=-1))
+    assert "above 1000 means that" in violations(refused.value)["pageSize"]
+
+
 async def test_name_is_refused_when_taken_or_missing(api: Api) -> None:
     """ALREADY_EXISTS, NOT_FOUND, and FAILED_PRECONDITION for a missing target."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:

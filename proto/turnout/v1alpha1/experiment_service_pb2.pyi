@@ -85,8 +85,11 @@ class ListTargetsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     page_size: _builtins.int
-    """1..1000, default 100."""
+    """1..1000, default 100.
+    Default 100; above 1000 means 1000; negative is refused. A page may have fewer.
+    """
     page_token: _builtins.str
+    """next_page_token of the same list, with the same parent and filter; another one is refused."""
     def __init__(
         self,
         *,
@@ -267,7 +270,9 @@ class ListExperimentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     page_size: _builtins.int
+    """Default 100; above 1000 means 1000; negative is refused. A page may have fewer."""
     page_token: _builtins.str
+    """next_page_token of the same list, with the same parent and filter; another one is refused."""
     def __init__(
         self,
         *,
@@ -789,7 +794,9 @@ class ListDecisionsRequest(_message.Message):
     parent: _builtins.str
     """tenants/{tenant}/experiments/{experiment}"""
     page_size: _builtins.int
+    """Default 100; above 1000 means 1000; negative is refused. A page may have fewer."""
     page_token: _builtins.str
+    """next_page_token of the same list, with the same parent and filter; another one is refused."""
     def __init__(
         self,
         *,
@@ -885,7 +892,9 @@ class ListAuditEventsRequest(_message.Message):
     resource: _builtins.str
     """Only of this resource; empty = all."""
     page_size: _builtins.int
+    """Default 100; above 1000 means 1000; negative is refused. A page may have fewer."""
     page_token: _builtins.str
+    """next_page_token of the same list, with the same parent and filter; another one is refused."""
     def __init__(
         self,
         *,
