@@ -78,8 +78,8 @@ class ConfigClient:
         self._outgoing: asyncio.Queue[StreamRequest] | None = None
         self._call: Any = None
         self._reported = SidecarReport()
-        # seq -> when it was last sent on this stream.
-        self._sent_ms: dict[int, int] = {}
+        # (instance, seq) -> when it was last sent on this stream.
+        self._sent_ms: dict[tuple[str, int], int] = {}
         self.connects = 0
         self.last_error = ""
 
@@ -109,12 +109,13 @@ class ConfigClient:
             return
         now = monotonic_ms()
         batches = self._peer.pending()
-        kept = {batch.seq for batch in batches}
-        self._sent_ms = {seq: sent for seq, sent in self._sent_ms.items() if seq in kept}
+        kept = {(batch.instance_id, batch.seq) for batch in batches}
+        self._sent_ms = {key: sent for key, sent in self._sent_ms.items() if key in kept}
         for batch in batches:
-            sent = self._sent_ms.get(batch.seq)
+            key = (batch.instance_id, batch.seq)
+            sent = self._sent_ms.get(key)
             if sent is None or now - sent >= RESEND_S * 1000:
-                self._sent_ms[batch.seq] = now
+                self._sent_ms[key] = now
                 self.send(StreamRequest(deltas=batch))
 
     def send_report(self, *, always: bool = False) -> None:

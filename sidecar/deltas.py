@@ -5,8 +5,8 @@ and the queue of batches. Refuses bytes that do not decode. Sending is the calle
 """
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -21,6 +21,7 @@ from sidecar.fold import (
     SlotKey,
     TargetCounts,
 )
+from sidecar.unstamped import Accounted
 from turnout.v1alpha1.common_pb2 import BadEventKind
 from turnout.v1alpha1.config_service_pb2 import (
     CountDelta,
@@ -233,8 +234,26 @@ def _unpack(data: bytes) -> tuple[int, ...]:
 # -- The queue ------------------------------------------------------------------------------------
 
 
+class Pending(NamedTuple):
+    """A batch that is not acknowledged.
+
+    Attributes:
+        batch: With its instance and number.
+        accounted: How far Envoy's own counter is in this batch and those before it.
+        size: Bytes of the batch.
+    """
+
+    batch: DeltaBatch
+    accounted: Accounted | None
+    size: int
+
+
 class DeltaLog:
-    """Numbered batches of one supervisor's life, kept until the control plane has them on disk."""
+    """Numbered batches, kept until the control plane has them on disk.
+
+    They are those of one supervisor's life, and before them what an earlier one left behind: each
+    under the instance and number it was made with, so that sending it twice changes nothing.
+    """
 
     def __init__(self, instance_id: str) -> None:
         """Begin at number 1.
@@ -246,41 +265,55 @@ class DeltaLog:
         # Batches that were thrown away unacknowledged since the start.
         self.dropped = 0
         self._next_seq = 1
-        # seq -> (batch, bytes), oldest first.
-        self._pending: dict[int, tuple[DeltaBatch, int]] = {}
+        # By (instance, seq), oldest first.
+        self._pending: dict[tuple[str, int], Pending] = {}
         self._pending_bytes = 0
 
-    def append(self, delta: FoldDelta, created_ms: int) -> DeltaBatch:
+    def carry(self, batches: Iterable[tuple[DeltaBatch, Accounted | None]]) -> None:
+        """Take over what an earlier supervisor left, oldest first; before any `append`."""
+        for batch, accounted in batches:
+            self._keep(batch, accounted)
+
+    def append(
+        self, delta: FoldDelta, created_ms: int, accounted: Accounted | None = None
+    ) -> DeltaBatch:
         """Number a delta and keep it; the oldest batches give way when there are too many.
 
         Args:
             delta: May be empty: a batch that says "nothing happened" shows that we are alive.
             created_ms: Unix time.
+            accounted: How far Envoy's counter is in the batches, this one included.
         """
         batch = to_message(delta)
         batch.instance_id = self.instance_id
         batch.seq = self._next_seq
         batch.created_unix_ms = created_ms
         self._next_seq += 1
+        self._keep(batch, accounted)
+        return batch
+
+    def ack(self, instance_id: str, seq: int) -> None:
+        """Forget one batch, which the control plane has on disk; unknown ones change nothing."""
+        if (instance_id, seq) in self._pending:
+            self._forget((instance_id, seq))
+
+    def pending(self) -> list[DeltaBatch]:
+        """Unacknowledged batches, oldest first: what to send again on a new stream."""
+        return [entry.batch for entry in self._pending.values()]
+
+    def entries(self) -> list[Pending]:
+        """The same, with what is known of them."""
+        return list(self._pending.values())
+
+    def _keep(self, batch: DeltaBatch, accounted: Accounted | None) -> None:
         size = batch.ByteSize()
-        self._pending[batch.seq] = (batch, size)
+        self._pending[batch.instance_id, batch.seq] = Pending(batch, accounted, size)
         self._pending_bytes += size
         while len(self._pending) > 1 and (
             len(self._pending) > PENDING_BATCHES_MAX or self._pending_bytes > PENDING_BYTES_MAX
         ):
             self._forget(next(iter(self._pending)))
             self.dropped += 1
-        return batch
 
-    def ack(self, seq: int) -> None:
-        """Forget one batch, which the control plane has on disk; unknown numbers change nothing."""
-        if seq in self._pending:
-            self._forget(seq)
-
-    def pending(self) -> list[DeltaBatch]:
-        """Unacknowledged batches, oldest first: what to send again on a new stream."""
-        return [batch for batch, _ in self._pending.values()]
-
-    def _forget(self, seq: int) -> None:
-        _, size = self._pending.pop(seq)
-        self._pending_bytes -= size
+    def _forget(self, key: tuple[str, int]) -> None:
+        self._pending_bytes -= self._pending.pop(key).size

@@ -13,11 +13,15 @@ import fcntl
 import json
 import os
 import secrets
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sidecar import unsent
 from sidecar.snapshotfile import CorruptSnapshot, decode, encode
+from sidecar.unsent import CorruptUnsent, Unsent
 from turnout.contract import TENANT_KEY_BYTES
 
 SNAPSHOT_FILE: Final = "snapshot"
@@ -26,6 +30,7 @@ KEY_FILE: Final = "tenant.key"
 GATES_FILE: Final = "gates.json"
 ENVOY_FILE: Final = "envoy.json"
 LOCK_FILE: Final = "lock"
+UNSENT_DIR: Final = "unsent"
 PREVIOUS_SUFFIX: Final = ".prev"
 _PRIVATE: Final = 0o600
 
@@ -92,6 +97,8 @@ class StateDir:
             StateError: Not a directory, not writable, or in use.
         """
         self.path = path
+        # Names of the files of `unsent` that are ours to remove.
+        self._unsent: set[str] = set()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o750)
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, _PRIVATE)
@@ -161,6 +168,51 @@ class StateDir:
             return json.loads((self.path / name).read_bytes())
         except (OSError, ValueError):
             return None
+
+    def load_unsent(self, tenant: str) -> tuple[list[Unsent], list[str]]:
+        """Batches that an earlier supervisor could not send, oldest first; and what is wrong."""
+        found: list[Unsent] = []
+        problems: list[str] = []
+        strangers: Counter[str] = Counter()
+        directory = self.path / UNSENT_DIR
+        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+            if path.name.startswith("."):
+                # Half a file of somebody who was killed.
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                batch = unsent.decode(path.read_bytes())
+            except OSError as error:
+                problems.append(f"{path} was passed over: {error}")
+                continue
+            except CorruptUnsent as error:
+                problems.append(f"{path} is lost: {error}")
+                self._unsent.add(path.name)
+                continue
+            if batch.tenant != tenant:
+                strangers[batch.tenant] += 1
+                continue
+            self._unsent.add(path.name)
+            found.append(batch)
+        for name, count in sorted(strangers.items()):
+            problems.append(f"{count} batch(es) in {directory} stay there: of tenant {name!r}")
+        found.sort(key=lambda one: (one.batch.created_unix_ms, one.batch.seq))
+        return found, problems
+
+    def save_unsent(self, batches: Iterable[Unsent]) -> None:
+        """Keep batches that are not on disk yet, readable by this user only."""
+        directory = self.path / UNSENT_DIR
+        for batch in batches:
+            if batch.name not in self._unsent:
+                directory.mkdir(exist_ok=True, mode=0o700)
+                write_atomic(directory / batch.name, unsent.encode(batch), mode=_PRIVATE)
+                self._unsent.add(batch.name)
+
+    def drop_unsent(self, batches: Iterable[Unsent]) -> None:
+        """Remove all batches but these."""
+        for name in self._unsent - {batch.name for batch in batches}:
+            (self.path / UNSENT_DIR / name).unlink(missing_ok=True)
+            self._unsent.discard(name)
 
     def _load(self, name: str) -> Loaded:
         problems: list[str] = []

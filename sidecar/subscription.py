@@ -99,8 +99,14 @@ class PersistTombstones:
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """The control plane has this batch on its disk."""
+    """The control plane has this batch on its disk.
 
+    Attributes:
+        instance_id: Under which the batch was made: ours, or an earlier supervisor's.
+        seq: Its number.
+    """
+
+    instance_id: str
     seq: int
 
 
@@ -246,8 +252,8 @@ class Subscription:
             return self._pushed(response.snapshot)
         if kind == "tombstones":
             return self.buried(response.tombstones.tombstones)
-        if kind == "delta_ack" and response.delta_ack.instance_id == self._identity.instance_id:
-            return [Acked(response.delta_ack.seq)]
+        if kind == "delta_ack":
+            return [Acked(response.delta_ack.instance_id, response.delta_ack.seq)]
         return []
 
     def applied(self, order: int) -> list[Effect]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +37,8 @@ from sidecar.subscription import (
     Send,
     Subscription,
 )
-from sidecar.unstamped import EnvoyCounter
+from sidecar.unsent import Unsent, to_keep
+from sidecar.unstamped import Accounted, EnvoyCounter, accounted_of, newest
 from sidecar.workers import Workers
 from turnout import __version__
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
@@ -53,8 +55,6 @@ COLLECT_S: Final = 1.0
 BATCH_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX - 4_096
 # Workers drain for 1.2 s; then they are killed.
 STOP_WORKERS_S: Final = 4.0
-# Two readings of Envoy's age, in whole seconds, may disagree by this about when it started.
-_START_SLACK_MS: Final = 3_000
 
 
 class FileError(RuntimeError):
@@ -103,8 +103,16 @@ class Supervisor:
         self.state_error = ""
         self._counter: EnvoyCounter | None = None
         self._envoy_start_ms = 0
-        self._saved_count = 0
+        # What earlier supervisors knew of their Envoys; of ours: in the newest batch, on disk.
+        self._known = _accounted(self.state.load_json(ENVOY_FILE) if self.state else None)
+        self._accounted: Accounted | None = None
+        self._saved_accounted: Accounted | None = None
+        # Names of the batches that are on disk, or will be soon.
+        self._kept: set[str] = set()
         self._to_save: dict[str, Callable[[StateDir], None]] = {}
+        # One thread writes at a time; and one changes the order of what is to be written.
+        self._disk = threading.Lock()
+        self._ordering = threading.Lock()
         self._saving = asyncio.Event()
         self._latches: dict[str, list[str]] = {}
         self._confirming: set[asyncio.Future[None]] = set()
@@ -118,6 +126,7 @@ class Supervisor:
         """Serve what is on disk, if there is something; before `run`."""
         if self.state is None:
             return
+        self._load_unsent(self.state)
         buried = self.state.load_tombstones()
         snapshot = self.state.load_snapshot()
         for problem in (*buried.problems, *snapshot.problems):
@@ -138,6 +147,17 @@ class Supervisor:
             _LOG.error("the snapshot on disk is not served: %s", error)
             return
         self.perform(effects)
+
+    def _load_unsent(self, state: StateDir) -> None:
+        """Take over what an earlier supervisor counted and could not send."""
+        left, problems = state.load_unsent(self.options.tenant)
+        for problem in problems:
+            _LOG.error("%s", problem)
+        self.deltas.carry((unsent.batch, unsent.accounted) for unsent in left)
+        self._known += [unsent.accounted for unsent in left if unsent.accounted is not None]
+        self._kept = {unsent.name for unsent in left}
+        if left:
+            _LOG.info("%d batch(es) of counts of an earlier run are still to be sent", len(left))
 
     def load_file(self) -> None:
         """Serve the file given by --snapshot; the one before serves on when it is refused.
@@ -174,8 +194,8 @@ class Supervisor:
                 case PersistTombstones(tombstones):
                     data = tombstones.SerializeToString(deterministic=True)
                     self._save_later("tombstones", partial(StateDir.save_tombstones, payload=data))
-                case Acked(seq):
-                    self.deltas.ack(seq)
+                case Acked(instance_id, seq):
+                    self.deltas.ack(instance_id, seq)
                     self.acknowledged.set()
                 case Backoff():
                     raise AssertionError("the stream waits, nobody else does")
@@ -229,10 +249,17 @@ class Supervisor:
     def close(self) -> None:
         """Write what is still to be written, and let go of files."""
         if self.state is not None:
+            left = len(self.deltas.pending())
+            self._keep_unsent(self.state, all_=True)
             try:
                 self._save_now(self.state)
+                if left:
+                    text = "%d batch(es) of counts were not acknowledged: the next start sends them"
+                    _LOG.warning(text, left)
             except OSError as error:
                 _LOG.error("the state directory cannot be written: %s", error)
+                if left:
+                    _LOG.error("%d batch(es) of counts were not acknowledged: lost", left)
             self.state.close()
         self.workers.close()
 
@@ -247,15 +274,19 @@ class Supervisor:
         grown = self.workers.take_decided(self.config.counting())
         self.evidence.add_decided(grown, now_ms())
         delta = self.evidence.take(monotonic_ms(), last=last)
-        self._save_accounted()
+        if self._counter is not None:
+            count = max(0, self._counter.last - self.evidence.unexplained)
+            self._accounted = Accounted(self._envoy_start_ms, count)
         if self.options.control:
             # An empty batch says that this sidecar is alive and saw nothing.
-            batch = self.deltas.append(delta, now_ms())
+            batch = self.deltas.append(delta, now_ms(), self._accounted)
             if batch.ByteSize() > BATCH_BYTES_MAX:
                 # The control plane would refuse it for ever, and all that come after it.
-                self.deltas.ack(batch.seq)
+                self.deltas.ack(batch.instance_id, batch.seq)
                 self.deltas.dropped += 1
                 _LOG.error("a batch of %d bytes is dropped", batch.ByteSize())
+        if self.state is not None:
+            self._keep_unsent(self.state)
 
     def _on_delta(self, payload: bytes) -> None:
         try:
@@ -267,30 +298,26 @@ class Supervisor:
     def _on_look(self, state: EnvoyState) -> None:
         self._envoy_start_ms = now_ms() - state.uptime_s * 1000
         if self._counter is None:
-            self._counter = EnvoyCounter(self._accounted(self._envoy_start_ms))
-            self._saved_count = self._counter.last
+            self._counter = EnvoyCounter(accounted_of(self._known, self._envoy_start_ms))
         grown = self._counter.observe(state.unanswered, uptime_s=state.uptime_s)
         self.evidence.add_envoy(grown, monotonic_ms())
 
-    def _save_accounted(self) -> None:
-        """Keep how far Envoy's counter is in our batches, for the next supervisor."""
-        if self._counter is None:
-            return
-        count = max(0, self._counter.last - self.evidence.unexplained)
-        if count != self._saved_count:
-            self._saved_count = count
-            value = {"start_ms": self._envoy_start_ms, "unanswered": count}
-            self._save_later(ENVOY_FILE, lambda state: state.save_json(ENVOY_FILE, value))
+    def _keep_unsent(self, state: StateDir, *, all_: bool = False) -> None:
+        """Keep on disk what a stop, or our death, must not lose; forget what is acknowledged.
 
-    def _accounted(self, start_ms: int) -> int:
-        """What an earlier supervisor of ours has counted of this very Envoy."""
-        known = self.state.load_json(ENVOY_FILE) if self.state else None
-        if not isinstance(known, dict):
-            return 0
-        known_start_ms, unanswered = known.get("start_ms"), known.get("unanswered")
-        if not isinstance(known_start_ms, int) or not isinstance(unanswered, int):
-            return 0
-        return unanswered if abs(known_start_ms - start_ms) <= _START_SLACK_MS else 0
+        Together with how far Envoy's counter is in our batches: the next supervisor counts on from
+        there, so that what it says must be acknowledged or on disk, and not both lost and said.
+        """
+        tenant = self.options.tenant
+        pending = [Unsent(tenant, e.batch, e.accounted) for e in self.deltas.entries()]
+        wanted = to_keep(pending, self.options.instance_id, all_=all_)
+        names = {unsent.name for unsent in wanted}
+        accounted = self._accounted or newest(self._known)
+        same = accounted is None or accounted.is_same(self._saved_accounted)
+        if same and names == self._kept:
+            return
+        self._kept, self._saved_accounted = names, accounted
+        self._save_later("unsent", partial(_save_unsent, wanted=wanted, accounted=accounted))
 
     # -- Report ----------------------------------------------------------------------------------
 
@@ -337,7 +364,10 @@ class Supervisor:
     def _save_later(self, name: str, write: Callable[[StateDir], None]) -> None:
         """Write soon; of several writes of one name the last counts."""
         if self.state is not None:
-            self._to_save[name] = write
+            # At the end again: writes happen in the order in which they were last asked for.
+            with self._ordering:
+                self._to_save.pop(name, None)
+                self._to_save[name] = write
             self._saving.set()
 
     async def _keep_saving(self) -> None:
@@ -356,10 +386,32 @@ class Supervisor:
                 self._saving.set()
 
     def _save_now(self, state: StateDir) -> None:
-        for name, write in list(self._to_save.items()):
-            write(state)
-            if self._to_save.get(name) is write:
-                del self._to_save[name]
+        with self._disk:
+            with self._ordering:
+                waiting = list(self._to_save.items())
+            for name, write in waiting:
+                write(state)
+                with self._ordering:
+                    if self._to_save.get(name) is write:
+                        del self._to_save[name]
+
+
+def _accounted(value: object) -> list[Accounted]:
+    """What an earlier supervisor of ours has counted of its Envoy, as it was saved."""
+    if not isinstance(value, dict):
+        return []
+    start_ms, unanswered = value.get("start_ms"), value.get("unanswered")
+    if not isinstance(start_ms, int) or not isinstance(unanswered, int):
+        return []
+    return [Accounted(start_ms, unanswered)]
+
+
+def _save_unsent(state: StateDir, wanted: Sequence[Unsent], accounted: Accounted | None) -> None:
+    """In this order: killed at any point, what is on disk agrees."""
+    state.save_unsent(wanted)
+    if accounted is not None:
+        state.save_json(ENVOY_FILE, accounted._asdict())
+    state.drop_unsent(wanted)
 
 
 def _latches(value: object) -> dict[str, list[str]]:

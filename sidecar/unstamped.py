@@ -8,15 +8,53 @@ what the counter says, and what no entry explains is "unknown". Pure; the clock 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 UNKNOWN: Final = "unknown"
 # Envoy flushes access logs once a second, workers flush twice a second; then some.
 SETTLE_MS: Final = 5_000
 LATE_MS: Final = 30_000
+# Two readings of Envoy's age, in whole seconds, may disagree by this about when it started.
+START_SLACK_MS: Final = 3_000
 # An empty answer is an answer (Trailers-Only, status 0): Envoy does not count it as a failure.
 _ANSWERED: Final = frozenset({"empty"})
+
+
+class Accounted(NamedTuple):
+    """How far one Envoy's counter of unanswered requests is in our batches.
+
+    Attributes:
+        start_ms: When that Envoy started, unix milliseconds, as far as whole seconds tell.
+        unanswered: Its counter.
+    """
+
+    start_ms: int
+    unanswered: int
+
+    def is_same(self, other: Accounted | None) -> bool:
+        """Whether both say the same of the same Envoy."""
+        return (
+            other is not None
+            and self.unanswered == other.unanswered
+            and abs(self.start_ms - other.start_ms) <= START_SLACK_MS
+        )
+
+
+def accounted_of(known: Iterable[Accounted], start_ms: int) -> int:
+    """How far the Envoy that started at `start_ms` is accounted for, by whoever knows most."""
+    return max(
+        (k.unanswered for k in known if abs(k.start_ms - start_ms) <= START_SLACK_MS), default=0
+    )
+
+
+def newest(known: Iterable[Accounted]) -> Accounted | None:
+    """What is known of the Envoy that started last."""
+    all_known = list(known)
+    if not all_known:
+        return None
+    start_ms = max(one.start_ms for one in all_known)
+    return Accounted(start_ms, accounted_of(all_known, start_ms))
 
 
 class EnvoyCounter:

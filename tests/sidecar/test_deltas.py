@@ -16,6 +16,7 @@ from sidecar.fold import (
     SlotKey,
     TargetCounts,
 )
+from sidecar.unstamped import Accounted
 from turnout.v1alpha1.config_service_pb2 import (
     CountDelta,
     DeltaBatch,
@@ -97,10 +98,11 @@ def test_batches_are_numbered_from_one_and_kept_until_acknowledged() -> None:
     assert [(b.instance_id, b.seq, b.created_unix_ms) for b in batches] == [
         ("i-1", 1, 0), ("i-1", 2, 1), ("i-1", 3, 2),
     ]  # fmt: skip
-    log.ack(2)
+    log.ack("i-1", 2)
     assert [batch.seq for batch in log.pending()] == [1, 3]
-    log.ack(2)
-    log.ack(99)
+    log.ack("i-1", 2)
+    log.ack("i-1", 99)
+    log.ack("i-0", 1)
     assert [batch.seq for batch in log.pending()] == [1, 3]
     assert log.append(FoldDelta(), created_ms=3).seq == 4
     assert log.dropped == 0
@@ -127,3 +129,17 @@ def test_oldest_batches_are_dropped_when_they_are_too_large(
     monkeypatch.setattr(deltas, "PENDING_BYTES_MAX", 1)
     log.append(full(), 11)
     assert [batch.seq for batch in log.pending()] == [11], "the newest always stays"
+
+
+def test_batches_of_an_earlier_run_come_first_and_keep_their_number() -> None:
+    earlier = DeltaLog("i-0")
+    left = [(earlier.append(full(), 0), None), (earlier.append(full(), 1), Accounted(5, 6))]
+    log = DeltaLog("i-1")
+    log.carry(left)
+    log.append(FoldDelta(), 2)
+    numbers = [(batch.instance_id, batch.seq) for batch in log.pending()]
+    assert numbers == [("i-0", 1), ("i-0", 2), ("i-1", 1)]
+    assert [entry.accounted for entry in log.entries()] == [None, Accounted(5, 6), None]
+    log.ack("i-0", 1)
+    log.ack("i-1", 1)
+    assert [(batch.instance_id, batch.seq) for batch in log.pending()] == [("i-0", 2)]

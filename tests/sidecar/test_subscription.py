@@ -319,11 +319,11 @@ def test_state_tells_how_far_the_snapshot_can_be_trusted() -> None:
     assert machine.state(400_001) is ConfigState.CURRENT
 
 
-def test_delta_is_acknowledged_when_it_was_this_instance_s() -> None:
+def test_delta_is_acknowledged_under_the_instance_that_made_it() -> None:
     machine = serving()
     response = StreamResponse()
     response.delta_ack.instance_id, response.delta_ack.seq = "i-1", 7
-    assert machine.received(response, 0) == [Acked(7)]
+    assert machine.received(response, 0) == [Acked("i-1", 7)]
     response.delta_ack.instance_id = "i-0"
-    assert machine.received(response, 0) == []
+    assert machine.received(response, 0) == [Acked("i-0", 7)]
     assert machine.received(StreamResponse(), 0) == []
