@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import yaml
@@ -16,6 +17,8 @@ import yaml
 BYTES_MAX: Final = 8 * 1024 * 1024
 # Nodes after anchors are written out: a few lines of nested aliases can stand for billions.
 NODES_MAX: Final = 1_000_000
+# Protobuf's own limit: Envoy refuses what is nested deeper.
+DEPTH_MAX: Final = 100
 
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TRUE: Final = frozenset({"true", "yes", "on", "y"})
@@ -55,13 +58,14 @@ class UnreadableFile(ValueError):
 class Node:
     """A value of the file, and the line where it (or its key) stands."""
 
-    __slots__ = ("_fields", "_raw", "file", "line")
+    __slots__ = ("_elements", "_fields", "_raw", "file", "line")
 
     def __init__(self, file: str, raw: yaml.Node, line: int) -> None:
         self.file = file
         self.line = line
         self._raw = raw
         self._fields: dict[str, Node] | None = None
+        self._elements: list[Node] | None = None
 
     @property
     def raw(self) -> yaml.Node:
@@ -94,9 +98,10 @@ class Node:
     @property
     def elements(self) -> list[Node]:
         """A list's values; empty for anything else."""
-        if not isinstance(self._raw, yaml.SequenceNode):
-            return []
-        return [Node(self.file, raw, raw.start_mark.line + 1) for raw in self._raw.value]
+        if self._elements is None:
+            values = self._raw.value if isinstance(self._raw, yaml.SequenceNode) else ()
+            self._elements = [Node(self.file, raw, raw.start_mark.line + 1) for raw in values]
+        return self._elements
 
     def get(self, *names: str) -> Node | None:
         """The value behind a path of names; None where it ends."""
@@ -141,10 +146,15 @@ class Node:
         return self.word("@type").rpartition(".")[2].rpartition("/")[2]
 
     def walk(self) -> Iterator[Node]:
-        """This value and all below it."""
-        yield self
-        for child in (*self.fields.values(), *self.elements):
-            yield from child.walk()
+        """This value and all below it, in the file's order."""
+        stack = [self]
+        while stack:
+            node = stack.pop()
+            yield node
+            if isinstance(node._raw, yaml.MappingNode):
+                stack += reversed(node.fields.values())
+            elif isinstance(node._raw, yaml.SequenceNode):
+                stack += reversed(node.elements)
 
     def merge_keys(self) -> Iterator[int]:
         """Lines with a merge key directly in this mapping."""
@@ -197,6 +207,7 @@ def load(data: bytes, file: str) -> list[Document]:
     return documents
 
 
+@lru_cache(maxsize=4096)
 def snake(name: str) -> str:
     """A field's name as Envoy's documentation writes it; names that are no field's stay."""
     if not name.isalnum() or name.islower() or not name[0].islower():
@@ -223,23 +234,26 @@ def _compose(text: str, file: str) -> list[yaml.Node]:
 def _measure(root: yaml.Node, file: str) -> None:
     """Refuse what grows without end once its anchors are written out."""
     sizes: dict[int, int] = {}
+    depths: dict[int, int] = {}
     open_nodes: set[int] = set()
-    # Depth first without recursion: a node is left when all its children have a size.
-    stack = [root]
+    # Depth first without recursion: a node is met twice, the second time after its children.
+    stack = [(root, False)]
     while stack:
-        node = stack[-1]
+        node, left = stack.pop()
         children = _children(node)
-        waiting = [child for child in children if id(child) not in sizes]
-        if not waiting:
-            stack.pop()
+        if left:
             open_nodes.discard(id(node))
             sizes[id(node)] = 1 + sum(sizes[id(child)] for child in children)
-            continue
-        open_nodes.add(id(node))
-        if any(id(child) in open_nodes for child in waiting):
+            depths[id(node)] = 1 + max((depths[id(child)] for child in children), default=0)
+        elif id(node) in open_nodes:
             line = node.start_mark.line + 1
             raise UnreadableFile(file, line, "an anchor contains itself: write the value out")
-        stack.append(waiting[-1])
+        elif id(node) not in sizes:
+            open_nodes.add(id(node))
+            stack.append((node, True))
+            stack += [(child, False) for child in children]
+    if depths[id(root)] > DEPTH_MAX:
+        raise UnreadableFile(file, root.start_mark.line + 1, f"nested deeper than {DEPTH_MAX}")
     if sizes[id(root)] > NODES_MAX:
         what = f"its anchors stand for more than {NODES_MAX} values: write them out"
         raise UnreadableFile(file, root.start_mark.line + 1, what)

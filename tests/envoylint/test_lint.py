@@ -179,6 +179,7 @@ UNREADABLE = {
     "a loop": (b"node: &n\n  id: *n\n", 2),
     "a bomb": (BOMB.encode() + b"node: {id: *i}\n", 1),
     "nested too deeply": (b"node: " + b"[" * 5_000, 1),
+    "nested a little too deeply": (b"node: " + b"[" * 100 + b"]" * 100, 1),
     "an unknown anchor": (b"node: *n\n", 1),
     "a tag": (b"node: !!python/object:os.system {}\nfoo", 3),
 }
