@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,10 +15,11 @@ import httpx
 import numpy as np
 import pytest
 
+from control.forward import Limits
 from envoy.demo.client import Connection
 from envoy.demo.models import MODEL_NAME, digits, fails
 from envoy.demo.processes import Process
-from tests.integration.harness import Request, Stage, free_port
+from tests.integration.harness import ControlPlane, Request, Stage, free_port
 from tests.integration.waiting import LOOPBACK, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -72,13 +75,9 @@ class Jaeger:
     def __init__(self, logs: Path) -> None:
         self.otlp_port, self._http_port = free_port(), free_port()
         ports = {"OTLP": self.otlp_port, "HTTP": self._http_port, "GRPC": free_port()}
-        config = ROOT / ".ci" / "jaeger" / "config.yaml"
-        self.process = Process(
-            "jaeger",
-            [str(JAEGER), "--config", f"file:{config}"],
-            logs=logs,
-            environment={f"JAEGER_{name}_PORT": str(port) for name, port in ports.items()},
-        )
+        self._environment = {f"JAEGER_{name}_PORT": str(port) for name, port in ports.items()}
+        self._logs = logs
+        self._process = self._spawn()
         base = f"http://{LOOPBACK}:{self._http_port}"
         self._client = httpx.AsyncClient(base_url=base, trust_env=False)
 
@@ -88,12 +87,25 @@ class Jaeger:
         return f"{LOOPBACK}:{self.otlp_port}"
 
     async def __aenter__(self) -> Self:
-        await self.process.ready(self._answers)
+        await self._process.ready(self._answers)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._client.aclose()
-        self.process.stop()
+        self.kill()
+
+    def _spawn(self) -> Process:
+        command = [str(JAEGER), "--config", f"file:{ROOT / '.ci' / 'jaeger' / 'config.yaml'}"]
+        return Process("jaeger", command, logs=self._logs, environment=self._environment)
+
+    def kill(self) -> None:
+        """Be gone, with all traces."""
+        self._process.kill()
+
+    async def start(self) -> None:
+        """Be there again, on the same ports."""
+        self._process = self._spawn()
+        await self._process.ready(self._answers)
 
     async def _answers(self) -> bool:
         try:
@@ -127,21 +139,37 @@ def _span(span: dict[str, Any], processes: dict[str, Any]) -> Span:
 class Scene:
     """Envoy, sidecar, control plane, two model pods and Jaeger."""
 
-    def __init__(self, stage: Stage, jaeger: Jaeger, control: str) -> None:
-        self.stage, self.jaeger, self._control = stage, jaeger, control
+    def __init__(self, stage: Stage, jaeger: Jaeger, control: ControlPlane, metrics: str) -> None:
+        self.stage, self.jaeger, self.control, self._metrics = stage, jaeger, control, metrics
 
     async def turnout(self, *command: str) -> str:
         """A command of an operator."""
-        where = ("--control", self._control, "--tenant", TENANT)
+        where = ("--control", self.control.address, "--tenant", TENANT)
         return await self.stage.run(*command, *where)
 
     async def infer(self, user: str, row: np.ndarray[Any, Any]) -> Any:
         """One inference."""
-        tensor = {"name": "pixels", "datatype": "FP64", "shape": [1, 64], "data": row.tolist()}
-        body = json.dumps({"inputs": [tensor]}).encode()
-        request = Request(path=PATH, headers={"x-user-id": user}, body=body)
-        [answer] = await self.stage.send([request])
+        [answer] = await self.stage.send([inference(user, row)])
         return answer
+
+    async def metric(self, name: str) -> float:
+        """Sum of a metric of the control plane over its labels; 0 when there is none."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(f"http://{self._metrics}/metrics")).text
+        lines = [line for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def control_resident_bytes(self) -> int:
+        """Memory of the control plane."""
+        pages = int(Path(f"/proc/{self.control.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def inference(user: str, row: np.ndarray[Any, Any]) -> Request:
+    """A request of the Open Inference Protocol."""
+    tensor = {"name": "pixels", "datatype": "FP64", "shape": [1, 64], "data": row.tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    return Request(path=PATH, headers={"x-user-id": user}, body=body)
 
 
 @asynccontextmanager
@@ -149,7 +177,8 @@ async def running(stage: Stage, step: str) -> AsyncIterator[Scene]:
     """A started experiment with one step."""
     async with AsyncExitStack() as stack:
         jaeger = await stack.enter_async_context(Jaeger(stage.directory))
-        control = await stage.control("--forward-otlp", jaeger.address)
+        metrics = f"{LOOPBACK}:{free_port()}"
+        control = await stage.control("--forward-otlp", jaeger.address, "--metrics", metrics)
         addresses = {}
         for version in ("1", "3"):
             addresses[f"v{version}"] = await _pod(stack, stage.directory, version, control.address)
@@ -158,7 +187,7 @@ async def running(stage: Stage, step: str) -> AsyncIterator[Scene]:
         args = ["--otlp", control.address, "--sampling", "100"]
         await stage.envoy(files=[file], args=args)
         await stage.sidecar(control=control.address, args=["--tenant", TENANT, *args[:2]])
-        scene = Scene(stage, jaeger, control.address)
+        scene = Scene(stage, jaeger, control, metrics)
         await scene.turnout("apply", "-f", str(file))
         await scene.turnout("start", "next")
         await stage.enrols(path=f"/v2/models/{MODEL_NAME}")
@@ -301,3 +330,41 @@ async def test_rollback_links_to_failed_requests_when_candidate_fails(stage: Sta
             ("turnout-control", "ack"),
             ("turnout-sidecar", "apply"),
         }
+
+
+@pytest.mark.parametrize(
+    "down_s", [3, pytest.param(60, marks=pytest.mark.soak)], ids=lambda s: f"{s} s"
+)
+async def test_no_request_fails_when_jaeger_is_down_under_load(stage: Stage, down_s: float) -> None:
+    forwarded = "turnout_control_spans_forwarded_total"
+    async with running(stage, CANARY) as scene:
+        fine = rows(failing=False)
+        load = stage.load(lambda i: inference(f"user-{i % 500}", fine[i % len(fine)]), pause_s=0.02)
+
+        async def takes() -> bool:
+            return await scene.metric(forwarded) > 100
+
+        await wait_for(takes, "Jaeger takes spans")
+        resident = scene.control_resident_bytes()
+        scene.jaeger.kill()
+
+        async def noticed() -> bool:
+            return await scene.metric("turnout_control_forward_attempts_failed_total") > 0
+
+        await wait_for(noticed, "the control plane knows that Jaeger is gone")
+        before = await scene.metric(forwarded)
+        await asyncio.sleep(down_s)
+        assert await scene.metric("turnout_control_forward_queue_requests") > 0
+        assert await scene.metric("turnout_control_forward_queue_bytes") <= Limits().queue_bytes
+        assert scene.control_resident_bytes() - resident < 3 * Limits().queue_bytes
+        await scene.jaeger.start()
+
+        async def recovered() -> bool:
+            waiting = await scene.metric("turnout_control_forward_queue_requests")
+            return waiting < 5 and await scene.metric(forwarded) > before
+
+        await wait_for(recovered, "what waited is sent, without a restart")
+        assert await scene.jaeger.find("turnout")
+        tally = await load.stop()
+        assert tally.sent > 50 * down_s
+        assert tally.failures == []
