@@ -10,7 +10,8 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_CERT
 RUN apt-get update -q \
- && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3 python3-venv
+ && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+      binutils python3 python3-venv
 WORKDIR /build
 COPY requirements.txt requirements-image.txt ./
 RUN python3 -m venv tools \

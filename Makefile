@@ -57,7 +57,7 @@ demo: venv
 test: venv codegen tools
 	$(BIN)/pytest -m "not soak" $(ARGS)
 
-soak: venv codegen tools
+soak: venv codegen tools image
 	$(BIN)/pytest -m soak $(ARGS)
 
 bench: venv

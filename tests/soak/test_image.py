@@ -34,8 +34,7 @@ SOCKETS = "/run/turnout"
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[Container]:
-    """The image of this checkout."""
-    subprocess.run(["make", "image"], cwd=ROOT, check=True)
+    """The image that `make soak` has built (by itself: `make image`)."""
     with Container() as one:
         yield one
 
@@ -143,6 +142,7 @@ async def test_both_entry_points_serve_when_the_root_is_read_only(
         await stage.workers_serve()
 
         async def acknowledged() -> bool:
+            sidecar.alive()
             text = await http_get(metrics, "/metrics")
             behind = f'turnout_control_sidecars_behind{{tenant="{TENANT}"}} 0.0'
             connected = f'turnout_control_sidecars_connected{{tenant="{TENANT}"}} 1.0'
@@ -150,7 +150,7 @@ async def test_both_entry_points_serve_when_the_root_is_read_only(
 
         await wait_for(acknowledged, "the snapshot is acknowledged")
     pids = [*control.pids, *sidecar.pids]
-    assert len(pids) == 4, pids
+    assert len(pids) == 4, pids  # the control plane, the supervisor, two workers
     for pid in pids:
         check_confined(pid)
     assert await sidecar.stop() == 0
