@@ -77,7 +77,8 @@ class EnvoyState:
     @property
     def has_own_routes(self) -> bool:
         """Whether this Envoy does not read our routes: a user's bootstrap has its own."""
-        return not any(name.startswith(_UPDATES["routes"]) for name in self.counters)
+        ours = f".rds.{ROUTE_CONFIG_NAME}.update_"
+        return not any(name.startswith("http.") and ours in name for name in self.counters)
 
     @property
     def filter_reloads(self) -> int:

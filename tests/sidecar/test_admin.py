@@ -63,7 +63,9 @@ def test_stats_are_numbers_by_name() -> None:
 
 def test_routes_are_the_users_when_envoy_does_not_count_ours() -> None:
     assert EnvoyState({}, {"http.web.rds.mine.update_success": 1}).has_own_routes
-    assert not EnvoyState({}, {"http.turnout.rds.turnout.update_success": 0}).has_own_routes
+    for manager in ("turnout", "web"):
+        ours = {f"http.{manager}.rds.turnout.update_success": 0}
+        assert not EnvoyState({}, ours).has_own_routes
 
 
 def test_unanswered_requests_are_summed_when_an_envoy_has_managers_of_its_own() -> None:
