@@ -43,7 +43,10 @@ class Metrics:
         for collector in (ProcessCollector(registry=None), *more):
             self.registry.register(collector)
         self.rpcs = Counter(
-            PREFIX + "rpcs", "Calls answered.", ("method", "code"), registry=self.registry
+            PREFIX + "rpcs",
+            "Unary calls of the API answered.",
+            ("method", "code"),
+            registry=self.registry,
         )
 
     def exposition(self) -> bytes:

@@ -33,12 +33,12 @@ ROLLBACK_REASONS: Final = (
 _VARIANT_COUNTS: Final = (
     ("decided", "Requests given this variant in this epoch, as sidecars decided."),
     ("requests", "Requests served in this epoch, as Envoy logged."),
-    ("errors", "Of the requests."),
-    ("slow", "Of the requests."),
+    ("errors", "Of the requests, those that failed."),
+    ("slow", "Of the requests, those slower than the experiment allows."),
     ("labelled", "Requests with a prediction and a label."),
-    ("correct", "Of the labelled ones."),
+    ("correct", "Of the labelled requests, those answered correctly."),
     ("shadow_requests", "Mirrored copies in this epoch."),
-    ("shadow_errors", "Of the mirrored copies."),
+    ("shadow_errors", "Of the mirrored copies, those that failed."),
 )
 
 

@@ -89,13 +89,25 @@ class _Collector(Collector):
         for each in ConfigState:
             family.add_metric([each], float(each == state))
         yield family
-        yield _gauge("snapshot_version", "Version that serves.", subscription.version)
+        yield _gauge(
+            "snapshot_version",
+            "Version of the snapshot that serves, 0 = none.",
+            subscription.version,
+        )
         yield _gauge("tombstones", "Epochs that never serve again.", len(supervisor.config.dead))
-        yield _gauge("state_ok", "The state directory takes writes.", not supervisor.state_error)
+        yield _gauge(
+            "state_ok", "1 while the state directory takes writes.", not supervisor.state_error
+        )
         if self._client is None:
             return
-        yield _gauge("control_connected", "The stream is open.", self._client.connected)
-        yield _counter("control_connects", "Streams opened.", self._client.connects)
+        yield _gauge(
+            "control_connected",
+            "1 while the stream to the control plane is open.",
+            self._client.connected,
+        )
+        yield _counter(
+            "control_connects", "Streams to the control plane opened.", self._client.connects
+        )
         away_s = subscription.away_ms(now_ms) / 1000
         yield _gauge("control_away_seconds", "Since the control plane was last heard.", away_s)
         yield _counter("snapshot_nacks", "Snapshots that this sidecar refused.", subscription.nacks)
@@ -108,21 +120,25 @@ class _Collector(Collector):
         workers = self._supervisor.workers
         yield _gauge("workers", "Workers that should run.", workers.count)
         yield _gauge("workers_ready", "Workers that serve a plan.", workers.ready)
-        yield _counter("worker_restarts", "Workers replaced.", workers.restarts)
+        yield _counter("worker_restarts", "Worker processes replaced.", workers.restarts)
         malformed = self._supervisor.malformed_deltas
         yield _counter("worker_deltas_lost", "Workers' deltas that did not decode.", malformed)
 
     def _envoy(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         watched = supervisor.gate.watched
-        yield _gauge("start_gate", "Envoy's admin is watched.", watched)
+        yield _gauge("start_gate", "1 when Envoy's admin is watched.", watched)
         yield _gauge(
-            "envoy_up", "Envoy's admin answers.", watched and not supervisor.conductor.admin_error
+            "envoy_up",
+            "1 while Envoy's admin answers.",
+            watched and not supervisor.conductor.admin_error,
         )
         rejections = len(supervisor.conductor.rejections)
         yield _gauge("envoy_rejections", "Kinds of our files that Envoy refused.", rejections)
         family = GaugeMetricFamily(
-            _PREFIX + "experiment_open", "1 when the start gate is open.", labels=["experiment"]
+            _PREFIX + "experiment_open",
+            "1 when the experiment's start gate is open.",
+            labels=["experiment"],
         )
         for view in supervisor.gate.views():
             family.add_metric([view.experiment], float(view.open))

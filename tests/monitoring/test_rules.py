@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import yaml
 
@@ -12,6 +13,7 @@ from tests.monitoring.prometheus import MONITORING, RULES, promtool
 from tests.monitoring.test_table import table
 from tests.tidy.repository import ROOT
 
+README = MONITORING / "README.md"
 NAME = re.compile(r"\b(?:turnout|process)_[a-z_]+\b")
 
 
@@ -54,6 +56,14 @@ def test_every_rule_is_played_when_the_unit_tests_run() -> None:
     names = {where for where, _ in expressions() if where.startswith("Turnout")}
     played = (ROOT / "tests/monitoring/alerts_test.yaml").read_text()
     assert {n for n in names if n not in played} == set()
+
+
+def test_readmes_configuration_is_valid(tmp_path: Path) -> None:
+    """With the rules where it says that they are: beside it."""
+    (block,) = re.findall(r"```yaml\n# prometheus.yml\n(.*?)```", README.read_text(), re.S)
+    (tmp_path / "prometheus.yml").write_text(block)
+    (tmp_path / "alerts.yaml").write_text(RULES.read_text())
+    assert "SUCCESS" in promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
 def test_every_rule_says_what_to_do() -> None:
