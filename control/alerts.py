@@ -55,6 +55,7 @@ class Alerts:
         self._queues: dict[str, asyncio.Queue[Alert]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._client: httpx.AsyncClient | None = None
+        self._in_hand = 0
         self.delivered = 0
         self.failed_attempts = 0
         self.given_up = 0
@@ -62,12 +63,16 @@ class Alerts:
 
     @property
     def waiting(self) -> int:
-        """Alerts in the queue."""
+        """Alerts that are not done: queued, or being tried now."""
+        return self._queued + self._in_hand
+
+    @property
+    def _queued(self) -> int:
         return sum(queue.qsize() for queue in self._queues.values())
 
     def submit(self, alert: Alert) -> None:
         """Queue an alert for delivery; never blocks."""
-        if self.waiting >= QUEUE_MAX:
+        if self._queued >= QUEUE_MAX:
             self.dropped += 1
             _log.error("alert queue is full (%d): alert %s is not sent", QUEUE_MAX, alert.id)
             return
@@ -89,13 +94,20 @@ class Alerts:
         queue = self._queues[url]
         while True:
             alert = await queue.get()
-            delivered = await self._deliver(alert)
-            if delivered:
-                self.delivered += 1
-            else:
-                self.given_up += 1
-                _log.error("alert %s was not delivered in %d attempts", alert.id, ATTEMPTS_MAX)
-            await self._done(alert, delivered)
+            self._in_hand += 1
+            try:
+                await self._finish(alert)
+            finally:
+                self._in_hand -= 1
+
+    async def _finish(self, alert: Alert) -> None:
+        delivered = await self._deliver(alert)
+        if delivered:
+            self.delivered += 1
+        else:
+            self.given_up += 1
+            _log.error("alert %s was not delivered in %d attempts", alert.id, ATTEMPTS_MAX)
+        await self._done(alert, delivered)
 
     async def _deliver(self, alert: Alert) -> bool:
         for attempt in range(ATTEMPTS_MAX):

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from control import alerts as module
 from control.alerts import Alert, Alerts
+from tests.integration.waiting import wait_for
 
 
 class Receiver:
@@ -140,6 +141,28 @@ async def test_alert_reaches_others_when_one_receiver_is_dead(receiver: Receiver
     assert done.of == {"fast": True}
     await alerts.close()
     server.close()
+
+
+async def test_alert_counts_as_waiting_when_it_is_in_hand(receiver: Receiver) -> None:
+    """A receiver that never answers is seen with the first alert, not the second."""
+    receiver.silent = True
+    alerts = Alerts(done=Done(), jitter=lambda: 0.0)
+    alerts.submit(alert("a", receiver.url))
+    async with asyncio.timeout(5):
+        await receiver.came.wait()
+    assert alerts.waiting == 1
+    alerts.submit(alert("b", receiver.url))
+    assert alerts.waiting == 2
+    await alerts.close()
+
+
+async def test_nothing_waits_when_the_alert_was_delivered(receiver: Receiver) -> None:
+    done = Done()
+    alerts = Alerts(done=done, jitter=lambda: 0.0)
+    alerts.submit(alert("a", receiver.url))
+    await done.until(1)
+    await wait_for(lambda: alerts.waiting == 0, "nothing waits")
+    await alerts.close()
 
 
 async def test_alert_is_dropped_when_the_queue_is_full(receiver: Receiver) -> None:
