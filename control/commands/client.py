@@ -19,7 +19,12 @@ import grpc
 import typer
 from google.rpc import error_details_pb2, status_pb2
 
-from control.commands.files import EXIT_FAILED, EXIT_INVALID, EXIT_UNIMPLEMENTED
+from control.commands.files import (
+    EXIT_FAILED,
+    EXIT_INVALID,
+    EXIT_UNIMPLEMENTED,
+    check_tenant,
+)
 from control.model import ResourceName, is_label
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceStub
@@ -48,7 +53,7 @@ _EXITS: Final = {
     grpc.StatusCode.DEADLINE_EXCEEDED: EXIT_UNREACHABLE,
     grpc.StatusCode.UNIMPLEMENTED: EXIT_UNIMPLEMENTED,
 }
-# Repeating is safe: reads change nothing, and every other request has an id.
+# Repeating is safe: reads change nothing, a deletion finds nothing left, and all else has an id.
 _RETRY: Final = json.dumps(
     {
         "methodConfig": [
@@ -226,6 +231,8 @@ def reference(words: list[str], tenant: str, *, kind: str = "experiment") -> Res
     parts = [part for word in words for part in word.split("/")]
     if len(parts) == 4 and parts[0] == "tenants":
         tenant, parts = parts[1], parts[2:]
+    else:
+        check_tenant(tenant)
     if len(parts) == 2:
         kind, parts = collection(parts[0]).removesuffix("s"), parts[1:]
     if len(parts) != 1 or not is_label(parts[0]) or not is_label(tenant):
@@ -246,14 +253,3 @@ def collection(word: str) -> str:
         if word.lower() in (name, name.removesuffix("s")):
             return name
     raise typer.BadParameter(f"{word!r} is neither targets nor experiments")
-
-
-def check_tenant(tenant: str) -> str:
-    """A tenant's name that can be asked for.
-
-    Raises:
-        typer.BadParameter: It is no DNS label.
-    """
-    if not is_label(tenant):
-        raise typer.BadParameter(f"{tenant!r} is no tenant: 1 to 63 of a-z 0-9 -")
-    return tenant

@@ -10,7 +10,14 @@ from google.protobuf.message import Message
 from control.commands.output import percent, split_of, state_of
 from control.model import plain, to_yaml
 from control.model.render import enum_text, time_text
-from turnout.v1alpha1.experiment_pb2 import Check, Decision, Experiment, Lane, Step
+from turnout.v1alpha1.experiment_pb2 import (
+    Check,
+    Condition,
+    Decision,
+    Experiment,
+    Lane,
+    Step,
+)
 from turnout.v1alpha1.target_pb2 import Baseline, Target
 
 
@@ -40,11 +47,7 @@ def experiment(resource: Experiment, decisions: Sequence[Decision]) -> str:
     lines += ["Steps:", *_steps(resource)]
     if status.conditions:
         lines.append("Conditions:")
-    lines += [
-        f"  {item.type} {'yes' if item.status else 'no'}"
-        f" ({_name(item, 'reason')}){': ' if item.message else ''}{item.message}"
-        for item in status.conditions
-    ]
+    lines += [_condition(item) for item in status.conditions]
     if status.HasField("last_decision"):
         lines += ["Last decision:", *_decision(status.last_decision)]
     lines += _history(decisions)
@@ -133,12 +136,19 @@ def _step(step: Step) -> str:
     return f"{kind}: {'; '.join(parts)}"
 
 
+def _condition(item: Condition) -> str:
+    reason = f" ({_name(item, 'reason')})" if item.reason else ""
+    message = f": {item.message}" if item.message else ""
+    return f"  {item.type} {'yes' if item.status else 'no'}{reason}{message}"
+
+
 def _decision(decision: Decision) -> Iterable[str]:
     actor = f" by {decision.actor}" if decision.actor else ""
     yield f"  {time_text(decision.time)} {_name(decision, 'action')}{actor}"
     yield f"  {decision.sentence}"
     for check in decision.checks:
-        verdict = f"{_name(check, 'verdict')} ({_name(check, 'reason')})"
+        reason = f" ({_name(check, 'reason')})" if check.reason else ""
+        verdict = f"{_name(check, 'verdict')}{reason}"
         yield f"  check {check.metric} {check.variant}: {verdict} {check.sentence}".rstrip()
     for lane in decision.lanes:
         crossed = "CROSSED" if lane.crossed else "not crossed"

@@ -15,6 +15,7 @@ from control.model import (
     InvalidDocument,
     Violation,
     check_documents,
+    is_label,
     read_yaml,
     unimplemented,
 )
@@ -67,6 +68,19 @@ class Bundle(NamedTuple):
     experiments: dict[str, ExperimentSpec]
 
 
+def check_tenant(tenant: str) -> str:
+    """A tenant's name that can be asked for.
+
+    Raises:
+        typer.BadParameter: It is no DNS label.
+    """
+    if not is_label(tenant):
+        raise typer.BadParameter(
+            f"{tenant!r} is no tenant: 1 to 63 of a-z 0-9 -", param_hint="--tenant"
+        )
+    return tenant
+
+
 def read_documents(
     paths: Sequence[Path], *, tenant: str = DEFAULT_TENANT, whole: bool = False
 ) -> list[tuple[str, Document]]:
@@ -81,7 +95,9 @@ def read_documents(
         InvalidFiles: With every violation in all files.
         Unimplemented: Nothing is invalid, and features are named that do not exist yet.
         OSError: A file cannot be read.
+        typer.BadParameter: The tenant's name can be none.
     """
+    check_tenant(tenant)
     located: list[Located] = []
     found: list[tuple[str, Document]] = []
     for path in paths:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Annotated, Any, Final
 
 import grpc
@@ -17,14 +16,13 @@ from control.commands.client import (
     Client,
     ControlOption,
     TenantOption,
-    check_tenant,
     client_command,
     collection,
     connected,
     metadata,
     reference,
 )
-from control.commands.files import DEFAULT_TENANT
+from control.commands.files import DEFAULT_TENANT, check_tenant
 from control.commands.output import (
     Format,
     FormatOption,
@@ -393,7 +391,11 @@ def sidecars(
 
 
 def _sidecar_row(sidecar: Sidecar) -> tuple[object, ...]:
-    report = sidecar.report
+    report, last = sidecar.report, sidecar.last_seen_time
+    seen = last.ToDatetime().strftime("%m-%d %H:%M:%SZ") if last.seconds else ""
+    if not sidecar.connected:
+        # What it said last is no longer true, or cannot be known.
+        return (sidecar.node, False, None, sidecar.current_version, "DISCONNECTED", "", seen, "")
     trouble = [f"NACK {item.field}: {item.value}: {item.rule}" for item in sidecar.nack]
     trouble += [
         f"{gate.experiment} waits for {', '.join(gate.waiting_for)}"
@@ -402,7 +404,6 @@ def _sidecar_row(sidecar: Sidecar) -> tuple[object, ...]:
     ]
     trouble += [f"Envoy rejected {text}" for text in report.envoy_rejections]
     trouble += [f"start gate: {report.start_gate_error}"] if report.start_gate_error else []
-    seen = timedelta(seconds=sidecar.last_seen_time.seconds)
     return (
         sidecar.node,
         sidecar.connected,
@@ -410,6 +411,6 @@ def _sidecar_row(sidecar: Sidecar) -> tuple[object, ...]:
         sidecar.current_version,
         report.config_state,
         f"{report.workers_ready}/{report.workers}",
-        sidecar.last_seen_time.ToDatetime().strftime("%H:%M:%SZ") if seen else "",
+        seen,
         "; ".join(trouble),
     )

@@ -85,7 +85,11 @@ def build_command(
     """
     with refuse():
         data = snapshots.to_file(build(files))
-        _replace(out, data)
+        try:
+            _replace(out, data)
+        except OSError as error:
+            # Not the temporary file's: the user knows nothing of that.
+            raise OSError(error.errno, error.strerror, str(out)) from error
     typer.echo(f"{out}: {len(data)} bytes")
 
 

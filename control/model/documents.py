@@ -295,11 +295,14 @@ class _Reader:
         return None
 
     def _duration(self, node: Node, message: Duration, path: str) -> None:
-        value = durations.parse(node.text) if isinstance(node, Scalar) else None
+        text = node.text if isinstance(node, Scalar) else ""
+        value = durations.parse(text.removeprefix("-"))
         if value is None:
             self.report.add(path, _shown(node), f"must be {durations.RULE}", node.line)
             return
-        message.CopyFrom(value)
+        # A negative one is well written; what the field takes is said by the field's own rule.
+        sign = -1 if text.startswith("-") else 1
+        message.seconds, message.nanos = sign * value.seconds, sign * value.nanos
 
     def _margin(self, node: Node, margin: Margin, path: str) -> None:
         """`absolute` is a number, or for latency metrics a duration."""

@@ -44,12 +44,19 @@ _NOT_PAUSED = Refusal("the experiment is not paused")
 _NOT_PROMOTED = Refusal("the experiment was not promoted")
 _WAITS = Refusal("the experiment waits for an approval")
 _ENDED = Refusal("the experiment has ended")
+_ENDED_FOR_GOOD = Refusal(
+    "the experiment has ended; apply it under another name, or delete it (turnout delete) and "
+    "apply it again"
+)
 
 _ROLLED_BACK = Transition(State.ROLLED_BACK, Action.ROLLBACK)
 _STOPPED = Transition(State.STOPPED, Action.STOP)
 _PROMOTED = Transition(State.PROMOTED, Action.PROMOTE)
 
-_ALL_ENDED: dict[Input, Transition | Refusal] = dict.fromkeys(Input, _ENDED)
+_ALL_ENDED: dict[Input, Transition | Refusal] = {
+    **dict.fromkeys(Input, _ENDED),
+    Input.START: _ENDED_FOR_GOOD,
+}
 
 TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
     State.DRAFT: {

@@ -372,7 +372,10 @@ def _check_may_change(entry: ExperimentEntry, spec: ExperimentSpec) -> None:
     if entry.run.state is State.DRAFT:
         return
     if not entry.run.live:
-        message = f"experiment {entry.name} has ended: its spec cannot change"
+        message = (
+            f"experiment {entry.name} has ended: its spec cannot change; apply it under another "
+            "name, or delete it (turnout delete) and apply it again"
+        )
         raise precondition("EXPERIMENT_ENDED", message, state=str(entry.run.state))
     fields = [f for f in FIXED_WHILE_LIVE if getattr(spec, f) != getattr(entry.spec, f)]
     if fields:

@@ -44,6 +44,7 @@ HELPS: Final = {
     "rollback": "Take all traffic from an experiment's candidates, for good.",
     "undo": "Undo a promotion: the previous baseline serves again.",
     "stop": "End an experiment without a verdict.",
+    "delete": "Delete an experiment or a target, or what files hold.",
     "sidecars": "List the sidecars and which configuration each one serves.",
     "completion": "Print a shell's completion script.",
 }

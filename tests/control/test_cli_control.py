@@ -191,6 +191,44 @@ def test_results_name_every_variant_when_there_was_no_traffic(shell: Shell) -> N
     assert json.loads(shell("sidecars", "-o", "json").out) == {"sidecars": []}
 
 
+def test_ended_experiment_is_deleted_and_begun_again_when_it_must_be(shell: Shell) -> None:
+    """Start names the remedy, and the remedy works."""
+    file = shell.file(TARGET, EXPERIMENT)
+    shell("apply", "-f", file)
+    shell("start", "fraud-v2")
+    running = shell("delete", "fraud-v2")
+    assert (running.code, "stop it or roll it back first" in running.err) == (5, True)
+    shell("stop", "fraud-v2")
+    ended = shell("start", "fraud-v2")
+    assert (ended.code, "turnout delete" in ended.err) == (5, True)
+    done = shell("delete", "fraud-v2")
+    assert (done.code, done.lines) == (0, ["experiment/fraud-v2 deleted"])
+    assert shell("apply", "-f", file).lines[1] == "experiment/fraud-v2 created"
+    assert shell("start", "fraud-v2").code == 0
+
+
+def test_everything_in_a_file_is_deleted_when_asked(shell: Shell) -> None:
+    """Experiments before the targets that they need; a second time says that nothing is there."""
+    file = shell.file(TARGET, EXPERIMENT)
+    shell("apply", "-f", file)
+    assert shell("delete", "target/fraud").code == 5
+    done = shell("delete", "-f", file)
+    assert (done.code, done.err) == (0, "")
+    assert done.lines == ["experiment/fraud-v2 deleted", "target/fraud deleted"]
+    again = shell("delete", "-f", file)
+    assert (again.code, again.out) == (4, "")
+    assert [line.split()[1] for line in again.err.splitlines()] == [
+        f"tenants/{shell.tenant}/experiments/fraud-v2",
+        f"tenants/{shell.tenant}/targets/fraud",
+    ]
+
+
+def test_nothing_is_deleted_when_the_etag_is_stale(shell: Shell) -> None:
+    shell.apply(TARGET)
+    assert shell("delete", "target", "fraud", "--etag", "stale").code == 5
+    assert "fraud" in shell("get", "targets").out
+
+
 @contextmanager
 def watching(address: str, tenant: str) -> Iterator[subprocess.Popen[bytes]]:
     """A `turnout watch` process that ends when the experiment has."""

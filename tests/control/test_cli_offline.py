@@ -21,6 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "envoy" / "examples"
 CLIENT_COMMANDS = (
     "apply", "diff", "explain", "get", "describe", "status", "wait", "watch", "results",
     "sidecars", "start", "pause", "resume", "advance", "promote", "rollback", "undo", "stop",
+    "delete",
 )  # fmt: skip
 # Prints what it imported after running the command line in this process.
 IMPORTS = """
@@ -88,10 +89,36 @@ def test_usage_is_refused_with_code_two_when_words_are_wrong(words: list[str]) -
         ["get", "experiments", "--tenant", "-x"],
         ["get", "experiments", "-o", "xml"],
         ["rollback", "x\ny"],
+        ["delete"],
+        ["delete", "fraud", "-f", "x.yaml"],
+        ["delete", "No_Name"],
+        ["delete", "-f", "x.yaml", "--etag", "e"],
     ],
 )
 def test_arguments_are_refused_before_any_call_when_they_are_malformed(words: list[str]) -> None:
     assert turnout(*words, "--control", "127.0.0.1:1").code == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["start", "x"],
+        ["get", "targets"],
+        ["delete", "target/x"],
+        ["apply", "-f", EXAMPLES / "ab.yaml"],
+    ],
+)
+def test_tenant_is_blamed_when_it_is_the_tenant_that_is_malformed(words: list[object]) -> None:
+    done = turnout(*words, "--tenant", "Not_One", "--control", "127.0.0.1:1")
+    assert done.code == 2
+    assert "--tenant" in done.err
+    assert "'Not_One' is no tenant" in done.err
+
+
+def test_snapshot_names_the_users_path_when_it_cannot_be_written(tmp_path: Path) -> None:
+    out = tmp_path / "missing" / "snapshot"
+    done = turnout("snapshot", "build", "-f", EXAMPLES / "target.yaml", "-o", out)
+    assert (done.code, done.err) == (1, f"{out}: No such file or directory\n")
 
 
 def test_unreachable_control_plane_has_its_own_code_when_nothing_listens() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
+from control.commands import describing
 from control.refusals import Fault, Refused, invalid, unimplemented
 from tests.control.clirunning import Done, turnout
 from turnout.v1alpha1 import experiment_service_pb2 as api
@@ -32,7 +34,9 @@ from turnout.v1alpha1.experiment_pb2 import (
     VERDICT_PASS,
     VERDICT_UNDECIDED,
     Check,
+    Condition,
     Experiment,
+    ExperimentStatus,
     Lane,
     VariantResult,
 )
@@ -77,6 +81,11 @@ SIDECARS = [
         report=SidecarReport(applied_version=7, config_state="CURRENT", workers_ready=1, workers=2,
                              gates=[ExperimentGate(experiment="fraud-v2", epoch=3, open=False,
                                                    waiting_for=["turnout.fraud.1234"])]),
+    ),
+    Sidecar(
+        node="node-b", connected=False, acked_version=8, current_version=8,
+        last_seen_time=Timestamp(seconds=1_700_000_000),
+        report=SidecarReport(applied_version=8, config_state="CURRENT", workers_ready=2, workers=2),
     ),
 ]  # fmt: skip
 
@@ -230,6 +239,7 @@ def test_sidecars_show_versions_and_every_trouble_when_one_lags(run: Run) -> Non
         "NODE CONNECTED SERVES CURRENT CONFIG WORKERS SEEN TROUBLE",
         "node-a yes 7 8 CURRENT 1/2 NACK experiments[0].epoch: 0: must be at least 1; "
         "fraud-v2 waits for turnout.fraud.1234",
+        "node-b no 8 DISCONNECTED 11-14 22:13:20Z",
     ]
 
 
@@ -281,3 +291,10 @@ def test_request_keeps_its_id_when_it_is_retried(run: Run, server: Server) -> No
     assert run("start", "away").code == 6
     assert len(server.calls) == 3
     assert len({request.request_id for request, _ in server.calls}) == 1
+
+
+def test_condition_has_no_reason_when_there_is_none_to_tell() -> None:
+    status = ExperimentStatus(conditions=[Condition(type="WAITING_FOR_UPSTREAM", status=False)])
+    page = describing.experiment(Experiment(status=status), [])
+    assert "  WAITING_FOR_UPSTREAM no" in page.splitlines()
+    assert "UNSPECIFIED)" not in page
