@@ -7,6 +7,7 @@ interface is the Server protocol; GrpcServer is its grpc.aio implementation.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +33,7 @@ _OPTIONS: Final = (
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
 )
 _EMPTY: Final = b""
+_GRPC_LOG: Final = "grpc._cython.cygrpc"
 
 
 class PeerError(ValueError):
@@ -77,6 +79,33 @@ class Server(Protocol):
         ...
 
 
+def _be_silent_about_cut_calls(loop: asyncio.AbstractEventLoop) -> None:
+    """Keep grpc.aio from writing a traceback for each call that the stop, or the peer, cut."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not _is_cut(context.get("exception")):
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+    grpc_log = logging.getLogger(_GRPC_LOG)
+    if _tells not in grpc_log.filters:
+        grpc_log.addFilter(_tells)
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    """Whether a record of grpc's says anything about us."""
+    if record.exc_info and _is_cut(record.exc_info[1]):
+        return False
+    return not str(record.msg).startswith("Aborting method")
+
+
+def _is_cut(error: BaseException | None) -> bool:
+    """Whether it is how grpc.aio ends a call that is over before we are; its types are private."""
+    if isinstance(error, asyncio.CancelledError):
+        return True
+    return type(error).__name__ in ("ExecuteBatchError", "_ServerStoppedError")
+
+
 class GrpcServer:
     """The services on grpc.aio, messages as bytes."""
 
@@ -90,6 +119,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Bind beside the path and rename over it, so that the path never leads nowhere."""
+        _be_silent_about_cut_calls(asyncio.get_running_loop())
         hidden = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         hidden.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{hidden}")

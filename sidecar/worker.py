@@ -156,7 +156,7 @@ class Worker:
                     started = True
                 serving = self._work.plan
                 report = PlanReport(order.generation, serving.version if serving else 0, error)
-                writer.write(frame(Kind.APPLIED, report.encode()))
+                _say(writer, Kind.APPLIED, report.encode())
         except (asyncio.IncompleteReadError, ConnectionError):
             _LOG.info("the supervisor is gone: draining")
         except OSError as error:
@@ -178,7 +178,7 @@ class Worker:
     async def _beat(self, writer: asyncio.StreamWriter) -> None:
         while True:
             if _unread(writer) < UNREAD_BYTES_MAX:
-                writer.write(frame(Kind.HEARTBEAT))
+                _say(writer, Kind.HEARTBEAT)
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _flush(self, writer: asyncio.StreamWriter) -> None:
@@ -190,7 +190,7 @@ class Worker:
     def _send_delta(self, writer: asyncio.StreamWriter) -> None:
         delta = self._work.fold.take()
         if delta:
-            writer.write(frame(Kind.DELTA, deltas.encode(delta)))
+            _say(writer, Kind.DELTA, deltas.encode(delta))
 
 
 def _build(order: PlanOrder) -> Plan:
@@ -202,6 +202,12 @@ def _build(order: PlanOrder) -> Plan:
         slots=order.slots,
         defaults=order.defaults,
     )
+
+
+def _say(writer: asyncio.StreamWriter, kind: Kind, payload: bytes = b"") -> None:
+    """Tell the supervisor; when it is gone there is nobody to tell, and that was logged."""
+    if not writer.is_closing():
+        writer.write(frame(kind, payload))
 
 
 def _unread(writer: asyncio.StreamWriter) -> int:

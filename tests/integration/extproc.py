@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -84,6 +85,14 @@ class WorkerClient:
         mutation = answers[0].request_headers.response.header_mutation
         return {o.header.key: o.header.raw_value.decode() for o in mutation.set_headers}
 
+    async def process_and_reset(self, request: ProcessingRequest) -> None:
+        """As Envoy does: one message, and the stream is reset when the answer is there."""
+        method: Any = self._channel.stream_stream(PROCESS)
+        call = method(timeout=DEADLINE_S)
+        await call.write(request.SerializeToString())
+        await call.read()
+        call.cancel()
+
     async def variant(self, user: str) -> str:
         """The variant a user is given; "" = none."""
         stamped: Mapping[str, str] = await self.process(request_of(user)) or {}
@@ -98,6 +107,14 @@ class WorkerClient:
 
         method: Any = self._channel.stream_unary(ACCESS_LOGS)
         await method(all_of(), timeout=DEADLINE_S)
+
+    async def keep_logging(self, message: StreamAccessLogsMessage) -> None:
+        """Send an access log message again and again on one stream, until it breaks."""
+        method: Any = self._channel.stream_unary(ACCESS_LOGS)
+        call = method()
+        while True:
+            await call.write(message.SerializeToString())
+            await asyncio.sleep(0.002)
 
     async def serving(self) -> bool:
         """What the worker says of its health; False when it cannot be reached."""
