@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from control.store.sqlite import SqliteStore  # noqa: E402
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+ADDRESS: Final = re.compile(r"(\[[\w:.%]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 _log = logging.getLogger("turnout.control")
 
@@ -118,9 +120,9 @@ def _tell(style: Style, level: int, message: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) < 1 << 16:
-        _refuse(f"{address!r} is not HOST:PORT")
+    # Not a URL: its scheme would be taken for a host.
+    if not ADDRESS.fullmatch(address) or int(address.rpartition(":")[2]) >= 1 << 16:
+        _refuse(f"{address!r} is not HOST:PORT, like 10.0.0.5:7700 or [::1]:7700")
 
 
 def _check_url(url: str) -> None:

@@ -20,6 +20,7 @@ from control.forward import FORWARDED_KEY, Forwarder, Limits
 from control.otlp import SERVICE
 from control.server import ControlPlane, Options
 from control.store.sqlite import SqliteStore
+from tests.control.clirunning import turnout
 from tests.control.peers import Api
 from tests.control.test_services_telemetry import EXPORT, export, spans
 from tests.integration.waiting import free_port, wait_for
@@ -284,6 +285,22 @@ async def test_no_export_fails_and_memory_is_bounded_when_backend_is_down_under_
     await wait_for(lambda: one.queued == 0, "all that waited is sent", timeout_s=40)
     assert sent * 100 == one.forwarded + sum(one.dropped.values())
     assert set(one.dropped) <= {"full"}
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("jaeger", "is not HOST:PORT"),
+        ("http://127.0.0.1:4317", "is not HOST:PORT"),
+        ("127.0.0.1:7700", "is this control plane itself"),
+    ],
+)
+def test_control_refuses_to_start_when_the_backend_cannot_be_one(
+    tmp_path: Path, address: str, says: str
+) -> None:
+    words = ("control", "--listen", "127.0.0.1:7700", "--store", f"sqlite:{tmp_path}/c.db")
+    done = turnout(*words, "--forward-otlp", address)
+    assert (done.code, says in done.err) == (2, True)
 
 
 def _resident_bytes() -> int:

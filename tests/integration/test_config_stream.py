@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sidecar.envoyfiles import ROUTES_FILE
 from tests.integration.harness import (
     FakeControl,
     Pod,
@@ -120,3 +121,18 @@ async def test_buried_revision_never_serves_when_it_is_pushed_again(stage: Stage
 def _two(stage: Stage) -> tuple[Pod, Pod]:
     first, second = stage.pods
     return first, second
+
+
+async def test_routes_say_the_step_when_it_changes_and_nothing_else_does(stage: Stage) -> None:
+    """Spans show it; requests go on as they were."""
+    fake, _, snapshot = await _start(stage)
+    before = await _stamps(stage)
+    later = Snapshot()
+    later.CopyFrom(snapshot)
+    later.version = 2
+    later.experiments[0].step = 7
+    fake.push(later)
+    await fake.serving(later)
+    routes = stage.envoy_dir / ROUTES_FILE
+    await wait_for(lambda: "step: '7'" in routes.read_text().replace('"', "'"), "step 7 is there")
+    assert await _stamps(stage) == before
