@@ -51,10 +51,10 @@ class Chain:
     def __init__(self, stage: Stage, v1: Pod, v2: Pod, control: ControlPlane) -> None:
         self.stage, self.v1, self.v2, self.control = stage, v1, v2, control
 
-    async def turnout(self, *command: str) -> str:
+    async def turnout(self, *command: str, code: int = 0) -> str:
         """A command of an operator."""
         where = ("--control", self.control.address, "--tenant", TENANT)
-        return await self.stage.run(*command, *where)
+        return await self.stage.run(*command, *where, code=code)
 
     async def experiment(self) -> Experiment:
         """What the control plane says."""
@@ -83,9 +83,11 @@ class Chain:
 
 
 @asynccontextmanager
-async def running(stage: Stage) -> AsyncIterator[Chain]:
-    """An experiment at 20 %, started by command."""
+async def running(stage: Stage, *, healthy: bool = True) -> AsyncIterator[Chain]:
+    """An experiment at 20 %, started by command; with a candidate that is there, or not."""
     v1, v2 = await stage.pod("v1"), await stage.pod("v2")
+    if not healthy:
+        await v2.close()
     file = stage.directory / "resources.yaml"
     file.write_text(RESOURCES.format(v1=v1.address, v2=v2.address))
     await stage.envoy(files=[file])
@@ -94,7 +96,8 @@ async def running(stage: Stage) -> AsyncIterator[Chain]:
     chain = Chain(stage, v1, v2, control)
     await chain.turnout("apply", "-f", str(file))
     await chain.turnout("start", "fraud-v2")
-    await stage.enrols()
+    if healthy:
+        await stage.enrols()
     yield chain
 
 
@@ -158,3 +161,28 @@ async def test_split_goes_on_and_safety_returns_when_the_control_plane_was_kille
         await chain.everybody_gets("v1")
         tally = await load.stop()
         assert {(a.status, a.variant) for a in tally.failures} == {(500, "v2")}
+
+
+async def test_promotion_is_refused_when_envoy_finds_the_candidate_unhealthy(
+    stage: Stage,
+) -> None:
+    """The old baseline serves; when the candidate is there it can be promoted."""
+    async with running(stage, healthy=False) as chain:
+
+        async def waited_for() -> bool:
+            conditions = (await chain.experiment()).status.conditions
+            return any(c.type == "WAITING_FOR_UPSTREAM" and c.status for c in conditions)
+
+        await wait_for(waited_for, "the sidecar waits for the candidate")
+        refused = await chain.turnout("promote", "fraud-v2", code=5)
+        assert "found no healthy host in turnout.fraud." in refused
+        await chain.everybody_gets("v1")
+        await chain.v2.open()
+        await stage.enrols()
+
+        async def open_now() -> bool:
+            return not await waited_for()
+
+        await wait_for(open_now, "the sidecar has found it healthy")
+        await chain.turnout("promote", "fraud-v2")
+        await chain.everybody_gets("v2")
