@@ -96,8 +96,9 @@ class CountCalls(grpc.aio.ServerInterceptor):
         if handler is None:
             self._metrics.rpcs.labels("unknown", "UNIMPLEMENTED").inc()
             return handler
-        if handler.request_streaming:
-            return handler  # reads bytes, and refuses what it cannot
+        raw = handler.request_deserializer is bytes
+        if handler.request_streaming and (raw or not handler.response_streaming):
+            return handler  # the config stream: refuses what it cannot read
         if handler.response_streaming:
             return checked_stream(handler)
         behaviour = handler.unary_unary

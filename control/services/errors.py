@@ -63,7 +63,9 @@ async def refuse_malformed(request: object, context: Context) -> None:
 def checked_stream(
     handler: grpc.RpcMethodHandler[Any, Any],
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A server-streaming method, ours or grpc's own, that refuses malformed requests."""
+    """A streaming method, ours or grpc's own, that refuses malformed requests."""
+    if handler.request_streaming:
+        return _checked_conversation(handler)
     behaviour: Any = handler.unary_stream
 
     async def yields(request: Any, context: Any) -> AsyncIterator[Any]:
@@ -79,6 +81,27 @@ def checked_stream(
     checked: Any = yields if inspect.isasyncgenfunction(behaviour) else writes
     return grpc.unary_stream_rpc_method_handler(
         checked,
+        request_deserializer=lenient(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _checked_conversation(
+    handler: grpc.RpcMethodHandler[Any, Any],
+) -> grpc.RpcMethodHandler[Any, Any]:
+    behaviour: Any = handler.stream_stream
+
+    async def yields(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async def checked() -> AsyncIterator[Any]:
+            async for request in requests:
+                await refuse_malformed(request, context)
+                yield request
+
+        async for reply in behaviour(checked(), context):
+            yield reply
+
+    return grpc.stream_stream_rpc_method_handler(
+        yields,
         request_deserializer=lenient(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )

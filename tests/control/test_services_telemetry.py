@@ -190,6 +190,14 @@ async def test_request_is_refused_when_it_is_no_message(api: Api, method: str) -
     assert reason(refused.value) == "MALFORMED"
 
 
+async def test_reflection_is_refused_when_it_is_no_message(api: Api) -> None:
+    make: Any = api.channel.stream_stream
+    call = make("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(iter([b"\xff\xff\xff"])).read()
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+
+
 async def test_spans_are_refused_when_malformed(api: Api) -> None:
     """INVALID_ARGUMENT for the whole request, whatever the fault."""
     await api.create_target()
