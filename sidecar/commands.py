@@ -65,9 +65,18 @@ def run(
         Path | None, typer.Option(help="Keeps the last good snapshot; one sidecar each.")
     ] = None,
     node: Annotated[
-        str, typer.Option(help="Stable name of this node.  [default: the host's name]")
+        str,
+        typer.Option(
+            help="Stable name of this node, its own for each sidecar.  [default: the host's name]"
+        ),
     ] = "",
-    tenant: Annotated[str, typer.Option(help="Whose configuration it serves.")] = "",
+    tenant: Annotated[
+        str,
+        typer.Option(
+            help="Whose configuration it serves; needed with --control. What the clients apply "
+            "without naming one is tenant `default`'s."
+        ),
+    ] = "",
     envoy_dir: Annotated[
         Path | None, typer.Option(help="Directory of Envoy's watched files; written by us.")
     ] = None,
