@@ -279,7 +279,12 @@ def workers_cluster(sidecar: str, workers: int) -> Json:
         "name": contract.WORKERS_CLUSTER,
         "type": "STATIC",
         "connect_timeout": "0.05s",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 0},
+            # Envoy's threads hear of a change of health at once. Its default merges for 1 s all
+            # that follow a first one: "worker 0 is down" at once, "worker 1 is up" a second later.
+            "update_merge_window": "0s",
+        },
         "circuit_breakers": {
             "thresholds": [
                 {

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sidecar.envoybootstrap import BootstrapOptions, bootstrap
+from sidecar.envoybootstrap import BootstrapOptions, bootstrap, workers_cluster
 from sidecar.envoyyaml import dump, seconds
 from turnout import contract
 
@@ -57,6 +57,11 @@ def test_every_worker_is_an_endpoint_with_its_own_socket() -> None:
     endpoints = workers["load_assignment"]["endpoints"][0]["lb_endpoints"]
     paths = [endpoint["endpoint"]["address"]["pipe"]["path"] for endpoint in endpoints]
     assert paths == ["/run/t/w.0", "/run/t/w.1", "/run/t/w.2"]
+
+
+def test_threads_hear_at_once_when_a_worker_is_up() -> None:
+    config = workers_cluster("/run/w", 2)["common_lb_config"]
+    assert config == {"healthy_panic_threshold": {"value": 0}, "update_merge_window": "0s"}
 
 
 def test_access_logs_carry_what_the_fold_reads_and_nothing_else() -> None:
