@@ -205,6 +205,13 @@ class Distribution:
         self._streams.get(state.tenant, {}).pop(outbox, None)
         state.connected = False
         state.last_seen_ms = now_ms
+        nodes = self._sidecars.get(state.tenant, OrderedDict())
+        if nodes.get(state.node) is state:
+            # Another stream of the same node may still be served: it is what is shown again.
+            streams = self._streams.get(state.tenant, {}).values()
+            nodes[state.node] = next(
+                (other for other in reversed(streams) if other.node == state.node), state
+            )
 
     def sent(self, state: SidecarState, published: Published, *, now_ms: int) -> None:
         """Note that a snapshot went out on the node's stream."""

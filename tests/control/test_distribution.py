@@ -123,3 +123,13 @@ def test_node_that_was_away_longest_is_forgotten_when_there_are_too_many(
         one.detach(*one.attach(hello(node), now_ms=1), now_ms=2)
     assert [s.node for s in one.sidecars("t")] == ["kept", "c", "d"]
     assert kept[1].connected
+
+
+def test_first_stream_is_shown_again_when_a_second_one_of_its_node_ends() -> None:
+    """A sidecar started twice by mistake must not hide the one that serves."""
+    one = published(1)
+    _, first = one.attach(hello(instance="a"), now_ms=1)
+    outbox, second = one.attach(hello(instance="b"), now_ms=2)
+    assert one.connected("t") == [second]
+    one.detach(outbox, second, now_ms=3)
+    assert one.connected("t") == [first]
