@@ -143,24 +143,12 @@ def new_experiment(
 
 def sealed_target(entry: TargetEntry, now_ms: int) -> TargetEntry:
     """The entry with its stored form and etag made to agree with spec and state."""
-    resource = _sealed(
-        entry.resource,
-        entry.spec.SerializeToString(deterministic=True),
-        codec.to_json(entry.state).encode(),
-        now_ms,
-    )
-    return replace(entry, resource=resource)
+    return replace(entry, resource=_sealed(entry, now_ms))
 
 
 def sealed_experiment(entry: ExperimentEntry, now_ms: int) -> ExperimentEntry:
     """The entry with its stored form and etag made to agree with spec and state."""
-    resource = _sealed(
-        entry.resource,
-        entry.spec.SerializeToString(deterministic=True),
-        codec.to_json(entry.state).encode(),
-        now_ms,
-    )
-    return replace(entry, resource=resource)
+    return replace(entry, resource=_sealed(entry, now_ms))
 
 
 def _new_resource(
@@ -181,7 +169,10 @@ def _new_resource(
     )
 
 
-def _sealed(resource: Resource, spec: bytes, state: bytes, now_ms: int) -> Resource:
+def _sealed(entry: TargetEntry | ExperimentEntry, now_ms: int) -> Resource:
+    resource = entry.resource
+    spec = entry.spec.SerializeToString(deterministic=True)
+    state = codec.to_json(entry.state).encode()
     # The etag is a function of all that a client can see, so that a write which changes nothing
     # visible leaves a reader's etag valid, and a restart makes none stale.
     digest = hashlib.blake2b(digest_size=ETAG_BYTES)

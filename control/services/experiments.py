@@ -24,15 +24,12 @@ from control.services.calls import call_of, check_id
 from control.services.errors import Context, answers, streams
 from control.services.requests import (
     Listing,
-    bad_page_token,
     check_reason,
     check_size,
-    fitting,
     merged,
     name_of,
-    page_key,
-    page_size,
-    page_token,
+    page_of_names,
+    page_of_records,
     tenant_of,
 )
 from control.store.base import DecisionRecord, Page, Store
@@ -107,17 +104,19 @@ class ExperimentService(ExperimentServiceServicer):
     ) -> api.ListExperimentsResponse:
         """List experiments by name."""
         tenant = self._controller.ledger.find(tenant_of(request.parent))
-        listing = Listing("experiments", request.parent)
-        size, after = page_size(request.page_size), page_key(listing, request.page_token)
-        names = sorted(n for n in (tenant.experiments if tenant else ()) if n > after)
-        response = api.ListExperimentsResponse()
-        if tenant is not None:
-            page = [self._shown(tenant, name) for name in names[:size]]
-            size = fitting(page)
-            response.experiments.extend(page[:size])
-        if len(names) > size:
-            response.next_page_token = page_token(listing, names[size - 1])
-        return response
+
+        def show(name: str) -> Experiment:
+            assert tenant is not None
+            return self._shown(tenant, name)
+
+        page, token = page_of_names(
+            Listing("experiments", request.parent),
+            request.page_size,
+            request.page_token,
+            tenant.experiments if tenant else (),
+            show,
+        )
+        return api.ListExperimentsResponse(experiments=page, next_page_token=token)
 
     @answers
     async def UpdateExperiment(
@@ -291,26 +290,21 @@ class ExperimentService(ExperimentServiceServicer):
     ) -> api.ListDecisionsResponse:
         """List decisions, newest first."""
         name = name_of(request.parent, "experiments", field="parent")
-        listing = Listing("decisions", request.parent)
-        size, token = page_size(request.page_size), page_key(listing, request.page_token)
-        await self._controller.ledger.settled(name.tenant)
+        ledger = self._controller.ledger
 
-        async def read(count: int) -> Page[DecisionRecord]:
-            reading = self._store.decisions(name.tenant, name.id, page_size=count, page_token=token)
-            return await self._controller.ledger.asked(reading)
+        async def read(count: int, after: str) -> Page[DecisionRecord]:
+            await ledger.settled(name.tenant)
+            reading = self._store.decisions(name.tenant, name.id, page_size=count, page_token=after)
+            return await ledger.asked(reading)
 
-        try:
-            page = await read(size)
-            decisions = [_decision(record) for record in page.records]
-            count = fitting(decisions)
-            if count < len(decisions):
-                page = await read(count)
-        except ValueError as error:
-            raise bad_page_token(request.page_token) from error
-        response = api.ListDecisionsResponse(decisions=decisions[:count])
-        if page.next_token:
-            response.next_page_token = page_token(listing, page.next_token)
-        return response
+        page, token = await page_of_records(
+            Listing("decisions", request.parent),
+            request.page_size,
+            request.page_token,
+            read,
+            _decision,
+        )
+        return api.ListDecisionsResponse(decisions=page, next_page_token=token)
 
     def _present(self, parent: str, only: str) -> list[str]:
         tenant = self._controller.ledger.find(parent)

@@ -9,7 +9,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
@@ -17,6 +17,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from control.refusals import Fault, Refused, exhausted, invalid, shorten
+from control.store.base import Page
 from turnout import contract
 
 LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -29,10 +30,10 @@ REASON_BYTES_MAX: Final = 1024
 ACTOR_BYTES_MAX: Final = 128
 ACTOR_KEY: Final = "x-turnout-actor"
 
-MASK_RULE: Final = 'must be "labels", "spec" or a path below "spec"'
 LABEL_RULE: Final = "must be a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
 
 Resource = TypeVar("Resource", bound=Message)
+Record = TypeVar("Record")
 
 
 class Name(NamedTuple):
@@ -177,6 +178,63 @@ def page_key(listing: Listing, token: str) -> str:
 def bad_page_token(token: str) -> Refused:
     """INVALID_ARGUMENT: not a token of this list."""
     return invalid([Fault("pageToken", shorten(token), "must be a next_page_token of this list")])
+
+
+def page_of_names(
+    listing: Listing,
+    asked_size: int,
+    asked_token: str,
+    names: Iterable[str],
+    show: Callable[[str], Resource],
+) -> tuple[list[Resource], str]:
+    """One page of a list that is ordered by name, and the token of the next, "" = none.
+
+    Args:
+        listing: Which list.
+        asked_size: The request's page size.
+        asked_token: The request's page token.
+        names: Of everything that could be listed, in any order.
+        show: The resource of a name.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, as `page_size` and `page_key`.
+    """
+    size, after = page_size(asked_size), page_key(listing, asked_token)
+    rest = sorted(name for name in names if name > after)
+    page = [show(name) for name in rest[:size]]
+    size = fitting(page)
+    return page[:size], page_token(listing, rest[size - 1]) if len(rest) > size else ""
+
+
+async def page_of_records(
+    listing: Listing,
+    asked_size: int,
+    asked_token: str,
+    read: Callable[[int, str], Awaitable[Page[Record]]],
+    encode: Callable[[Record], Resource],
+) -> tuple[list[Resource], str]:
+    """One page of what the store lists, and the token of the next, "" = none.
+
+    Args:
+        listing: Which list.
+        asked_size: The request's page size.
+        asked_token: The request's page token.
+        read: Reads so many records from the store's own token on.
+        encode: The message of a record.
+
+    Raises:
+        Refused: INVALID_ARGUMENT, as `page_size` and `page_key`; what `read` raises.
+    """
+    size, token = page_size(asked_size), page_key(listing, asked_token)
+    try:
+        page = await read(size, token)
+        messages = [encode(record) for record in page.records]
+        count = fitting(messages)
+        if count < len(messages):
+            page = await read(count, token)
+    except ValueError as error:
+        raise bad_page_token(asked_token) from error
+    return messages[:count], page_token(listing, page.next_token) if page.next_token else ""
 
 
 def actor_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:

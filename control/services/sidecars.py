@@ -12,11 +12,7 @@ from control.rollout.ledger import Ledger
 from control.services.errors import Context, answers
 from control.services.requests import (
     Listing,
-    bad_page_token,
-    fitting,
-    page_key,
-    page_size,
-    page_token,
+    page_of_records,
     tenant_of,
 )
 from control.store.base import AuditRecord, Page, Store
@@ -70,28 +66,22 @@ class AuditService(AuditServiceServicer):
     ) -> experiment_service_pb2.ListAuditEventsResponse:
         """List audit events, newest first."""
         tenant = tenant_of(request.parent)
-        listing = Listing("auditEvents", request.parent, request.resource)
-        size, token = page_size(request.page_size), page_key(listing, request.page_token)
-        await self._ledger.settled(tenant)
 
-        async def read(count: int) -> Page[AuditRecord]:
+        async def read(count: int, after: str) -> Page[AuditRecord]:
+            await self._ledger.settled(tenant)
             reading = self._store.audits(
-                tenant, resource=request.resource, page_size=count, page_token=token
+                tenant, resource=request.resource, page_size=count, page_token=after
             )
             return await self._ledger.asked(reading)
 
-        try:
-            page = await read(size)
-            events = [_event(record) for record in page.records]
-            count = fitting(events)
-            if count < len(events):
-                page = await read(count)
-        except ValueError as error:
-            raise bad_page_token(request.page_token) from error
-        response = experiment_service_pb2.ListAuditEventsResponse(events=events[:count])
-        if page.next_token:
-            response.next_page_token = page_token(listing, page.next_token)
-        return response
+        page, token = await page_of_records(
+            Listing("auditEvents", request.parent, request.resource),
+            request.page_size,
+            request.page_token,
+            read,
+            _event,
+        )
+        return experiment_service_pb2.ListAuditEventsResponse(events=page, next_page_token=token)
 
 
 def _sidecar(state: SidecarState, version: int) -> config_service_pb2.Sidecar:

@@ -18,12 +18,9 @@ from control.services.errors import Context, answers
 from control.services.requests import (
     Listing,
     check_size,
-    fitting,
     merged,
     name_of,
-    page_key,
-    page_size,
-    page_token,
+    page_of_names,
     tenant_of,
 )
 from turnout.v1alpha1 import experiment_service_pb2 as api
@@ -67,17 +64,19 @@ class TargetService(TargetServiceServicer):
     ) -> api.ListTargetsResponse:
         """List targets by name."""
         tenant = self._controller.ledger.find(tenant_of(request.parent))
-        listing = Listing("targets", request.parent)
-        size, after = page_size(request.page_size), page_key(listing, request.page_token)
-        names = sorted(n for n in (tenant.targets if tenant else ()) if n > after)
-        response = api.ListTargetsResponse()
-        if tenant is not None:
-            page = [self._shown(tenant, name) for name in names[:size]]
-            size = fitting(page)
-            response.targets.extend(page[:size])
-        if len(names) > size:
-            response.next_page_token = page_token(listing, names[size - 1])
-        return response
+
+        def show(name: str) -> Target:
+            assert tenant is not None
+            return self._shown(tenant, name)
+
+        page, token = page_of_names(
+            Listing("targets", request.parent),
+            request.page_size,
+            request.page_token,
+            tenant.targets if tenant else (),
+            show,
+        )
+        return api.ListTargetsResponse(targets=page, next_page_token=token)
 
     @answers
     async def UpdateTarget(self, request: api.UpdateTargetRequest, context: Context) -> Target:
