@@ -92,10 +92,6 @@ def _snapshot(snapshot: Snapshot) -> Iterator[Violation]:
     if snapshot.format != SNAPSHOT_FORMAT:
         yield _violation("format", snapshot.format, f"must be {SNAPSHOT_FORMAT}")
     yield from _name("tenant", snapshot.tenant)
-    if snapshot.HasField("holdout"):
-        yield _violation("holdout", "set", "is not implemented")
-    if snapshot.overrides:
-        yield _violation("overrides", len(snapshot.overrides), "is not implemented")
     yield from _unique("targets", (target.name for target in snapshot.targets))
     for index, target in enumerate(snapshot.targets):
         yield from _target(f"targets[{index}]", target)
@@ -213,13 +209,17 @@ def _layer(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
 
 
 def _unit(path: str, unit: Unit) -> Iterator[Violation]:
-    for name in ("jwt_claim", "session", "query_parameter"):
-        if getattr(unit, name):
-            yield _violation(f"{path}.{name}", getattr(unit, name), "is not implemented")
-    given = [name for name in ("header", "cookie", "random") if getattr(unit, name)]
-    if len(given) != 1:
+    for name, given in (
+        ("jwt_claim", unit.HasField("jwt_claim")),
+        ("session", unit.HasField("session")),
+        ("query_parameter", bool(unit.query_parameter)),
+    ):
+        if given:
+            yield _violation(f"{path}.{name}", "set", "is not implemented")
+    found = [name for name in ("header", "cookie", "random") if getattr(unit, name)]
+    if len(found) != 1:
         rule = "must have exactly one of header, cookie, random"
-        yield _violation(path, ", ".join(given) or "none", rule)
+        yield _violation(path, ", ".join(found) or "none", rule)
     if unit.header:
         yield from _input_header(f"{path}.header", unit.header)
     if unit.cookie and not _TOKEN.match(unit.cookie):

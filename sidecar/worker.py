@@ -13,30 +13,19 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from sidecar import deltas
-from sidecar.accesslog import MalformedMessage, read_message
 from sidecar.counters import CounterFile
-from sidecar.fold import Fold
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
 from sidecar.plan import InvalidSnapshot, Plan, decode_snapshot
-from sidecar.processor import (
-    ANSWER_NO_SNAPSHOT,
-    RANDOM_UNIT_BYTES,
-    Answer,
-    MalformedRequest,
-    process,
-)
-from sidecar.protocol import GrpcServer, PeerError, Server
-from turnout.contract import ACCESS_LOG_SHADOW
+from sidecar.protocol import GrpcServer, Server
+from sidecar.work import Work
 from turnout.logs import LogFormat, LogLevel, Style, configure
 
 _LOG = logging.getLogger(__name__)
@@ -44,64 +33,11 @@ _LOG = logging.getLogger(__name__)
 HEARTBEAT_S: Final = 0.25
 # What a killed worker has folded and not flushed is lost (and seen as loss: decided - logged).
 FLUSH_S: Final = 0.2
-# About 2 ms of work.
-ENTRIES_AT_ONCE: Final = 64
 # Envoy flushes its access log within a second: streams stay open a little longer than that.
 DRAIN_S: Final = 1.2
 # A supervisor that does not read (stopped, overloaded) must not fill our memory: the fold is
 # bounded, this buffer would not be.
 UNREAD_BYTES_MAX: Final = 8 * 1024 * 1024
-
-
-class Work:
-    """The Handler of a worker's server: the pure core with a plan that can change."""
-
-    def __init__(self, counters: CounterFile) -> None:
-        """No plan yet: every request is answered without a stamp, health says NOT_SERVING."""
-        self.plan: Plan | None = None
-        self.fold = Fold()
-        self._cells = counters.cells
-
-    def process(self, request: bytes) -> bytes | None:
-        """Answer one request, and count the answer."""
-        answer = self._answer(request)
-        if answer.slot >= 0:
-            self._cells[answer.slot] += 1
-        self.fold.answered(answer)
-        return answer.response
-
-    async def access_log(self, message: bytes, log_name: str) -> str:
-        """Fold the entries of one message, a few at a time."""
-        try:
-            named, entries = read_message(message)
-        except MalformedMessage as error:
-            raise PeerError(str(error)) from error
-        log_name = named or log_name
-        shadow = log_name == ACCESS_LOG_SHADOW
-        while some := list(islice(entries, ENTRIES_AT_ONCE)):
-            for entry in some:
-                self.fold.add(entry, shadow=shadow)
-            # 9,000 entries in one go took 300 ms; Envoy waits 50 ms for an answer.
-            await asyncio.sleep(0)
-        return log_name
-
-    def healthy(self) -> bool:
-        """Only a worker with a plan should be asked."""
-        return self.plan is not None
-
-    def serve(self, plan: Plan) -> None:
-        """Swap the plan: one reference, so no request ever sees half of two plans."""
-        self.plan = plan
-        self.fold.know(plan.epochs)
-
-    def _answer(self, request: bytes) -> Answer:
-        plan = self.plan
-        if plan is None:
-            return ANSWER_NO_SNAPSHOT
-        try:
-            return process(plan, request, random_unit=_random_unit)
-        except MalformedRequest as error:
-            raise PeerError(str(error)) from error
 
 
 class Worker:
@@ -212,10 +148,6 @@ def _say(writer: asyncio.StreamWriter, kind: Kind, payload: bytes = b"") -> None
 
 def _unread(writer: asyncio.StreamWriter) -> int:
     return writer.transport.get_write_buffer_size()
-
-
-def _random_unit() -> bytes:
-    return os.urandom(RANDOM_UNIT_BYTES)
 
 
 def main(arguments: list[str] | None = None) -> None:

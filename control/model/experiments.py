@@ -115,8 +115,8 @@ def _check_unit(report: Report, path: str, unit: Unit) -> None:
             ("header", unit.header),
             ("cookie", unit.cookie),
             ("random", unit.random),
-            ("jwtClaim", unit.jwt_claim),
-            ("session", unit.session),
+            ("jwtClaim", unit.HasField("jwt_claim")),
+            ("session", unit.HasField("session")),
             ("queryParameter", unit.query_parameter),
         )
         if given
@@ -128,12 +128,7 @@ def _check_unit(report: Report, path: str, unit: Unit) -> None:
         check_header(report, f"{path}.header", unit.header)
     if unit.cookie and not _TOKEN.fullmatch(unit.cookie):
         report.add(f"{path}.cookie", unit.cookie, "must be a cookie name (RFC 6265 token), 1 to 64")
-    for field, value in (
-        ("jwtClaim", unit.jwt_claim),
-        ("session", unit.session),
-        ("queryParameter", unit.query_parameter),
-    ):
-        check_text(report, f"{path}.{field}", value, NAME_BYTES_MAX, empty=True)
+    check_text(report, f"{path}.queryParameter", unit.query_parameter, NAME_BYTES_MAX, empty=True)
     if unit.no_unit not in NoUnit.values():
         report.add(f"{path}.noUnit", unit.no_unit, "unknown value")
 

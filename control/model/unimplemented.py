@@ -19,7 +19,7 @@ def unimplemented_target(spec: TargetSpec) -> list[str]:
     """Field paths of features that are not implemented."""
     match = spec.match
     named = (("modelName", match.model_name), ("modelVersion", match.model_version))
-    return [*(f"spec.match.{field}" for field, value in named if value), *_planned(spec)]
+    return [f"spec.match.{field}" for field, value in named if value]
 
 
 def unimplemented_experiment(spec: ExperimentSpec) -> list[str]:
@@ -29,8 +29,8 @@ def unimplemented_experiment(spec: ExperimentSpec) -> list[str]:
 
 def _experiment(spec: ExperimentSpec) -> Iterator[str]:
     for field, value in (
-        ("jwtClaim", spec.unit.jwt_claim),
-        ("session", spec.unit.session),
+        ("jwtClaim", spec.unit.HasField("jwt_claim")),
+        ("session", spec.unit.HasField("session")),
         ("queryParameter", spec.unit.query_parameter),
     ):
         if value:
@@ -52,13 +52,8 @@ def _experiment(spec: ExperimentSpec) -> Iterator[str]:
         yield "spec.holdback"
     if spec.safety.autonomous:
         yield "spec.safety.autonomous"
-    yield from _planned(spec)
-
-
-def _planned(spec: TargetSpec | ExperimentSpec) -> Iterator[str]:
-    for field, value in (("overrides", spec.overrides), ("holdouts", spec.holdouts)):
-        if value:
-            yield f"spec.{field}"
+    if spec.overrides:
+        yield "spec.overrides"
 
 
 def _step(step: Step) -> Iterator[str]:

@@ -222,6 +222,13 @@ class ExperimentService(ExperimentServiceServicer):
         """Refuse: approvals are not implemented."""
         raise unimplemented(["approval"])
 
+    @answers
+    async def CreateForceToken(
+        self, request: api.CreateForceTokenRequest, context: Context
+    ) -> api.ForceToken:
+        """Refuse: force tokens are not implemented."""
+        raise unimplemented(["forceToken"])
+
     async def _verb(
         self,
         request: VerbRequest,

@@ -19,6 +19,15 @@ HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
 # may say why. Requests with neither this nor a stamp are not logged: a target at rest costs
 # nothing.
 HEADER_UNSTAMPED: Final = "x-turnout-unstamped"
+# With a session unit whose cookie is missing: the whole value of a Set-Cookie, which the stamped
+# route copies into the response.
+HEADER_SET_COOKIE: Final = "x-turnout-set-cookie"
+# From clients: a signed token that gives its bearer a variant (see FORCE_*). Removed before the
+# upstream.
+HEADER_FORCE: Final = "x-force-variant"
+# Between sidecars that intercept transparently: this request has been decided (see HOP_*). Not
+# below x-turnout-, which Envoy strips from everybody. Removed before the model.
+HEADER_HOP: Final = "x-hop-turnout"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_PARAMETER_PREFIX: Final = "x-param-"
 # What a client may not say: Envoy removes these before it looks at the route.
@@ -39,6 +48,29 @@ HASH_VERSION: Final = 1
 LAYER_MODELS: Final = "models"
 UNIT_BYTES_MAX: Final = 4096  # a longer unit is no unit, and counted
 TENANT_KEY_BYTES: Final = 32  # keyed BLAKE2b, digest 8 bytes, read little endian
+
+# -- Force tokens and hop marks --------------------------------------------------------------------
+# token = "v1." + base64url(payload) + "." + base64url(mac), without padding.
+# payload = tenant;experiment;variant;issued;expires;unit - Unix seconds in decimal, the unit as
+# base64url without padding, empty = any unit.
+# mac = BLAKE2b(payload, key = tenant key, digest 16 bytes, person = FORCE_PERSON).
+FORCE_VERSION: Final = "v1"
+FORCE_SEPARATOR: Final = ";"
+FORCE_PERSON: Final = b"turnout-force"
+FORCE_MAC_BYTES: Final = 16
+FORCE_SECONDS_MAX: Final = 24 * 3600
+FORCE_TOKEN_BYTES_MAX: Final = 1024
+CLOCK_SKEW_S: Final = 60  # issued that far in the future is still believed
+# mark = <Unix seconds in hex>.<mac in hex>
+# mac = BLAKE2b(seconds in hex + NUL + tenant + NUL + request id, key = tenant key, digest 8 bytes,
+# person = HOP_PERSON). Good for HOP_SECONDS_MAX either way.
+HOP_PERSON: Final = b"turnout-hop"
+HOP_MAC_BYTES: Final = 8
+HOP_SECONDS_MAX: Final = 60
+
+# -- Sessions --------------------------------------------------------------------------------------
+SESSION_COOKIE: Final = "turnout-session"
+SESSION_ID_HEX_DIGITS: Final = 32
 
 # -- Snapshot file: MAGIC + BLAKE2b-256 of the payload + payload (the encoded Snapshot) ------------
 SNAPSHOT_MAGIC: Final = b"TURNOUT\x01"

@@ -50,8 +50,6 @@ RULES: list[tuple[str, Change, str]] = [
     ("unknown format", lambda m: put(m, format=2), "format"),
     ("no format", lambda m: put(m, format=0), "format"),
     ("tenant", lambda m: put(m, tenant="Risk"), "tenant"),
-    ("holdout", lambda m: m.holdout.SetInParent(), "holdout"),
-    ("overrides", lambda m: m.overrides.add(unit="u"), "overrides"),
     ("tombstone", lambda m: m.tombstones.add(experiment="a;b"), "tombstones[0].experiment"),
     ("target twice", lambda m: m.targets.append(target()), "targets[1].name"),
     ("target name", lambda m: put(tar(m), name="a/b"), "targets[0].name"),

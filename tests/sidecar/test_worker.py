@@ -10,7 +10,7 @@ import pytest
 from sidecar.counters import CounterFile
 from sidecar.plan import Plan
 from sidecar.protocol import PeerError
-from sidecar.worker import ENTRIES_AT_ONCE, Work
+from sidecar.work import ENTRIES_AT_ONCE, Work
 from tests.integration.extproc import entry_of, request_of
 from tests.sidecar.test_config import KEY, snapshot
 from turnout.contract import ACCESS_LOG_SERVED

@@ -22,35 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cturnout/envoy/ext_proc.proto\x12\rturnout.envoy\"<\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x11\n\traw_value\x18\x03 \x01(\x0c\"8\n\tHeaderMap\x12+\n\x07headers\x18\x01 \x03(\x0b\x32\x1a.turnout.envoy.HeaderValue\"O\n\x0bHttpHeaders\x12)\n\x07headers\x18\x01 \x01(\x0b\x32\x18.turnout.envoy.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"\xa9\x01\n\x11ProcessingRequest\x12\x35\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x1a.turnout.envoy.HttpHeadersH\x00\x12\x36\n\x10response_headers\x18\x03 \x01(\x0b\x32\x1a.turnout.envoy.HttpHeadersH\x00\x12\x1a\n\x12observability_mode\x18\n \x01(\x08\x42\t\n\x07request\"\x8a\x02\n\x11HeaderValueOption\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.turnout.envoy.HeaderValue\x12J\n\rappend_action\x18\x03 \x01(\x0e\x32\x33.turnout.envoy.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"_\n\x0eHeaderMutation\x12\x35\n\x0bset_headers\x18\x01 \x03(\x0b\x32 .turnout.envoy.HeaderValueOption\x12\x16\n\x0eremove_headers\x18\x02 \x03(\t\"\xdb\x01\n\x0e\x43ommonResponse\x12<\n\x06status\x18\x01 \x01(\x0e\x32,.turnout.envoy.CommonResponse.ResponseStatus\x12\x36\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32\x1d.turnout.envoy.HeaderMutation\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"8\n\x0eResponseStatus\x12\x0c\n\x08\x43ONTINUE\x10\x00\x12\x18\n\x14\x43ONTINUE_AND_REPLACE\x10\x01\"B\n\x0fHeadersResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.turnout.envoy.CommonResponse\"\x97\x01\n\x12ProcessingResponse\x12\x39\n\x0frequest_headers\x18\x01 \x01(\x0b\x32\x1e.turnout.envoy.HeadersResponseH\x00\x12:\n\x10response_headers\x18\x02 \x01(\x0b\x32\x1e.turnout.envoy.HeadersResponseH\x00\x42\n\n\x08responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cturnout/envoy/ext_proc.proto\x12\rturnout.envoy\x1a\x1cgoogle/protobuf/struct.proto\"<\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x11\n\traw_value\x18\x03 \x01(\x0c\"8\n\tHeaderMap\x12+\n\x07headers\x18\x01 \x03(\x0b\x32\x1a.turnout.envoy.HeaderValue\"O\n\x0bHttpHeaders\x12)\n\x07headers\x18\x01 \x01(\x0b\x32\x18.turnout.envoy.HeaderMap\x12\x15\n\rend_of_stream\x18\x03 \x01(\x08\"\xa0\x01\n\x08Metadata\x12\x44\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32+.turnout.envoy.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\xdc\x01\n\x11ProcessingRequest\x12\x35\n\x0frequest_headers\x18\x02 \x01(\x0b\x32\x1a.turnout.envoy.HttpHeadersH\x00\x12\x36\n\x10response_headers\x18\x03 \x01(\x0b\x32\x1a.turnout.envoy.HttpHeadersH\x00\x12\x31\n\x10metadata_context\x18\x08 \x01(\x0b\x32\x17.turnout.envoy.Metadata\x12\x1a\n\x12observability_mode\x18\n \x01(\x08\x42\t\n\x07request\"\x8a\x02\n\x11HeaderValueOption\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.turnout.envoy.HeaderValue\x12J\n\rappend_action\x18\x03 \x01(\x0e\x32\x33.turnout.envoy.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\"_\n\x0eHeaderMutation\x12\x35\n\x0bset_headers\x18\x01 \x03(\x0b\x32 .turnout.envoy.HeaderValueOption\x12\x16\n\x0eremove_headers\x18\x02 \x03(\t\"\xdb\x01\n\x0e\x43ommonResponse\x12<\n\x06status\x18\x01 \x01(\x0e\x32,.turnout.envoy.CommonResponse.ResponseStatus\x12\x36\n\x0fheader_mutation\x18\x02 \x01(\x0b\x32\x1d.turnout.envoy.HeaderMutation\x12\x19\n\x11\x63lear_route_cache\x18\x05 \x01(\x08\"8\n\x0eResponseStatus\x12\x0c\n\x08\x43ONTINUE\x10\x00\x12\x18\n\x14\x43ONTINUE_AND_REPLACE\x10\x01\"B\n\x0fHeadersResponse\x12/\n\x08response\x18\x01 \x01(\x0b\x32\x1d.turnout.envoy.CommonResponse\"\x97\x01\n\x12ProcessingResponse\x12\x39\n\x0frequest_headers\x18\x01 \x01(\x0b\x32\x1e.turnout.envoy.HeadersResponseH\x00\x12:\n\x10response_headers\x18\x02 \x01(\x0b\x32\x1e.turnout.envoy.HeadersResponseH\x00\x42\n\n\x08responseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'turnout.envoy.ext_proc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEADERVALUE']._serialized_start=47
-  _globals['_HEADERVALUE']._serialized_end=107
-  _globals['_HEADERMAP']._serialized_start=109
-  _globals['_HEADERMAP']._serialized_end=165
-  _globals['_HTTPHEADERS']._serialized_start=167
-  _globals['_HTTPHEADERS']._serialized_end=246
-  _globals['_PROCESSINGREQUEST']._serialized_start=249
-  _globals['_PROCESSINGREQUEST']._serialized_end=418
-  _globals['_HEADERVALUEOPTION']._serialized_start=421
-  _globals['_HEADERVALUEOPTION']._serialized_end=687
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=562
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=687
-  _globals['_HEADERMUTATION']._serialized_start=689
-  _globals['_HEADERMUTATION']._serialized_end=784
-  _globals['_COMMONRESPONSE']._serialized_start=787
-  _globals['_COMMONRESPONSE']._serialized_end=1006
-  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_start=950
-  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_end=1006
-  _globals['_HEADERSRESPONSE']._serialized_start=1008
-  _globals['_HEADERSRESPONSE']._serialized_end=1074
-  _globals['_PROCESSINGRESPONSE']._serialized_start=1077
-  _globals['_PROCESSINGRESPONSE']._serialized_end=1228
+  _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
+  _globals['_HEADERVALUE']._serialized_start=77
+  _globals['_HEADERVALUE']._serialized_end=137
+  _globals['_HEADERMAP']._serialized_start=139
+  _globals['_HEADERMAP']._serialized_end=195
+  _globals['_HTTPHEADERS']._serialized_start=197
+  _globals['_HTTPHEADERS']._serialized_end=276
+  _globals['_METADATA']._serialized_start=279
+  _globals['_METADATA']._serialized_end=439
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=361
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=439
+  _globals['_PROCESSINGREQUEST']._serialized_start=442
+  _globals['_PROCESSINGREQUEST']._serialized_end=662
+  _globals['_HEADERVALUEOPTION']._serialized_start=665
+  _globals['_HEADERVALUEOPTION']._serialized_end=931
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=806
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=931
+  _globals['_HEADERMUTATION']._serialized_start=933
+  _globals['_HEADERMUTATION']._serialized_end=1028
+  _globals['_COMMONRESPONSE']._serialized_start=1031
+  _globals['_COMMONRESPONSE']._serialized_end=1250
+  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_start=1194
+  _globals['_COMMONRESPONSE_RESPONSESTATUS']._serialized_end=1250
+  _globals['_HEADERSRESPONSE']._serialized_start=1252
+  _globals['_HEADERSRESPONSE']._serialized_end=1318
+  _globals['_PROCESSINGRESPONSE']._serialized_start=1321
+  _globals['_PROCESSINGRESPONSE']._serialized_end=1472
 # @@protoc_insertion_point(module_scope)

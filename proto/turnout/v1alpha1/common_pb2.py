@@ -25,35 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnout/v1alpha1/common.proto\x12\x10turnout.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\"\x9b\x02\n\tPredicate\x12\x0e\n\x06header\x18\x01 \x01(\t\x12\x15\n\tin_values\x18\x02 \x03(\tR\x02in\x12\x13\n\x06\x65quals\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06prefix\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07present\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12(\n\x03\x61ll\x18\x06 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12(\n\x03\x61ny\x18\x07 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x31\n\x07negated\x18\x08 \x01(\x0b\x32\x1b.turnout.v1alpha1.PredicateR\x03notB\t\n\x07_equalsB\t\n\x07_prefixB\n\n\x08_present\"\x9e\x01\n\x07Stratum\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x03\x61ll\x18\x02 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12(\n\x03\x61ny\x18\x03 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x31\n\x07negated\x18\x04 \x01(\x0b\x32\x1b.turnout.v1alpha1.PredicateR\x03not\".\n\x0cOverrideSpec\x12\r\n\x05units\x18\x01 \x03(\t\x12\x0f\n\x07variant\x18\x02 \x01(\t\"-\n\x0bHoldoutSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"\x9e\x01\n\x04Unit\x12\x0e\n\x06header\x18\x01 \x01(\t\x12\x0e\n\x06\x63ookie\x18\x02 \x01(\t\x12\x0e\n\x06random\x18\x03 \x01(\x08\x12\x11\n\tjwt_claim\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x17\n\x0fquery_parameter\x18\x06 \x01(\t\x12)\n\x07no_unit\x18\x07 \x01(\x0e\x32\x18.turnout.v1alpha1.NoUnit\"$\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"|\n\x08Upstream\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05http2\x18\x03 \x01(\x08\x12*\n\x03tls\x18\x04 \x01(\x0b\x32\x1d.turnout.v1alpha1.UpstreamTls\x12\x13\n\x0bhealth_path\x18\x05 \x01(\t\"&\n\x0bUpstreamTls\x12\x0b\n\x03sni\x18\x01 \x01(\t\x12\n\n\x02\x63\x61\x18\x02 \x01(\t\"q\n\x06Margin\x12\x12\n\x08\x61\x62solute\x18\x01 \x01(\x01H\x00\x12\x12\n\x08relative\x18\x02 \x01(\x01H\x00\x12\x36\n\x11\x61\x62solute_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05value\"T\n\tTombstone\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03*3\n\x06NoUnit\x12\x17\n\x13NO_UNIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cNO_UNIT_SKIP\x10\x01*{\n\x0c\x42\x61\x64\x45ventKind\x12\x1e\n\x1a\x42\x41\x44_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42\x41\x44_EVENT_KIND_ERROR\x10\x01\x12\x17\n\x13\x42\x41\x44_EVENT_KIND_SLOW\x10\x02\x12\x18\n\x14\x42\x41\x44_EVENT_KIND_WRONG\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnout/v1alpha1/common.proto\x12\x10turnout.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x03\n\tPredicate\x12\x0e\n\x06header\x18\x01 \x01(\t\x12\x15\n\tin_values\x18\x02 \x03(\tR\x02in\x12\x13\n\x06\x65quals\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06prefix\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07present\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12(\n\x03\x61ll\x18\x06 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12(\n\x03\x61ny\x18\x07 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x31\n\x07negated\x18\x08 \x01(\x0b\x32\x1b.turnout.v1alpha1.PredicateR\x03not\x12\x12\n\x05regex\x18\t \x01(\tH\x03\x88\x01\x01\x12,\n\x05range\x18\n \x01(\x0b\x32\x1d.turnout.v1alpha1.NumberRange\x12\x13\n\x06semver\x18\x0b \x01(\tH\x04\x88\x01\x01\x12\x30\n\npercentage\x18\x0c \x01(\x0b\x32\x1c.turnout.v1alpha1.PercentageB\t\n\x07_equalsB\t\n\x07_prefixB\n\n\x08_presentB\x08\n\x06_regexB\t\n\x07_semver\"A\n\x0bNumberRange\x12\x10\n\x03min\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x06\n\x04_minB\x06\n\x04_max\"=\n\nPercentage\x12\x0c\n\x04salt\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0f\n\x07\x62uckets\x18\x03 \x01(\r\"\x9e\x01\n\x07Stratum\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x03\x61ll\x18\x02 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12(\n\x03\x61ny\x18\x03 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x31\n\x07negated\x18\x04 \x01(\x0b\x32\x1b.turnout.v1alpha1.PredicateR\x03not\".\n\x0cOverrideSpec\x12\r\n\x05units\x18\x01 \x03(\t\x12\x0f\n\x07variant\x18\x02 \x01(\t\"\xd5\x01\n\x04Unit\x12\x0e\n\x06header\x18\x01 \x01(\t\x12\x0e\n\x06\x63ookie\x18\x02 \x01(\t\x12\x0e\n\x06random\x18\x03 \x01(\x08\x12-\n\tjwt_claim\x18\x04 \x01(\x0b\x32\x1a.turnout.v1alpha1.JwtClaim\x12*\n\x07session\x18\x05 \x01(\x0b\x32\x19.turnout.v1alpha1.Session\x12\x17\n\x0fquery_parameter\x18\x06 \x01(\t\x12)\n\x07no_unit\x18\x07 \x01(\x0e\x32\x18.turnout.v1alpha1.NoUnit\"Z\n\x08JwtClaim\x12\r\n\x05\x63laim\x18\x01 \x01(\t\x12\x1b\n\x13payload_in_metadata\x18\x02 \x01(\t\x12\x12\n\nunverified\x18\x03 \x01(\x08\x12\x0e\n\x06header\x18\x04 \x01(\t\"E\n\x07Session\x12\x0e\n\x06\x63ookie\x18\x01 \x01(\t\x12*\n\x07max_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"|\n\x08Upstream\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05http2\x18\x03 \x01(\x08\x12*\n\x03tls\x18\x04 \x01(\x0b\x32\x1d.turnout.v1alpha1.UpstreamTls\x12\x13\n\x0bhealth_path\x18\x05 \x01(\t\"&\n\x0bUpstreamTls\x12\x0b\n\x03sni\x18\x01 \x01(\t\x12\n\n\x02\x63\x61\x18\x02 \x01(\t\"q\n\x06Margin\x12\x12\n\x08\x61\x62solute\x18\x01 \x01(\x01H\x00\x12\x12\n\x08relative\x18\x02 \x01(\x01H\x00\x12\x36\n\x11\x61\x62solute_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05value\"T\n\tTombstone\x12\x12\n\nexperiment\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03*3\n\x06NoUnit\x12\x17\n\x13NO_UNIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cNO_UNIT_SKIP\x10\x01*{\n\x0c\x42\x61\x64\x45ventKind\x12\x1e\n\x1a\x42\x41\x44_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42\x41\x44_EVENT_KIND_ERROR\x10\x01\x12\x17\n\x13\x42\x41\x44_EVENT_KIND_SLOW\x10\x02\x12\x18\n\x14\x42\x41\x44_EVENT_KIND_WRONG\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'turnout.v1alpha1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NOUNIT']._serialized_start=1191
-  _globals['_NOUNIT']._serialized_end=1242
-  _globals['_BADEVENTKIND']._serialized_start=1244
-  _globals['_BADEVENTKIND']._serialized_end=1367
+  _globals['_NOUNIT']._serialized_start=1650
+  _globals['_NOUNIT']._serialized_end=1701
+  _globals['_BADEVENTKIND']._serialized_start=1703
+  _globals['_BADEVENTKIND']._serialized_end=1826
   _globals['_PREDICATE']._serialized_start=84
-  _globals['_PREDICATE']._serialized_end=367
-  _globals['_STRATUM']._serialized_start=370
-  _globals['_STRATUM']._serialized_end=528
-  _globals['_OVERRIDESPEC']._serialized_start=530
-  _globals['_OVERRIDESPEC']._serialized_end=576
-  _globals['_HOLDOUTSPEC']._serialized_start=578
-  _globals['_HOLDOUTSPEC']._serialized_end=623
-  _globals['_UNIT']._serialized_start=626
-  _globals['_UNIT']._serialized_end=784
-  _globals['_MODEL']._serialized_start=786
-  _globals['_MODEL']._serialized_end=822
-  _globals['_UPSTREAM']._serialized_start=824
-  _globals['_UPSTREAM']._serialized_end=948
-  _globals['_UPSTREAMTLS']._serialized_start=950
-  _globals['_UPSTREAMTLS']._serialized_end=988
-  _globals['_MARGIN']._serialized_start=990
-  _globals['_MARGIN']._serialized_end=1103
-  _globals['_TOMBSTONE']._serialized_start=1105
-  _globals['_TOMBSTONE']._serialized_end=1189
+  _globals['_PREDICATE']._serialized_end=525
+  _globals['_NUMBERRANGE']._serialized_start=527
+  _globals['_NUMBERRANGE']._serialized_end=592
+  _globals['_PERCENTAGE']._serialized_start=594
+  _globals['_PERCENTAGE']._serialized_end=655
+  _globals['_STRATUM']._serialized_start=658
+  _globals['_STRATUM']._serialized_end=816
+  _globals['_OVERRIDESPEC']._serialized_start=818
+  _globals['_OVERRIDESPEC']._serialized_end=864
+  _globals['_UNIT']._serialized_start=867
+  _globals['_UNIT']._serialized_end=1080
+  _globals['_JWTCLAIM']._serialized_start=1082
+  _globals['_JWTCLAIM']._serialized_end=1172
+  _globals['_SESSION']._serialized_start=1174
+  _globals['_SESSION']._serialized_end=1243
+  _globals['_MODEL']._serialized_start=1245
+  _globals['_MODEL']._serialized_end=1281
+  _globals['_UPSTREAM']._serialized_start=1283
+  _globals['_UPSTREAM']._serialized_end=1407
+  _globals['_UPSTREAMTLS']._serialized_start=1409
+  _globals['_UPSTREAMTLS']._serialized_end=1447
+  _globals['_MARGIN']._serialized_start=1449
+  _globals['_MARGIN']._serialized_end=1562
+  _globals['_TOMBSTONE']._serialized_start=1564
+  _globals['_TOMBSTONE']._serialized_end=1648
 # @@protoc_insertion_point(module_scope)

@@ -64,9 +64,11 @@ Global___BadEventKind: _TypeAlias = BadEventKind  # noqa: Y015
 
 @_typing.final
 class Predicate(_message.Message):
-    """A predicate on request headers. Exactly one of: a leaf (`header` with one of equals, in, prefix,
-    present), `all`, `any`, `not`. Depth <= 8, at most 64 leaves. Values are compared as bytes (UTF-8).
-    A missing header makes every leaf but `present: false` false.
+    """A predicate on a request. Exactly one of: a leaf (`header` with one of equals, in, prefix, present,
+    regex, range, semver; or `percentage` alone), `all`, `any`, `not`. Depth <= 8, at most 64 leaves.
+    Values are compared as bytes (UTF-8). A missing header makes every leaf but `present: false` false; so
+    does a value that is no number for `range` or no version for `semver`. In a target's match, which
+    Envoy's routes repeat, only equals, in, prefix and present are possible.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -79,6 +81,10 @@ class Predicate(_message.Message):
     ALL_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
     NEGATED_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    SEMVER_FIELD_NUMBER: _builtins.int
+    PERCENTAGE_FIELD_NUMBER: _builtins.int
     header: _builtins.str
     """Lower-case header name (RFC 9110 token, no pseudo-header); 1..64 bytes."""
     equals: _builtins.str
@@ -87,6 +93,12 @@ class Predicate(_message.Message):
     """The header's value begins with this; 1..256 bytes."""
     present: _builtins.bool
     """The header is present (true) or absent (false)."""
+    regex: _builtins.str
+    """The whole value matches this RE2 expression; 1..256 bytes, program of at most 100 instructions."""
+    semver: _builtins.str
+    """The value is a Semantic Version (2.0.0, a leading 'v' allowed) that fits these constraints, all of
+    them, separated by blanks: ">=1.2.0 <2.0.0". Operators = != < <= > >= ^ ~; 1..256 bytes.
+    """
     @_builtins.property
     def in_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The header's value is one of these; 1..256 values of at most 256 bytes."""
@@ -103,6 +115,14 @@ class Predicate(_message.Message):
     def negated(self) -> Global___Predicate:
         """This does not hold."""
 
+    @_builtins.property
+    def range(self) -> Global___NumberRange:
+        """The value is a number in this range."""
+
+    @_builtins.property
+    def percentage(self) -> Global___Percentage:
+        """A share of the units by a hash of another salt. Not in a target's match."""
+
     def __init__(
         self,
         *,
@@ -114,10 +134,14 @@ class Predicate(_message.Message):
         all: _abc.Iterable[Global___Predicate] | None = ...,
         any: _abc.Iterable[Global___Predicate] | None = ...,
         negated: Global___Predicate | None = ...,
+        regex: _builtins.str | None = ...,
+        range: Global___NumberRange | None = ...,
+        semver: _builtins.str | None = ...,
+        percentage: Global___Percentage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_equals", b"_equals", "_prefix", b"_prefix", "_present", b"_present", "equals", b"equals", "negated", b"negated", "prefix", b"prefix", "present", b"present"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_equals", b"_equals", "_prefix", b"_prefix", "_present", b"_present", "_regex", b"_regex", "_semver", b"_semver", "equals", b"equals", "negated", b"negated", "percentage", b"percentage", "prefix", b"prefix", "present", b"present", "range", b"range", "regex", b"regex", "semver", b"semver"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_equals", b"_equals", "_prefix", b"_prefix", "_present", b"_present", "all", b"all", "any", b"any", "equals", b"equals", "header", b"header", "in_values", b"in_values", "negated", b"negated", "prefix", b"prefix", "present", b"present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_equals", b"_equals", "_prefix", b"_prefix", "_present", b"_present", "_regex", b"_regex", "_semver", b"_semver", "all", b"all", "any", b"any", "equals", b"equals", "header", b"header", "in_values", b"in_values", "negated", b"negated", "percentage", b"percentage", "prefix", b"prefix", "present", b"present", "range", b"range", "regex", b"regex", "semver", b"semver"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__equals: _TypeAlias = _typing.Literal["equals"]  # noqa: Y015
     _WhichOneofArgType__equals: _TypeAlias = _typing.Literal["_equals", b"_equals"]  # noqa: Y015
@@ -125,14 +149,85 @@ class Predicate(_message.Message):
     _WhichOneofArgType__prefix: _TypeAlias = _typing.Literal["_prefix", b"_prefix"]  # noqa: Y015
     _WhichOneofReturnType__present: _TypeAlias = _typing.Literal["present"]  # noqa: Y015
     _WhichOneofArgType__present: _TypeAlias = _typing.Literal["_present", b"_present"]  # noqa: Y015
+    _WhichOneofReturnType__regex: _TypeAlias = _typing.Literal["regex"]  # noqa: Y015
+    _WhichOneofArgType__regex: _TypeAlias = _typing.Literal["_regex", b"_regex"]  # noqa: Y015
+    _WhichOneofReturnType__semver: _TypeAlias = _typing.Literal["semver"]  # noqa: Y015
+    _WhichOneofArgType__semver: _TypeAlias = _typing.Literal["_semver", b"_semver"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__equals) -> _WhichOneofReturnType__equals | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix) -> _WhichOneofReturnType__prefix | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__present) -> _WhichOneofReturnType__present | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__regex) -> _WhichOneofReturnType__regex | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__semver) -> _WhichOneofReturnType__semver | None: ...
 
 Global___Predicate: _TypeAlias = Predicate  # noqa: Y015
+
+@_typing.final
+class NumberRange(_message.Message):
+    """Numbers x with min <= x < max; at least one of the two is set. A value is a decimal number with an
+    optional sign, fraction and exponent, at most 64 bytes; NaN and infinities are no numbers.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    min: _builtins.float
+    max: _builtins.float
+    def __init__(
+        self,
+        *,
+        min: _builtins.float | None = ...,
+        max: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
+    _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
+    _WhichOneofReturnType__min: _TypeAlias = _typing.Literal["min"]  # noqa: Y015
+    _WhichOneofArgType__min: _TypeAlias = _typing.Literal["_min", b"_min"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max) -> _WhichOneofReturnType__max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min) -> _WhichOneofReturnType__min | None: ...
+
+Global___NumberRange: _TypeAlias = NumberRange  # noqa: Y015
+
+@_typing.final
+class Percentage(_message.Message):
+    """The units whose bucket by `salt` is below fraction x 1,000,000. Raising the fraction only adds units."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALT_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    salt: _builtins.str
+    """1..64 printable ASCII characters, not the experiment's own salt."""
+    fraction: _builtins.float
+    """0..1."""
+    buckets: _builtins.int
+    """The fraction in buckets. Set by whoever makes the snapshot; in a resource it must be 0."""
+    def __init__(
+        self,
+        *,
+        salt: _builtins.str = ...,
+        fraction: _builtins.float = ...,
+        buckets: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "fraction", b"fraction", "salt", b"salt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Percentage: _TypeAlias = Percentage  # noqa: Y015
 
 @_typing.final
 class Stratum(_message.Message):
@@ -170,15 +265,18 @@ Global___Stratum: _TypeAlias = Stratum  # noqa: Y015
 
 @_typing.final
 class OverrideSpec(_message.Message):
-    """Not implemented, and refused by name whatever it holds: units that get a variant whatever their bucket."""
+    """Units that get a variant whatever their bucket and segment: flagged as forced, left out of analysis."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     UNITS_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
+    """Name of a variant."""
     @_builtins.property
-    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Values of the experiment's unit, 1..256 bytes each; 1..256 of them; a unit is in one entry only."""
+
     def __init__(
         self,
         *,
@@ -192,30 +290,6 @@ class OverrideSpec(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OverrideSpec: _TypeAlias = OverrideSpec  # noqa: Y015
-
-@_typing.final
-class HoldoutSpec(_message.Message):
-    """Not implemented, and refused by name whatever it holds: a range of units that is in no experiment."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    FRACTION_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    fraction: _builtins.float
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        fraction: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___HoldoutSpec: _TypeAlias = HoldoutSpec  # noqa: Y015
 
 @_typing.final
 class Unit(_message.Message):
@@ -233,35 +307,107 @@ class Unit(_message.Message):
     header: _builtins.str
     """The unit's value comes from this request header (lower-case token)."""
     cookie: _builtins.str
-    """... from this cookie."""
+    """... from this cookie (RFC 6265 token)."""
     random: _builtins.bool
     """A fresh random unit per request: no stickiness, raw event counting is valid."""
-    jwt_claim: _builtins.str
-    """Not implemented: a claim of a verified JWT."""
-    session: _builtins.str
-    """Not implemented: a cookie that the sidecar issues."""
     query_parameter: _builtins.str
-    """Not implemented: a query parameter."""
+    """... from this parameter of the URL's query (percent-decoded; '+' is a blank; the first counts).
+    1..64 bytes.
+    """
     no_unit: Global___NoUnit.ValueType
     """What happens to a request without a unit. Default SKIP."""
+    @_builtins.property
+    def jwt_claim(self) -> Global___JwtClaim:
+        """... from a claim of a JSON Web Token."""
+
+    @_builtins.property
+    def session(self) -> Global___Session:
+        """... from a cookie that the sidecar issues when the client has none."""
+
     def __init__(
         self,
         *,
         header: _builtins.str = ...,
         cookie: _builtins.str = ...,
         random: _builtins.bool = ...,
-        jwt_claim: _builtins.str = ...,
-        session: _builtins.str = ...,
+        jwt_claim: Global___JwtClaim | None = ...,
+        session: Global___Session | None = ...,
         query_parameter: _builtins.str = ...,
         no_unit: Global___NoUnit.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["jwt_claim", b"jwt_claim", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "jwt_claim", b"jwt_claim", "no_unit", b"no_unit", "query_parameter", b"query_parameter", "random", b"random", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Unit: _TypeAlias = Unit  # noqa: Y015
+
+@_typing.final
+class JwtClaim(_message.Message):
+    """A claim of a JSON Web Token: a string, an integer or a boolean; everything else is no unit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIM_FIELD_NUMBER: _builtins.int
+    PAYLOAD_IN_METADATA_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    claim: _builtins.str
+    """Name of the claim; nested ones with dots: "realm.user". 1..128 bytes."""
+    payload_in_metadata: _builtins.str
+    """Where Envoy's jwt_authn filter, placed before ours, keeps the verified payload: its
+    `payload_in_metadata`. Required unless `unverified`.
+    """
+    unverified: _builtins.bool
+    """Read the token of `header` without verifying it: a client can then choose its variant."""
+    header: _builtins.str
+    """With `unverified`: the header that carries the token, after "Bearer " if that is there. Default
+    "authorization".
+    """
+    def __init__(
+        self,
+        *,
+        claim: _builtins.str = ...,
+        payload_in_metadata: _builtins.str = ...,
+        unverified: _builtins.bool = ...,
+        header: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "header", b"header", "payload_in_metadata", b"payload_in_metadata", "unverified", b"unverified"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JwtClaim: _TypeAlias = JwtClaim  # noqa: Y015
+
+@_typing.final
+class Session(_message.Message):
+    """A cookie that the sidecar issues: 32 hex digits of chance. A value of another form is replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COOKIE_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    cookie: _builtins.str
+    """Name of the cookie (RFC 6265 token, 1..64 bytes). Default "turnout-session"."""
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """Max-Age of the cookie. Default 720h; 1m..8760h."""
+
+    def __init__(
+        self,
+        *,
+        cookie: _builtins.str = ...,
+        max_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "max_age", b"max_age"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):

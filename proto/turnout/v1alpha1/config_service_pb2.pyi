@@ -497,6 +497,10 @@ class TargetDelta(_message.Message):
     DUPLICATE_UNIT_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     ANSWERED_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    NOT_IN_LAYER_FIELD_NUMBER: _builtins.int
+    INVALID_TOKEN_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     no_snapshot: _builtins.int
     """Answered without a stamp because no snapshot was there yet."""
@@ -511,6 +515,14 @@ class TargetDelta(_message.Message):
     """The experiment's start gate was closed."""
     answered: _builtins.int
     """Requests answered in all."""
+    held_out: _builtins.int
+    """The unit is held out of every experiment that could have enrolled it."""
+    not_in_layer: _builtins.int
+    """The unit's place in the layers belongs to no experiment that runs."""
+    invalid_token: _builtins.int
+    """A force token that is forged, expired, for another tenant, or names nothing that runs: ignored."""
+    peer: _builtins.int
+    """A peer's sidecar had decided already (transparent proxying)."""
     @_builtins.property
     def unstamped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Requests for which Envoy got no answer, by reason: timeout, unreachable, spurious, unknown. Of the
@@ -531,10 +543,14 @@ class TargetDelta(_message.Message):
         duplicate_unit: _builtins.int = ...,
         waiting: _builtins.int = ...,
         answered: _builtins.int = ...,
+        held_out: _builtins.int = ...,
+        not_in_layer: _builtins.int = ...,
+        invalid_token: _builtins.int = ...,
+        peer: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "duplicate_unit", b"duplicate_unit", "invalid_unit", b"invalid_unit", "no_snapshot", b"no_snapshot", "no_unit", b"no_unit", "not_in_segment", b"not_in_segment", "shed", b"shed", "target", b"target", "unstamped", b"unstamped", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "duplicate_unit", b"duplicate_unit", "held_out", b"held_out", "invalid_token", b"invalid_token", "invalid_unit", b"invalid_unit", "no_snapshot", b"no_snapshot", "no_unit", b"no_unit", "not_in_layer", b"not_in_layer", "not_in_segment", b"not_in_segment", "peer", b"peer", "shed", b"shed", "target", b"target", "unstamped", b"unstamped", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

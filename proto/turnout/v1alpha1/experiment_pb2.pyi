@@ -306,7 +306,6 @@ class ExperimentSpec(_message.Message):
     SAFETY_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
-    HOLDOUTS_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Id of the target, in the same tenant. Required."""
     control: _builtins.str
@@ -351,11 +350,7 @@ class ExperimentSpec(_message.Message):
     def safety(self) -> Global___Safety: ...
     @_builtins.property
     def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OverrideSpec]:
-        """Not implemented."""
-
-    @_builtins.property
-    def holdouts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.HoldoutSpec]:
-        """Not implemented."""
+        """At most 64 entries and 1,024 units in all."""
 
     def __init__(
         self,
@@ -374,11 +369,10 @@ class ExperimentSpec(_message.Message):
         safety: Global___Safety | None = ...,
         salt: _builtins.str = ...,
         overrides: _abc.Iterable[_common_pb2.OverrideSpec] | None = ...,
-        holdouts: _abc.Iterable[_common_pb2.HoldoutSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holdback", b"holdback", "layer", b"layer", "metrics", b"metrics", "safety", b"safety", "segment", b"segment", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "holdback", b"holdback", "holdouts", b"holdouts", "layer", b"layer", "metrics", b"metrics", "on_finish", b"on_finish", "overrides", b"overrides", "safety", b"safety", "salt", b"salt", "segment", b"segment", "steps", b"steps", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "holdback", b"holdback", "layer", b"layer", "metrics", b"metrics", "on_finish", b"on_finish", "overrides", b"overrides", "safety", b"safety", "salt", b"salt", "segment", b"segment", "steps", b"steps", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -386,14 +380,20 @@ Global___ExperimentSpec: _TypeAlias = ExperimentSpec  # noqa: Y015
 
 @_typing.final
 class Layer(_message.Message):
+    """Experiments of one layer on one target exclude each other; layers are independent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Only "models" is implemented, the one layer that may name upstreams."""
+    """DNS label. Only in "models" may variants name upstreams; in other layers they differ in their
+    parameters alone. Default "models".
+    """
     reserve: _builtins.float
-    """Share of the layer that the experiment reserves; only 1 is implemented. Default 1."""
+    """Share of the layer's units that the experiment reserves from its start to its end, (0, 1]. A start is
+    refused when the experiments that run have left less than that. Default 1.
+    """
     def __init__(
         self,
         *,
@@ -444,7 +444,7 @@ class Variant(_message.Message):
     def model(self) -> _common_pb2.Model: ...
     @_builtins.property
     def upstream(self) -> _common_pb2.Upstream:
-        """Required on every candidate in the layer `models`."""
+        """Required on every candidate in the layer `models`, refused in other layers."""
 
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

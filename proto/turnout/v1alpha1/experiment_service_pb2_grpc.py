@@ -407,6 +407,11 @@ class ExperimentServiceStub(object):
                 request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.RejectExperimentRequest.SerializeToString,
                 response_deserializer=turnout_dot_v1alpha1_dot_experiment__pb2.Experiment.FromString,
                 _registered_method=True)
+        self.CreateForceToken = channel.unary_unary(
+                '/turnout.v1alpha1.ExperimentService/CreateForceToken',
+                request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.CreateForceTokenRequest.SerializeToString,
+                response_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ForceToken.FromString,
+                _registered_method=True)
         self.WatchExperiments = channel.unary_stream(
                 '/turnout.v1alpha1.ExperimentService/WatchExperiments',
                 request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.WatchExperimentsRequest.SerializeToString,
@@ -524,6 +529,13 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateForceToken(self, request, context):
+        """Signs a token that gives its bearer a variant: a value for the header x-force-variant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchExperiments(self, request, context):
         """First the present state, then one event per change.
         """
@@ -620,6 +632,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
                     servicer.RejectExperiment,
                     request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.RejectExperimentRequest.FromString,
                     response_serializer=turnout_dot_v1alpha1_dot_experiment__pb2.Experiment.SerializeToString,
+            ),
+            'CreateForceToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateForceToken,
+                    request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.CreateForceTokenRequest.FromString,
+                    response_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ForceToken.SerializeToString,
             ),
             'WatchExperiments': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchExperiments,
@@ -1053,6 +1070,33 @@ class ExperimentService(object):
             _registered_method=True)
 
     @staticmethod
+    def CreateForceToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnout.v1alpha1.ExperimentService/CreateForceToken',
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.CreateForceTokenRequest.SerializeToString,
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.ForceToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def WatchExperiments(request,
             target,
             options=(),
@@ -1123,6 +1167,126 @@ class ExperimentService(object):
             '/turnout.v1alpha1.ExperimentService/ListDecisions',
             turnout_dot_v1alpha1_dot_experiment__service__pb2.ListDecisionsRequest.SerializeToString,
             turnout_dot_v1alpha1_dot_experiment__service__pb2.ListDecisionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class HoldoutServiceStub(object):
+    """One per tenant: the units that no experiment touches.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetHoldout = channel.unary_unary(
+                '/turnout.v1alpha1.HoldoutService/GetHoldout',
+                request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.GetHoldoutRequest.SerializeToString,
+                response_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.FromString,
+                _registered_method=True)
+        self.UpdateHoldout = channel.unary_unary(
+                '/turnout.v1alpha1.HoldoutService/UpdateHoldout',
+                request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.UpdateHoldoutRequest.SerializeToString,
+                response_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.FromString,
+                _registered_method=True)
+
+
+class HoldoutServiceServicer(object):
+    """One per tenant: the units that no experiment touches.
+    """
+
+    def GetHoldout(self, request, context):
+        """A tenant that never set one has a fraction of 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateHoldout(self, request, context):
+        """Takes effect on experiments that start from now on; those that run keep what they started with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HoldoutServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHoldout,
+                    request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.GetHoldoutRequest.FromString,
+                    response_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.SerializeToString,
+            ),
+            'UpdateHoldout': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateHoldout,
+                    request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.UpdateHoldoutRequest.FromString,
+                    response_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'turnout.v1alpha1.HoldoutService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('turnout.v1alpha1.HoldoutService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class HoldoutService(object):
+    """One per tenant: the units that no experiment touches.
+    """
+
+    @staticmethod
+    def GetHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnout.v1alpha1.HoldoutService/GetHoldout',
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.GetHoldoutRequest.SerializeToString,
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateHoldout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/turnout.v1alpha1.HoldoutService/UpdateHoldout',
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.UpdateHoldoutRequest.SerializeToString,
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.Holdout.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,6 +141,8 @@ class ExperimentServiceStub:
     """UNIMPLEMENTED: approval steps."""
     RejectExperiment: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.RejectExperimentRequest, _experiment_pb2.Experiment]
     """UNIMPLEMENTED: approval steps."""
+    CreateForceToken: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.CreateForceTokenRequest, _experiment_service_pb2.ForceToken]
+    """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
     WatchExperiments: _grpc.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]
     """First the present state, then one event per change."""
     GetExperimentResults: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
@@ -171,6 +173,8 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """UNIMPLEMENTED: approval steps."""
     RejectExperiment: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.RejectExperimentRequest, _experiment_pb2.Experiment]  # type: ignore[assignment]
     """UNIMPLEMENTED: approval steps."""
+    CreateForceToken: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.CreateForceTokenRequest, _experiment_service_pb2.ForceToken]  # type: ignore[assignment]
+    """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
     WatchExperiments: _aio.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]  # type: ignore[assignment]
     """First the present state, then one event per change."""
     GetExperimentResults: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
@@ -290,6 +294,14 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         """UNIMPLEMENTED: approval steps."""
 
     @_abc_1.abstractmethod
+    def CreateForceToken(
+        self,
+        request: _experiment_service_pb2.CreateForceTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experiment_service_pb2.ForceToken, _abc.Awaitable[_experiment_service_pb2.ForceToken]]:
+        """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
+
+    @_abc_1.abstractmethod
     def WatchExperiments(
         self,
         request: _experiment_service_pb2.WatchExperimentsRequest,
@@ -312,6 +324,49 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_experiment_service_pb2.ListDecisionsResponse, _abc.Awaitable[_experiment_service_pb2.ListDecisionsResponse]]: ...
 
 def add_ExperimentServiceServicer_to_server(servicer: ExperimentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class HoldoutServiceStub:
+    """One per tenant: the units that no experiment touches."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> HoldoutServiceAsyncStub: ...
+    GetHoldout: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.GetHoldoutRequest, _experiment_service_pb2.Holdout]
+    """A tenant that never set one has a fraction of 0."""
+    UpdateHoldout: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.UpdateHoldoutRequest, _experiment_service_pb2.Holdout]
+    """Takes effect on experiments that start from now on; those that run keep what they started with."""
+
+@_typing.type_check_only
+class HoldoutServiceAsyncStub(HoldoutServiceStub):
+    """One per tenant: the units that no experiment touches."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetHoldout: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.GetHoldoutRequest, _experiment_service_pb2.Holdout]  # type: ignore[assignment]
+    """A tenant that never set one has a fraction of 0."""
+    UpdateHoldout: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.UpdateHoldoutRequest, _experiment_service_pb2.Holdout]  # type: ignore[assignment]
+    """Takes effect on experiments that start from now on; those that run keep what they started with."""
+
+class HoldoutServiceServicer(metaclass=_abc_1.ABCMeta):
+    """One per tenant: the units that no experiment touches."""
+
+    @_abc_1.abstractmethod
+    def GetHoldout(
+        self,
+        request: _experiment_service_pb2.GetHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experiment_service_pb2.Holdout, _abc.Awaitable[_experiment_service_pb2.Holdout]]:
+        """A tenant that never set one has a fraction of 0."""
+
+    @_abc_1.abstractmethod
+    def UpdateHoldout(
+        self,
+        request: _experiment_service_pb2.UpdateHoldoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experiment_service_pb2.Holdout, _abc.Awaitable[_experiment_service_pb2.Holdout]]:
+        """Takes effect on experiments that start from now on; those that run keep what they started with."""
+
+def add_HoldoutServiceServicer_to_server(servicer: HoldoutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AuditServiceStub:
     @_typing.overload

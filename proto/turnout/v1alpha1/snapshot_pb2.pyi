@@ -34,8 +34,6 @@ class Snapshot(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     EXPERIMENTS_FIELD_NUMBER: _builtins.int
     TOMBSTONES_FIELD_NUMBER: _builtins.int
-    HOLDOUT_FIELD_NUMBER: _builtins.int
-    OVERRIDES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Format of this message; a sidecar refuses one it does not know. Now 1."""
     tenant: _builtins.str
@@ -53,14 +51,6 @@ class Snapshot(_message.Message):
     def tombstones(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tombstone]:
         """Sorted by experiment."""
 
-    @_builtins.property
-    def holdout(self) -> Global___Holdout:
-        """Not implemented: a sidecar answers NACK when it is set."""
-
-    @_builtins.property
-    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___Override]:
-        """Not implemented: a sidecar answers NACK when it is not empty."""
-
     def __init__(
         self,
         *,
@@ -70,19 +60,21 @@ class Snapshot(_message.Message):
         targets: _abc.Iterable[Global___TargetPlan] | None = ...,
         experiments: _abc.Iterable[Global___ExperimentPlan] | None = ...,
         tombstones: _abc.Iterable[_common_pb2.Tombstone] | None = ...,
-        holdout: Global___Holdout | None = ...,
-        overrides: _abc.Iterable[Global___Override] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["holdout", b"holdout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiments", b"experiments", "format", b"format", "holdout", b"holdout", "overrides", b"overrides", "targets", b"targets", "tenant", b"tenant", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiments", b"experiments", "format", b"format", "targets", b"targets", "tenant", b"tenant", "tombstones", b"tombstones", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
-class Holdout(_message.Message):
+class HoldoutPlan(_message.Message):
+    """Units that an experiment must leave alone, by a salt that all experiments of the tenant share. Pinned
+    when the experiment starts.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SALT_FIELD_NUMBER: _builtins.int
@@ -102,28 +94,27 @@ class Holdout(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Holdout: _TypeAlias = Holdout  # noqa: Y015
+Global___HoldoutPlan: _TypeAlias = HoldoutPlan  # noqa: Y015
 
 @_typing.final
 class Override(_message.Message):
+    """A unit that gets a variant whatever its bucket and segment."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    EXPERIMENT_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
-    experiment: _builtins.str
     unit: _builtins.str
     variant: _builtins.str
     def __init__(
         self,
         *,
-        experiment: _builtins.str = ...,
         unit: _builtins.str = ...,
         variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "unit", b"unit", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unit", b"unit", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +236,8 @@ class ExperimentPlan(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     SLOW_AFTER_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    HOLDOUT_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The experiment's id within the tenant."""
     epoch: _builtins.int
@@ -253,7 +246,9 @@ class ExperimentPlan(_message.Message):
     target: _builtins.str
     layer: _builtins.str
     layer_salt: _builtins.str
-    """The layer's own salt, and the part of the layer that is this experiment's (all of it for now)."""
+    """The layer's own salt (equal in all experiments of one target and layer), and the part of the layer
+    that is this experiment's: disjoint from the others'. No salt and no ranges = all of it.
+    """
     salt: _builtins.str
     step: _builtins.int
     """Index of the step that runs; no decision about a request depends on it, spans show it."""
@@ -281,6 +276,14 @@ class ExperimentPlan(_message.Message):
     def slow_after(self) -> _duration_pb2.Duration:
         """A request that takes longer is a bad event of kind SLOW."""
 
+    @_builtins.property
+    def holdout(self) -> Global___HoldoutPlan:
+        """Absent = nobody is held out."""
+
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___Override]:
+        """Sorted by unit; each unit once."""
+
     def __init__(
         self,
         *,
@@ -300,10 +303,12 @@ class ExperimentPlan(_message.Message):
         kinds: _abc.Iterable[_common_pb2.BadEventKind.ValueType] | None = ...,
         slow_after: _duration_pb2.Duration | None = ...,
         step: _builtins.int = ...,
+        holdout: Global___HoldoutPlan | None = ...,
+        overrides: _abc.Iterable[Global___Override] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holdout", b"holdout", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "kinds", b"kinds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "step", b"step", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "holdout", b"holdout", "kinds", b"kinds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "overrides", b"overrides", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "step", b"step", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,7 +350,9 @@ class VariantPlan(_message.Message):
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketRange]: ...
     @_builtins.property
     def cluster(self) -> Global___ClusterPlan:
-        """Control's is the target's baseline."""
+        """Control's is the target's baseline, as it was at the start. Absent in layers other than `models`,
+        which route nothing.
+        """
 
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from turnout.v1alpha1 import common_pb2 as turnout_dot_v1alpha1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnout/v1alpha1/target.proto\x12\x10turnout.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnout/v1alpha1/common.proto\"\xe6\x02\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.turnout.v1alpha1.Target.LabelsEntry\x12*\n\x04spec\x18\x08 \x01(\x0b\x32\x1c.turnout.v1alpha1.TargetSpec\x12.\n\x06status\x18\t \x01(\x0b\x32\x1e.turnout.v1alpha1.TargetStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x02\n\nTargetSpec\x12-\n\x05match\x18\x01 \x01(\x0b\x32\x1e.turnout.v1alpha1.RequestMatch\x12,\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.Baseline\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rkeep_previous\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\toverrides\x18\x05 \x03(\x0b\x32\x1e.turnout.v1alpha1.OverrideSpec\x12/\n\x08holdouts\x18\x06 \x03(\x0b\x32\x1d.turnout.v1alpha1.HoldoutSpec\"\x9c\x01\n\x0cRequestMatch\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x13\n\x0bpath_prefix\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12,\n\x07headers\x18\x04 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"`\n\x08\x42\x61seline\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.turnout.v1alpha1.Model\x12,\n\x08upstream\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.Upstream\"\xaa\x01\n\x0cTargetStatus\x12,\n\x08previous\x18\x01 \x01(\x0b\x32\x1a.turnout.v1alpha1.Baseline\x12\x38\n\x14previous_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpromoted_from\x18\x03 \x01(\t\x12\x1b\n\x13running_experiments\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnout/v1alpha1/target.proto\x12\x10turnout.v1alpha1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnout/v1alpha1/common.proto\"\xe6\x02\n\x06Target\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x34\n\x06labels\x18\x07 \x03(\x0b\x32$.turnout.v1alpha1.Target.LabelsEntry\x12*\n\x04spec\x18\x08 \x01(\x0b\x32\x1c.turnout.v1alpha1.TargetSpec\x12.\n\x06status\x18\t \x01(\x0b\x32\x1e.turnout.v1alpha1.TargetStatus\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd3\x01\n\nTargetSpec\x12-\n\x05match\x18\x01 \x01(\x0b\x32\x1e.turnout.v1alpha1.RequestMatch\x12,\n\x08\x62\x61seline\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.Baseline\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\rkeep_previous\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationJ\x04\x08\x05\x10\x06J\x04\x08\x06\x10\x07\"\x9c\x01\n\x0cRequestMatch\x12\r\n\x05hosts\x18\x01 \x03(\t\x12\x13\n\x0bpath_prefix\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12,\n\x07headers\x18\x04 \x03(\x0b\x32\x1b.turnout.v1alpha1.Predicate\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\x15\n\rmodel_version\x18\x06 \x01(\t\"`\n\x08\x42\x61seline\x12&\n\x05model\x18\x01 \x01(\x0b\x32\x17.turnout.v1alpha1.Model\x12,\n\x08upstream\x18\x02 \x01(\x0b\x32\x1a.turnout.v1alpha1.Upstream\"\xaa\x01\n\x0cTargetStatus\x12,\n\x08previous\x18\x01 \x01(\x0b\x32\x1a.turnout.v1alpha1.Baseline\x12\x38\n\x14previous_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rpromoted_from\x18\x03 \x01(\t\x12\x1b\n\x13running_experiments\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,11 +41,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TARGET_LABELSENTRY']._serialized_start=461
   _globals['_TARGET_LABELSENTRY']._serialized_end=506
   _globals['_TARGETSPEC']._serialized_start=509
-  _globals['_TARGETSPEC']._serialized_end=808
-  _globals['_REQUESTMATCH']._serialized_start=811
-  _globals['_REQUESTMATCH']._serialized_end=967
-  _globals['_BASELINE']._serialized_start=969
-  _globals['_BASELINE']._serialized_end=1065
-  _globals['_TARGETSTATUS']._serialized_start=1068
-  _globals['_TARGETSTATUS']._serialized_end=1238
+  _globals['_TARGETSPEC']._serialized_end=720
+  _globals['_REQUESTMATCH']._serialized_start=723
+  _globals['_REQUESTMATCH']._serialized_end=879
+  _globals['_BASELINE']._serialized_start=881
+  _globals['_BASELINE']._serialized_end=977
+  _globals['_TARGETSTATUS']._serialized_start=980
+  _globals['_TARGETSTATUS']._serialized_end=1150
 # @@protoc_insertion_point(module_scope)

@@ -107,8 +107,6 @@ class TargetSpec(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     KEEP_PREVIOUS_FIELD_NUMBER: _builtins.int
-    OVERRIDES_FIELD_NUMBER: _builtins.int
-    HOLDOUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def match(self) -> Global___RequestMatch:
         """Required."""
@@ -125,14 +123,6 @@ class TargetSpec(_message.Message):
     def keep_previous(self) -> _duration_pb2.Duration:
         """How long the previous baseline can be undone to after a promotion. Default 24h; 0s..30d."""
 
-    @_builtins.property
-    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.OverrideSpec]:
-        """Not implemented."""
-
-    @_builtins.property
-    def holdouts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.HoldoutSpec]:
-        """Not implemented."""
-
     def __init__(
         self,
         *,
@@ -140,12 +130,10 @@ class TargetSpec(_message.Message):
         baseline: Global___Baseline | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         keep_previous: _duration_pb2.Duration | None = ...,
-        overrides: _abc.Iterable[_common_pb2.OverrideSpec] | None = ...,
-        holdouts: _abc.Iterable[_common_pb2.HoldoutSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "keep_previous", b"keep_previous", "match", b"match", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "holdouts", b"holdouts", "keep_previous", b"keep_previous", "match", b"match", "overrides", b"overrides", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "keep_previous", b"keep_previous", "match", b"match", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -169,9 +157,14 @@ class RequestMatch(_message.Message):
     path_prefix: _builtins.str
     """Path prefix; default "/". Longest prefix wins among targets."""
     model_name: _builtins.str
-    """Not implemented: Open Inference Protocol model name."""
+    """Name of the model, as the Open Inference Protocol's path has it (/v2/models/NAME...), KServe's first
+    protocol (/v1/models/NAME:predict), or the headers that contract.py lists. 1..128 bytes of
+    A-Z a-z 0-9 . _ -
+    """
     model_version: _builtins.str
-    """Not implemented: Open Inference Protocol model version."""
+    """Version of the model in the Open Inference Protocol's path (/v2/models/NAME/versions/VERSION...) or
+    the headers that contract.py lists. Needs model_name; empty = any, or none. 1..64 bytes likewise.
+    """
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Values of :authority without its port (any port fits), exact, or "*" (any), or "*.suffix". Default
