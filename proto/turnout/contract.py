@@ -30,6 +30,23 @@ HEADER_FORCE: Final = "x-force-variant"
 HEADER_HOP: Final = "x-hop-turnout"
 HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_PARAMETER_PREFIX: Final = "x-param-"
+# Who names a model in a header, for `modelName` and `modelVersion` of a target's match: KServe
+# ModelMesh (mm-vmodel-id, mm-model-id: HTTP header and gRPC metadata), Seldon Core 2 and MLServer
+# behind it (seldon-model), KServe's LLMInferenceService behind the Gateway API Inference Extension
+# (x-gateway-model-name, taken from an OpenAI body). Triton and KServe's own servers read name and
+# version from the path alone (Open Inference Protocol), over gRPC from the message, which no proxy
+# sees; no server of these has a header for a version. x-model-name and x-model-version are what
+# their clients can add (`headers=` of tritonclient, `headers` of KServe's InferenceGRPCClient).
+# Sources: docs of kserve/modelmesh-serving, docs.seldon.ai/seldon-core-2 (inference), GKE's
+# "Configure Body-Based Routing", kserve/open-inference-protocol (inference_rest), kserve#4655.
+MODEL_NAME_HEADERS: Final = (
+    "mm-vmodel-id",
+    "mm-model-id",
+    "seldon-model",
+    "x-gateway-model-name",
+    "x-model-name",
+)
+MODEL_VERSION_HEADERS: Final = ("x-model-version",)
 # What a client may not say: Envoy removes these before it looks at the route.
 RESERVED_HEADERS: Final = (HEADER_VARIANT, HEADER_STAMP)
 RESERVED_HEADER_PREFIXES: Final = ("x-turnout-", HEADER_PARAMETER_PREFIX, "x-envoy-")

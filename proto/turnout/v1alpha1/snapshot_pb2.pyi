@@ -156,9 +156,14 @@ class TargetPlan(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The target's id within the tenant."""
     path_prefix: _builtins.str
+    model_name: _builtins.str
+    """As in RequestMatch; see there and `sidecar/envoymatch.py` for what matches."""
+    model_version: _builtins.str
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -182,10 +187,12 @@ class TargetPlan(_message.Message):
         baseline: Global___ClusterPlan | None = ...,
         model: _common_pb2.Model | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        model_name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "model", b"model", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "headers", b"headers", "hosts", b"hosts", "methods", b"methods", "model", b"model", "name", b"name", "path_prefix", b"path_prefix", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "headers", b"headers", "hosts", b"hosts", "methods", b"methods", "model", b"model", "model_name", b"model_name", "model_version", b"model_version", "name", b"name", "path_prefix", b"path_prefix", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,13 +157,15 @@ class RequestMatch(_message.Message):
     path_prefix: _builtins.str
     """Path prefix; default "/". Longest prefix wins among targets."""
     model_name: _builtins.str
-    """Name of the model, as the Open Inference Protocol's path has it (/v2/models/NAME...), KServe's first
-    protocol (/v1/models/NAME:predict), or the headers that contract.py lists. 1..128 bytes of
-    A-Z a-z 0-9 . _ -
+    """Name of the model; 1..128 bytes of A-Z a-z 0-9 . _ -. A request names it in its path: /v2/models/NAME
+    or below it (Open Inference Protocol), /v1/models/NAME, NAME:VERB or below it (KServe's first
+    protocol, TensorFlow Serving), at the root or right after pathPrefix; or in one of the headers that
+    contract.py lists (MODEL_NAME_HEADERS), exactly.
     """
     model_version: _builtins.str
-    """Version of the model in the Open Inference Protocol's path (/v2/models/NAME/versions/VERSION...) or
-    the headers that contract.py lists. Needs model_name; empty = any, or none. 1..64 bytes likewise.
+    """Version of the model; needs modelName; empty = any, or none. 1..64 bytes likewise. A request names it
+    after the name (/v2/models/NAME/versions/VERSION, /v1/models/NAME/versions/VERSION:VERB) or in one of
+    MODEL_VERSION_HEADERS.
     """
     @_builtins.property
     def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
