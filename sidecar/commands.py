@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from sidecar.options import OptionError, Options, check
+from sidecar.protocol import SERVER_DEFAULT, ServerKind
 from turnout.logs import LogFormat, LogLevel, Style, configure, quiet_grpc
 
 EXIT_FAILED: Final = 1
@@ -55,7 +56,12 @@ sidecar = typer.Typer(
 
 @sidecar.command("sidecar", help=HELP)
 def run(
-    listen: Annotated[str, typer.Option(help="unix:PATH; worker i listens on PATH.i.")],
+    listen: Annotated[
+        str,
+        typer.Option(
+            help="unix:PATH, worker i listens on PATH.i; or, for tests, tcp:HOST:PORT, on PORT + i."
+        ),
+    ],
     workers: Annotated[int, typer.Option(help="Worker processes; two survive one's death.")] = 2,
     control: Annotated[str, typer.Option(help="HOST:PORT of the control plane.")] = "",
     snapshot: Annotated[
@@ -87,6 +93,9 @@ def run(
     otlp: Annotated[
         str, typer.Option(help="HOST:PORT that takes this sidecar's own spans (OTLP/gRPC).")
     ] = "",
+    server: Annotated[
+        ServerKind, typer.Option(help="The workers' server; grpcio is the reference, and slower.")
+    ] = SERVER_DEFAULT,
     log_format: Annotated[
         LogFormat, typer.Option(help="One line per event, as text or JSON.")
     ] = LogFormat.TEXT,
@@ -106,6 +115,7 @@ def run(
             envoy_admin=envoy_admin,
             metrics=metrics,
             otlp=otlp,
+            server=server,
             log=Style(log_format, log_level),
         )
     except OptionError as error:

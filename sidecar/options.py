@@ -11,11 +11,12 @@ import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from sidecar.listen import PORT_MAX, UNIX_PREFIX, Listen
+from sidecar.protocol import SERVER_DEFAULT, ServerKind
 from turnout.logs import PLAIN, Style
 
 NODE_BYTES_MAX: Final = 253
 WORKERS_MAX: Final = 64
-UNIX_PREFIX: Final = "unix:"
 # The control plane's rules: it would refuse the stream, again and again.
 _TENANT: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 TENANT_RULE: Final = "must be a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
@@ -35,7 +36,7 @@ class Options(NamedTuple):
     """Checked options.
 
     Attributes:
-        listen: Path of the workers' sockets, without the number.
+        listen: Where the workers serve; worker i at `listen.worker(i)`.
         workers: How many, 1..WORKERS_MAX.
         control: HOST:PORT of the control plane, "" = stand-alone.
         snapshot: File to serve stand-alone.
@@ -48,9 +49,10 @@ class Options(NamedTuple):
         metrics: Host and port of the metrics, None = none.
         log: How supervisor and workers log.
         otlp: HOST:PORT that takes the supervisor's own spans, "" = it makes none.
+        server: Which server the workers run.
     """
 
-    listen: Path
+    listen: Listen
     workers: int
     control: str
     snapshot: Path | None
@@ -63,6 +65,7 @@ class Options(NamedTuple):
     metrics: tuple[str, int] | None
     log: Style = PLAIN
     otlp: str = ""
+    server: ServerKind = SERVER_DEFAULT
 
 
 def check(
@@ -79,6 +82,7 @@ def check(
     metrics: str,
     log: Style = PLAIN,
     otlp: str = "",
+    server: ServerKind = SERVER_DEFAULT,
 ) -> Options:
     """Check the options of one command line.
 
@@ -105,7 +109,7 @@ def check(
     if otlp:
         address("--otlp", otlp)
     return Options(
-        listen=_socket("--listen", listen),
+        listen=_listen(listen, workers),
         workers=workers,
         control=control,
         snapshot=snapshot,
@@ -118,6 +122,7 @@ def check(
         metrics=address("--metrics", metrics) if metrics else None,
         log=log,
         otlp=otlp,
+        server=server,
     )
 
 
@@ -131,9 +136,20 @@ def address(option: str, text: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not host or (":" in host and not bracketed):
         raise OptionError(option, text, "must be HOST:PORT, like 127.0.0.1:7070 or [::1]:7070")
-    if not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65_535:
+    if not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= PORT_MAX:
         raise OptionError(option, text, "its port must be a number of 0..65535")
     return host.strip("[]"), int(port)
+
+
+def _listen(text: str, workers: int) -> Listen:
+    try:
+        listen = Listen.parse(text)
+    except ValueError as error:
+        raise OptionError("--listen", text, str(error)) from None
+    if listen.is_tcp and not 1 <= listen.port <= PORT_MAX + 1 - workers:
+        rule = "worker i listens on PORT + i: all of them must be within 1..65535"
+        raise OptionError("--listen", text, rule)
+    return listen
 
 
 def _socket(option: str, text: str) -> Path:

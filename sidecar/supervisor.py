@@ -83,6 +83,7 @@ class Supervisor:
             options.workers,
             on_delta=self._on_delta,
             on_change=self._on_change,
+            server=options.server,
             log=options.log,
         )
         remembered = self.state.load_json(GATES_FILE) if self.state else None

@@ -15,7 +15,6 @@ import gc
 import logging
 import signal
 import socket
-from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -23,8 +22,9 @@ import uvloop
 from sidecar import deltas
 from sidecar.counters import CounterFile
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
+from sidecar.listen import Listen
 from sidecar.plan import InvalidSnapshot, Plan, decode_snapshot
-from sidecar.protocol import GrpcServer, Server
+from sidecar.protocol import SERVER_DEFAULT, Server, ServerKind, make_server
 from sidecar.work import Work
 from turnout.logs import LogFormat, LogLevel, Style, configure
 
@@ -153,7 +153,10 @@ def _unread(writer: asyncio.StreamWriter) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run one worker; only a supervisor calls this."""
     parser = argparse.ArgumentParser(prog="turnout-worker", description=__doc__)
-    parser.add_argument("--listen", type=Path, required=True, help="path of the socket to serve on")
+    parser.add_argument(
+        "--listen", type=Listen.parse, required=True, help="unix:PATH or tcp:HOST:PORT"
+    )
+    parser.add_argument("--server", type=ServerKind, default=SERVER_DEFAULT, help="which server")
     parser.add_argument("--link", type=int, required=True, help="descriptor of the socket pair")
     parser.add_argument("--counters", type=int, required=True, help="descriptor of the memory file")
     parser.add_argument("--index", type=int, default=0, help="its number, for the log")
@@ -164,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     work = Work(CounterFile(options.counters))
 
     async def run() -> None:
-        worker = Worker(work, GrpcServer(options.listen, work))
+        worker = Worker(work, make_server(options.server, options.listen, work))
         await worker.run(socket.socket(fileno=options.link))
 
     uvloop.run(run())

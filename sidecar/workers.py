@@ -21,6 +21,8 @@ from typing import Final
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader, Key
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
+from sidecar.listen import Listen
+from sidecar.protocol import SERVER_DEFAULT, ServerKind
 from turnout.logs import PLAIN, Style
 
 _LOG = logging.getLogger(__name__)
@@ -45,9 +47,9 @@ class SocketError(RuntimeError):
 class _Slot:
     """What stays when a worker process is replaced."""
 
-    def __init__(self, index: int, path: Path) -> None:
+    def __init__(self, index: int, listen: Listen) -> None:
         self.index = index
-        self.path = path
+        self.listen = listen
         self.counters = CounterFile.create(f"turnout-decided-{index}")
         self.decided = CounterReader(self.counters)
         self.process: asyncio.subprocess.Process | None = None
@@ -60,30 +62,33 @@ class _Slot:
 
 
 class Workers:
-    """A fixed number of workers; worker i serves PATH.i."""
+    """A fixed number of workers, each at its own address."""
 
     def __init__(
         self,
-        path: Path,
+        listen: Listen,
         count: int,
         *,
         on_delta: Callable[[bytes], None],
         on_change: Callable[[], None],
+        server: ServerKind = SERVER_DEFAULT,
         log: Style = PLAIN,
     ) -> None:
         """Nothing is started before `start`.
 
         Args:
-            path: Of the sockets, without the number.
+            listen: Where; worker i at `listen.worker(i)`.
             count: Of workers, >= 1.
             on_delta: Takes the encoded FoldDelta of a worker.
             on_change: Called when a worker came, went, or took a plan.
+            server: Which server they run.
             log: How the workers log.
         """
-        self._slots = [_Slot(i, path.with_name(f"{path.name}.{i}")) for i in range(count)]
+        self._slots = [_Slot(i, listen.worker(i)) for i in range(count)]
         self._on_delta = on_delta
         self._on_change = on_change
         self._log = log
+        self._server = server
         self._order = PlanOrder(0, b"", b"")
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -134,7 +139,8 @@ class Workers:
             SocketError: Another live server has one of the sockets, or it cannot be made there.
         """
         for slot in self._slots:
-            await _check_socket(slot.path)
+            if slot.listen.path is not None:
+                await _check_socket(slot.listen.path)
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         self._tasks.append(asyncio.create_task(self._watch()))
 
@@ -172,8 +178,9 @@ class Workers:
         """Forget the memory files; `take_decided` is over."""
         for slot in self._slots:
             slot.counters.close()
-            if self._tasks:  # else never started: the sockets may be those of a live sidecar
-                slot.path.unlink(missing_ok=True)
+            # Never started: the sockets may be those of a live sidecar.
+            if self._tasks and slot.listen.path is not None:
+                slot.listen.path.unlink(missing_ok=True)
 
     # -- One worker --------------------------------------------------------------------------------
 
@@ -196,7 +203,7 @@ class Workers:
         ours.setblocking(False)
         slot.started_ms, slot.heard_ms = monotonic_ms(), 0
         try:
-            process = await _spawn(slot, theirs, self._log)
+            process = await _spawn(slot, theirs, self._server, self._log)
         except OSError as error:
             _LOG.error("a worker cannot start: %s", error, extra={"worker": slot.index})
             ours.close()
@@ -266,12 +273,14 @@ class Workers:
                     _signal(slot, signal.SIGKILL)
 
 
-async def _spawn(slot: _Slot, link: socket.socket, log: Style) -> asyncio.subprocess.Process:
+async def _spawn(
+    slot: _Slot, link: socket.socket, server: ServerKind, log: Style
+) -> asyncio.subprocess.Process:
     # -P: what lies in the working directory is not imported.
     return await asyncio.create_subprocess_exec(
         sys.executable,
         *("-P", "-m", "sidecar.worker"),
-        *("--listen", str(slot.path)),
+        *("--listen", str(slot.listen), "--server", server),
         *("--link", str(link.fileno())),
         *("--counters", str(slot.counters.fd)),
         *("--index", str(slot.index)),

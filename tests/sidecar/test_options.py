@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.listen import Listen
 from sidecar.options import OptionError, address, check
 
 GOOD: dict[str, Any] = {
@@ -25,7 +26,7 @@ GOOD: dict[str, Any] = {
 
 def test_options_are_taken_when_they_fit() -> None:
     options = check(**GOOD)
-    assert options.listen == Path("/run/w")
+    assert options.listen == Listen(Path("/run/w"))
     assert options.metrics == ("::1", 9102)
     alone = check(**GOOD | {"control": "", "snapshot": Path("s"), "tenant": "", "state_dir": None})
     assert alone.snapshot == Path("s")
@@ -50,6 +51,10 @@ def test_options_are_taken_when_they_fit() -> None:
         ({"control": "::1:80"}, "--control"),
         ({"listen": "/run/w"}, "--listen"),
         ({"listen": "unix:"}, "--listen"),
+        ({"listen": "tcp:127.0.0.1"}, "--listen"),
+        ({"listen": "tcp:127.0.0.1:0"}, "--listen"),
+        ({"listen": "tcp:127.0.0.1:65535"}, "--listen"),
+        ({"listen": "tcp:::1:80"}, "--listen"),
         ({"workers": 0}, "--workers"),
         ({"workers": 65}, "--workers"),
         ({"node": ""}, "--node"),
@@ -76,3 +81,9 @@ def test_option_is_refused_by_name_when_it_does_not_fit(
 def test_address_has_host_and_port() -> None:
     assert address("--x", "localhost:1") == ("localhost", 1)
     assert address("--x", "[fe80::1]:2") == ("fe80::1", 2)
+
+
+def test_workers_share_an_address_when_each_has_its_number() -> None:
+    assert str(Listen.parse("unix:/run/w").worker(1)) == "unix:/run/w.1"
+    assert str(Listen.parse("tcp:[::1]:9000").worker(1)) == "tcp:[::1]:9001"
+    assert Listen.parse("tcp:127.0.0.1:0").worker(1) == Listen(None, "127.0.0.1", 0)

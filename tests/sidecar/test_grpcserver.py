@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from sidecar.protocol import GrpcServer
+from sidecar.grpcserver import GrpcServer
+from sidecar.listen import Listen
 
 GRPC = logging.getLogger("grpc._cython.cygrpc")
 
@@ -54,7 +55,7 @@ async def _unretrieved(error: Exception) -> None:
 async def test_server_is_silent_when_a_call_is_cut(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = GrpcServer(path, Nothing())
+    server = GrpcServer(Listen(path), Nothing())
     await server.start()
     try:
         await _unretrieved(ExecuteBatchError("Failed grpc_call_start_batch: 8"))
