@@ -1,13 +1,18 @@
 """Which requests are a target's, in Envoy's words.
 
-Owns the order in which targets are looked for and the translation of predicates. Refuses nested
-conditions beyond MATCH_TERMS_MAX routes.
+Owns the order in which targets are looked for, how a request names a model, and the translation of
+both and of predicates. Refuses nested conditions beyond MATCH_TERMS_MAX routes.
 
 The order of routes is the order in which a target is looked for, and the plan follows it: an exact
-host before `*.suffix` (longer first) before `*`, then the longest path prefix, then the target that
-has more header predicates, then one that names methods, then the name. A request that matches no
+host before `*.suffix` (longer first) before `*`, then `match_rank`. A request that matches no
 target of a more exact host falls through to the less exact ones. Ports in :authority are ignored;
 hosts are compared without case.
+
+A request names a model by its path or by a header, and a target that has a model name takes both:
+`named`     = the path (without its query, `/` added) begins with one of `model_prefixes`, or one of
+              MODEL_NAME_HEADERS has the name;
+`versioned` = the same with the version in the prefixes, or `named` and one of MODEL_VERSION_HEADERS
+              has the version. Of several headers of one name one that fits is enough.
 """
 
 import re
@@ -15,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sidecar.envoyyaml import Json
+from turnout.contract import MODEL_NAME_HEADERS, MODEL_VERSION_HEADERS
 from turnout.v1alpha1.common_pb2 import Predicate
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan
 
@@ -42,7 +48,7 @@ def targets_in_order(targets: Iterable[TargetPlan], host: str) -> list[TargetPla
     """The targets that a request to one host pattern is matched against, first match wins."""
     ranked = [(_host_rank(target, host), target) for target in targets]
     matching = [(rank, target) for rank, target in ranked if rank is not None]
-    matching.sort(key=lambda item: (item[0], *_match_rank(item[1])))
+    matching.sort(key=lambda item: (item[0], match_rank(item[1])))
     return [target for _, target in matching]
 
 
@@ -56,20 +62,100 @@ def _host_rank(target: TargetPlan, host: str) -> int | None:
     return min(ranks, default=None)
 
 
-def _match_rank(target: TargetPlan) -> tuple[int, int, bool, str]:
+def match_rank(target: TargetPlan) -> tuple[bool, bool, int, int, bool, str]:
+    """How exactly a target matches, among those of one host pattern: the smaller, the earlier.
+
+    One that names a version comes before one that names a model, before all others: a prefix such
+    as /v2 would hide them. Then the longest path prefix, then the one with more header predicates,
+    then one that names methods, then the name.
+    """
     prefix = target.path_prefix or "/"
-    return (-len(prefix), -len(target.headers), not target.methods, target.name)
+    named = (not target.model_version, not target.model_name)
+    return (*named, -len(prefix), -len(target.headers), not target.methods, target.name)
+
+
+# -- Models ----------------------------------------------------------------------------------------
+
+
+def model_prefixes(target: TargetPlan, *, version: bool) -> tuple[str, ...]:
+    """What a path, with '/' added, begins with when it names the target's model.
+
+    Open Inference Protocol (kserve/open-inference-protocol, inference_rest): /v2/models/NAME and
+    /v2/models/NAME/versions/VERSION, alone or with more below. KServe's first protocol and
+    TensorFlow Serving's REST: the same below /v1/models, and with a verb after a colon. At the root
+    or below the target's path prefix, as KServe's path-based routing has it.
+
+    Args:
+        target: With a model name.
+        version: Prefixes that name the version too.
+    """
+    tail = f"{target.model_name}/versions/{target.model_version}" if version else target.model_name
+    base = target.path_prefix.rstrip("/")
+    mounts = ("", base) if base else ("",)
+    forms = (f"/v2/models/{tail}/", f"/v1/models/{tail}/", f"/v1/models/{tail}:")
+    return tuple(mount + form for mount in mounts for form in forms)
+
+
+def _namings(target: TargetPlan) -> list[Json]:
+    """Envoy matches of which a request that names the target's model satisfies at least one."""
+    if not target.model_name:
+        return [{"prefix": target.path_prefix or "/"}]
+    by_path = _path_match(target, version=False)
+    named: list[Json] = [] if by_path is None else [by_path]
+    named += [
+        {"prefix": target.path_prefix or "/", "headers": [_exact(name, target.model_name)]}
+        for name in MODEL_NAME_HEADERS
+    ]
+    if not target.model_version:
+        return named
+    by_path = _path_match(target, version=True)
+    versioned: list[Json] = [] if by_path is None else [by_path]
+    versioned += [
+        match | {"headers": [*match.get("headers", ()), _exact(name, target.model_version)]}
+        for match in named
+        for name in MODEL_VERSION_HEADERS
+    ]
+    return versioned
+
+
+def _exact(header: str, value: str) -> Json:
+    return {"name": header, "string_match": {"exact": value}}
+
+
+def _path_match(target: TargetPlan, *, version: bool) -> Json | None:
+    """The paths that begin with the path prefix and name the model; None when there are none."""
+    wanted = target.path_prefix or "/"
+    prefixes = model_prefixes(target, version=version)
+    parts = [part for prefix in prefixes if (part := _path_regex(prefix, wanted))]
+    return {"safe_regex": {"regex": "|".join(dict.fromkeys(parts))}} if parts else None
+
+
+def _path_regex(prefix: str, wanted: str) -> str:
+    r"""Paths p that begin with `wanted` and whose p + '/' begins with `prefix`; "" = none.
+
+    \C is any byte: a path need not be UTF-8, and . would not match it.
+    """
+    stem = prefix.removesuffix("/")
+    if stem != prefix and stem.startswith(wanted):
+        return rf"{re.escape(stem)}(?:/\C*)?"
+    if prefix.startswith(wanted):
+        return rf"{re.escape(prefix)}\C*"
+    return rf"{re.escape(wanted)}\C*" if wanted.startswith(prefix) else ""
+
+
+# -- Predicates ------------------------------------------------------------------------------------
 
 
 def matches(target: TargetPlan) -> list[Json]:
     """Envoy matches of which a request of this target satisfies at least one."""
+    methods = [{"name": ":method", "string_match": _one_of(target.methods)}]
+    first = methods if target.methods else []
     found = []
-    for term in _conjunctions(target):
-        headers = [_leaf(predicate, inverted=inverted) for predicate, inverted in term]
-        if target.methods:
-            headers.insert(0, {"name": ":method", "string_match": _one_of(target.methods)})
-        match: Json = {"prefix": target.path_prefix or "/"}
-        found.append(match | {"headers": headers} if headers else match)
+    for naming in _namings(target):
+        for term in _conjunctions(target):
+            leaves = [_leaf(predicate, inverted=inverted) for predicate, inverted in term]
+            headers = [*first, *naming.get("headers", ()), *leaves]
+            found.append(naming | {"headers": headers} if headers else naming)
     return found
 
 
