@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from sidecar.outcome import Answer, Outcome
 from sidecar.plan import Experiment, Plan, Target
 from sidecar.predicates import REPEATED, compile_predicate
-from sidecar.processor import Answer, Outcome, process, read_headers, unit_of
+from sidecar.processor import process, read_headers, unit_of
 from turnout.contract import (
     BUCKET_COUNT,
     HEADER_PARAMETER_PREFIX,

@@ -27,8 +27,8 @@ from sidecar.accesslog import (
     unstamped_reason,
 )
 from sidecar.hashing import request_hash
+from sidecar.outcome import DUPLICATE_UNIT, INVALID_TOKEN, Outcome, Tally
 from sidecar.plan import EpochFacts
-from sidecar.processor import Answer, Outcome
 from turnout.contract import (
     FIRST_BAD_SLOT_S,
     FIRST_BAD_UNITS_MAX,
@@ -174,6 +174,10 @@ class TargetCounts:
     invalid_unit: int = 0
     duplicate_unit: int = 0
     waiting: int = 0
+    held_out: int = 0
+    not_in_layer: int = 0
+    invalid_token: int = 0
+    peer: int = 0
     unstamped: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: "TargetCounts") -> None:
@@ -186,7 +190,7 @@ class TargetCounts:
 
 ANSWER_COUNTS: Final = (
     "answered", "no_snapshot", "shed", "no_unit", "not_in_segment", "invalid_unit",
-    "duplicate_unit", "waiting",
+    "duplicate_unit", "waiting", "held_out", "not_in_layer", "invalid_token", "peer",
 )  # fmt: skip
 # Outcomes that have a count of their own beside `answered`.
 _OUTCOME_FIELDS: Final = {
@@ -196,7 +200,11 @@ _OUTCOME_FIELDS: Final = {
     Outcome.NOT_IN_SEGMENT: "not_in_segment",
     Outcome.INVALID_UNIT: "invalid_unit",
     Outcome.WAITING: "waiting",
+    Outcome.HELD_OUT: "held_out",
+    Outcome.NOT_IN_LAYER: "not_in_layer",
+    Outcome.PEER: "peer",
 }
+_FLAG_FIELDS: Final = ((DUPLICATE_UNIT, "duplicate_unit"), (INVALID_TOKEN, "invalid_token"))
 
 
 @dataclass(slots=True)
@@ -240,7 +248,7 @@ class Fold:
         """Nothing folded, no epoch known."""
         self._epochs: dict[tuple[str, int], EpochFacts] = {}
         self._delta = FoldDelta()
-        self._answers: dict[str, list[int]] = {}
+        self._answers: dict[Tally, int] = {}
         self._exposures = 0
         self._requests = _RecentRequests()
         self._bad = _FirstBadEvents()
@@ -272,13 +280,10 @@ class Fold:
         except MalformedStamp:
             self._delta.malformed_stamps += 1
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, tally: Tally) -> None:
         """Count one answer, by target. `decided` is not counted here: it outlives the worker."""
-        counts = self._answers.get(answer.target)
-        if counts is None:
-            counts = self._answers.setdefault(answer.target, [0] * (len(Outcome) + 1))
-        counts[answer.outcome] += 1
-        counts[-1] += answer.duplicate_unit
+        answers = self._answers
+        answers[tally] = answers.get(tally, 0) + 1
 
     def decided(
         self, experiment: str, epoch: int, variant: str, *, count: int, now_ms: int
@@ -312,8 +317,8 @@ class Fold:
         """Hand out everything since the last take."""
         taken, self._delta = self._delta, FoldDelta()
         taken.first_bad = self._bad.take()
-        for target, counts in self._answers.items():
-            taken.targets.setdefault(target, TargetCounts()).merge(_target_counts(counts))
+        for tally, count in self._answers.items():
+            _count_answers(taken.targets.setdefault(tally.target, TargetCounts()), tally, count)
         self._answers = {}
         self._exposures = 0
         return taken
@@ -401,11 +406,13 @@ class Fold:
             self._delta.exposures.setdefault(key, []).append(row)
 
 
-def _target_counts(outcomes: list[int]) -> TargetCounts:
-    counts = TargetCounts(answered=sum(outcomes[:-1]), duplicate_unit=outcomes[-1])
-    for outcome, name in _OUTCOME_FIELDS.items():
-        setattr(counts, name, outcomes[outcome])
-    return counts
+def _count_answers(counts: TargetCounts, tally: Tally, count: int) -> None:
+    counts.answered += count
+    names = [name for flag, name in _FLAG_FIELDS if tally.flags & flag]
+    if tally.outcome in _OUTCOME_FIELDS:
+        names.append(_OUTCOME_FIELDS[tally.outcome])
+    for name in names:
+        setattr(counts, name, getattr(counts, name) + count)
 
 
 class _RecentRequests:

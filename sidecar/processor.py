@@ -9,11 +9,11 @@ UNIT_BYTES_MAX is an invalid one. Of two unit headers the first counts.
 """
 
 from collections.abc import Callable, Mapping
-from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from sidecar.outcome import DUPLICATE_UNIT, Answer, Outcome
 from sidecar.plan import NO_SLOT, Experiment, Plan, Target
 from sidecar.predicates import REPEATED
 from turnout.contract import UNIT_BYTES_MAX
@@ -22,38 +22,14 @@ from turnout.envoy.ext_proc_pb2 import ProcessingRequest
 RANDOM_UNIT_BYTES: Final = 16
 
 
-class Outcome(IntEnum):
-    """How a request was answered."""
-
-    STAMPED = 0
-    NO_TARGET = 1
-    NO_EXPERIMENT = 2  # none runs on the target, or its epoch is tombstoned
-    NO_SNAPSHOT = 3
-    NO_UNIT = 4
-    INVALID_UNIT = 5
-    NOT_IN_SEGMENT = 6
-    WAITING = 7  # the start gate is closed: nobody is enrolled, in either arm
-    SHED = 8
-
-
-class Answer(NamedTuple):
-    """What to send, and what to count."""
-
-    response: bytes | None  # None: Trailers-Only status 0; Envoy's own route serves
-    outcome: Outcome
-    target: str  # "" when none matched
-    slot: int  # decided counter to raise, or NO_SLOT
-    duplicate_unit: bool  # several unit values: the first was taken
-
-
 class MalformedRequest(ValueError):
     """The peer sent what is not a ProcessingRequest with request headers."""
 
 
 # Answers that need no plan.
-ANSWER_NO_SNAPSHOT: Final = Answer(None, Outcome.NO_SNAPSHOT, "", NO_SLOT, duplicate_unit=False)
-ANSWER_SHED: Final = Answer(None, Outcome.SHED, "", NO_SLOT, duplicate_unit=False)
-_ANSWER_NO_TARGET: Final = Answer(None, Outcome.NO_TARGET, "", NO_SLOT, duplicate_unit=False)
+ANSWER_NO_SNAPSHOT: Final = Answer(None, Outcome.NO_SNAPSHOT, "", (), 0)
+ANSWER_SHED: Final = Answer(None, Outcome.SHED, "", (), 0)
+_ANSWER_NO_TARGET: Final = Answer(None, Outcome.NO_TARGET, "", (), 0)
 
 
 def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> Answer:
@@ -86,11 +62,12 @@ def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> 
         return _unstamped(Outcome.NOT_IN_SEGMENT, target, duplicate)
     arm = experiment.assign(unit)
     response = arm.head + plan.hasher.hex_digits(unit) + arm.tail
-    return Answer(response, Outcome.STAMPED, target.name, arm.slot, duplicate)
+    slots = (arm.slot,) if arm.slot != NO_SLOT else ()
+    return Answer(response, Outcome.STAMPED, target.name, slots, DUPLICATE_UNIT * duplicate)
 
 
 def _unstamped(outcome: Outcome, target: Target, duplicate_unit: bool = False) -> Answer:
-    return Answer(target.default, outcome, target.name, NO_SLOT, duplicate_unit)
+    return Answer(target.default, outcome, target.name, (), DUPLICATE_UNIT * duplicate_unit)
 
 
 def unit_of(

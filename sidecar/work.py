@@ -14,11 +14,11 @@ from typing import Final
 from sidecar.accesslog import MalformedMessage, read_message
 from sidecar.counters import CounterFile
 from sidecar.fold import Fold
+from sidecar.outcome import Answer, Tally
 from sidecar.plan import Plan
 from sidecar.processor import (
     ANSWER_NO_SNAPSHOT,
     RANDOM_UNIT_BYTES,
-    Answer,
     MalformedRequest,
     process,
 )
@@ -41,9 +41,9 @@ class Work:
     def process(self, request: bytes) -> bytes | None:
         """Answer one request, and count the answer."""
         answer = self._answer(request)
-        if answer.slot >= 0:
-            self._cells[answer.slot] += 1
-        self.fold.answered(answer)
+        for slot in answer.slots:
+            self._cells[slot] += 1
+        self.fold.answered(Tally(answer.target, answer.outcome, answer.flags))
         return answer.response
 
     async def access_log(self, message: bytes, log_name: str) -> str:

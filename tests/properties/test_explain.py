@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sidecar.explain import encode_request, explain
 from sidecar.plan import Plan
-from sidecar.processor import Outcome, process
+from sidecar.outcome import Outcome
+from sidecar.processor import process
 from sidecar.snapshotcheck import validate
 from tests.sidecar.samples import KEY, experiment, stamped, target
 from turnout.contract import HEADER_STAMP, HEADER_VARIANT

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.plan import Plan
-from sidecar.processor import Outcome
+from sidecar.outcome import Outcome
 from sidecar.snapshotcheck import InvalidSnapshot, validate
 from sidecar.subscription import (
     Apply,

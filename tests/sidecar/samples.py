@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sidecar.accesslog import Entry
+from sidecar.outcome import Answer
 from sidecar.plan import Plan
-from sidecar.processor import Answer, process
+from sidecar.processor import process
 from turnout.envoy.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
 from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan, VariantPlan

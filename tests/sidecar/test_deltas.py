@@ -41,7 +41,7 @@ def full() -> FoldDelta:
         },
         targets={
             "": TargetCounts(answered=1),
-            "fraud": TargetCounts(2, 3, 4, 5, 6, 7, 8, 9, {"timeout": 10}),
+            "fraud": TargetCounts(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, {"timeout": 10}),
         },
         exposures={KEY: [Exposure(20, 1, 2**64 - 1), Exposure(10, 0, 0)]},
         exposures_dropped=11,

@@ -16,8 +16,8 @@ from sidecar.fold import (
     TargetCounts,
 )
 from sidecar.hashing import request_hash
+from sidecar.outcome import DUPLICATE_UNIT, INVALID_TOKEN, Outcome, Tally
 from sidecar.plan import EpochFacts
-from sidecar.processor import ANSWER_NO_SNAPSHOT, ANSWER_SHED, Answer, Outcome
 from tests.sidecar.samples import EPOCH_START_MS, build, entry, snapshot, stamp
 from turnout.contract import FIRST_BAD_SLOT_S, LATENCY_SKETCH_GAMMA, TIME_BUCKET_S
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
@@ -325,15 +325,18 @@ def test_sent_units_are_forgotten_when_there_are_too_many(monkeypatch: pytest.Mo
 def test_answers_are_counted_by_target_and_outcome() -> None:
     folding = Fold()
     for outcome in Outcome:
-        folding.answered(Answer(None, outcome, "fraud", -1, outcome is Outcome.STAMPED))
-    folding.answered(ANSWER_NO_SNAPSHOT)
-    folding.answered(ANSWER_SHED)
+        flags = DUPLICATE_UNIT | INVALID_TOKEN if outcome is Outcome.STAMPED else 0
+        folding.answered(Tally("fraud", outcome, flags))
+    shed = Tally("", Outcome.SHED)
+    for tally in (Tally("", Outcome.NO_SNAPSHOT), shed, shed):
+        folding.answered(tally)
     assert folding.take().targets == {
         "fraud": TargetCounts(
             answered=len(Outcome), no_snapshot=1, shed=1, no_unit=1, not_in_segment=1,
-            invalid_unit=1, duplicate_unit=1, waiting=1,
+            invalid_unit=1, duplicate_unit=1, waiting=1, held_out=1, not_in_layer=1,
+            invalid_token=1, peer=1,
         ),
-        "": TargetCounts(answered=2, no_snapshot=1, shed=1),
+        "": TargetCounts(answered=3, no_snapshot=1, shed=2),
     }  # fmt: skip
     assert not folding.take()
 
@@ -380,7 +383,7 @@ def test_counts_and_answers_add_up_when_workers_share_a_key() -> None:
     for number in range(2):
         folding.add(entry(request_id=f"r-{number}", status=500), shadow=False)
         folding.add(entry(stamp="", call_status=4), shadow=False)
-        folding.answered(ANSWER_SHED)
+        folding.answered(Tally("", Outcome.SHED))
         merged.merge(folding.take())
     delta = merged.take()
     [counts] = delta.counts.values()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sidecar.hashing import bucket, unit_hash
-from sidecar.plan import NO_SLOT
-from sidecar.processor import MalformedRequest, Outcome, process
+from sidecar.outcome import DUPLICATE_UNIT, Outcome
+from sidecar.processor import MalformedRequest, process
 from tests.sidecar.samples import ask, build, no_random, request, snapshot, stamped, variant
 from turnout.envoy.ext_proc_pb2 import HeaderValueOption, ProcessingRequest, ProcessingResponse
 
@@ -29,14 +29,14 @@ def test_answer_names_variant_and_cluster_when_unit_is_the_candidates() -> None:
         "x-turnout": b"fraud-v2;1;v2;0;" + digits,
         "x-turnout-upstream": b"turnout.fraud.v2",
     }
-    assert answer[1:] == (Outcome.STAMPED, "fraud", 5, False)
+    assert answer[1:] == (Outcome.STAMPED, "fraud", (5,), 0)
 
 
 def test_answer_is_stamped_too_when_the_unit_is_controls() -> None:
     answer = ask(build(snapshot()), ("x-user-id", unit_in(0, 900_000)))
     assert stamped(answer)["x-variant"] == b"control"
     assert stamped(answer)["x-turnout-upstream"] == b"turnout.fraud.control"
-    assert answer.slot == -1
+    assert answer.slots == ()
 
 
 def test_answer_overwrites_and_clears_the_route_when_stamped() -> None:
@@ -134,12 +134,12 @@ def test_first_unit_counts_when_the_header_comes_twice() -> None:
     once = ask(plan, ("x-user-id", b"first"))
     twice = ask(plan, ("x-user-id", b"first"), ("x-user-id", b"second"), ("x-user-id", b"third"))
     assert twice.response == once.response
-    assert (once.duplicate_unit, twice.duplicate_unit) == (False, True)
+    assert (once.flags, twice.flags) == (0, DUPLICATE_UNIT)
 
 
 def test_request_has_no_unit_when_the_first_of_two_is_empty() -> None:
     answer = ask(build(snapshot()), ("x-user-id", b""), ("x-user-id", b"second"))
-    assert (answer.outcome, answer.duplicate_unit) == (Outcome.NO_UNIT, True)
+    assert (answer.outcome, answer.flags) == (Outcome.NO_UNIT, DUPLICATE_UNIT)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_cookie_is_the_unit_when_the_experiment_says_so(
     message.experiments[0].unit.ClearField("header")
     message.experiments[0].unit.cookie = "uid"
     answer = ask(build(message), *(("cookie", value) for value in cookies))
-    assert (answer.outcome, answer.duplicate_unit) == (outcome, duplicate)
+    assert (answer.outcome, answer.flags) == (outcome, DUPLICATE_UNIT * duplicate)
     if outcome is Outcome.STAMPED:
         assert answer.response == ask(build(snapshot()), ("x-user-id", b"u1")).response
 
@@ -210,7 +210,7 @@ def test_the_default_cluster_is_stamped_alone_when_the_routes_are_somebody_elses
     plan = build(message, defaults={"fraud": "model-v2"})
     answer = ask(plan)
     assert answer.outcome is (Outcome.NO_UNIT if running else Outcome.NO_EXPERIMENT)
-    assert answer.slot == NO_SLOT
+    assert answer.slots == ()
     assert stamped(answer) == {"x-turnout-upstream": b"model-v2"}
     assert ask(build(message, defaults={"other": "x"})).response is None
 
