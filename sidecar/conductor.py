@@ -16,7 +16,8 @@ from sidecar.admin import Admin, AdminError, EnvoyState, Refusals
 from sidecar.clock import monotonic_ms
 from sidecar.config import Config
 from sidecar.envoydir import EnvoyDir
-from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents, forwarded_headers
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents
+from sidecar.envoyfilter import forwarded_inputs
 from sidecar.gate import Gate, Routes
 from sidecar.workers import Workers
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
@@ -106,7 +107,8 @@ class Conductor:
         self._baselines, self._dead = baselines, dict(self._config.dead)
         for experiment in self._config.snapshot.experiments:
             for variant in experiment.variants:
-                self._clusters[variant.cluster.cluster] = variant.cluster
+                if variant.HasField("cluster"):
+                    self._clusters[variant.cluster.cluster] = variant.cluster
         for target in self._config.snapshot.targets:
             self._clusters[target.baseline.cluster] = target.baseline
         self._gate.desire(self._config.desired())
@@ -231,7 +233,7 @@ class Conductor:
         self._forget(names)
         # While workers serve the plan before, they need the headers that it reads.
         filtered = _merged(live, self._filtered) if late else live
-        headers = frozenset(forwarded_headers(filtered))
+        headers = forwarded_inputs(filtered)
         filter_changed = False
         if self._dir is not None:
             extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from sidecar.counters import Key, SlotTable
-from sidecar.envoyfiles import forwarded_headers
+from sidecar.envoyfilter import forwarded_inputs
 from sidecar.envoymatch import UnsupportedMatch, matches
 from sidecar.gate import Desired, Enrolment
 from sidecar.ipc import PlanOrder
 from sidecar.snapshotcheck import InvalidSnapshot, Violation
 from sidecar.subscription import judge_snapshot
-from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot
+from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan
 
 # Requests in flight keep their cluster: the longest timeout of a target, within these bounds.
 _GRACE_MIN_MS: Final = 10_000
@@ -98,11 +98,9 @@ class Config:
             Enrolment(
                 experiment.name,
                 experiment.epoch,
-                frozenset(variant.cluster.cluster for variant in experiment.variants),
-                frozenset(
-                    forwarded_headers(
-                        Snapshot(targets=[targets[experiment.target]], experiments=[experiment])
-                    )
+                _served_by(experiment, targets[experiment.target]),
+                forwarded_inputs(
+                    Snapshot(targets=[targets[experiment.target]], experiments=[experiment])
                 ),
             )
             for experiment in live.experiments
@@ -154,3 +152,12 @@ class Config:
 
     def _is_dead(self, experiment: ExperimentPlan) -> bool:
         return experiment.epoch <= self.dead.get(experiment.name, 0)
+
+
+def _served_by(experiment: ExperimentPlan, target: TargetPlan) -> frozenset[str]:
+    """The clusters that a stamp of this experiment can name.
+
+    One that sets parameters routes nothing: what it stamps goes to the target's baseline.
+    """
+    own = frozenset(v.cluster.cluster for v in experiment.variants if v.HasField("cluster"))
+    return own or frozenset((target.baseline.cluster,))

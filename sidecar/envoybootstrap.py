@@ -8,7 +8,8 @@ snapshot: that is in the watched files (`envoyfiles`).
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sidecar.envoyfiles import CLUSTERS_FILE, EXT_PROC, FILTER_FILE, ROUTES_FILE
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
+from sidecar.envoyfilter import EXT_PROC
 from sidecar.envoyyaml import TYPE, Json, assignment, dump, is_ip, seconds, socket_address
 from turnout import contract
 

@@ -34,7 +34,7 @@ class Enrolment(NamedTuple):
         experiment: Its name.
         epoch: Its epoch.
         clusters: Of all its variants, control included.
-        headers: Request headers that its plan reads.
+        headers: Request headers (and dynamic metadata) that its plan reads.
     """
 
     experiment: str

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from sidecar.envoyfiles import PSEUDO_HEADERS, cluster_plans, forwarded_headers
+from sidecar.envoyfiles import cluster_plans
+from sidecar.envoyfilter import PSEUDO_HEADERS, forwarded_headers
 from sidecar.envoylint.config import Config
 from sidecar.envoylint.document import Node
+from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 ERROR = "error"
@@ -21,7 +23,7 @@ class Needs(NamedTuple):
     """What a plan needs of Envoy.
 
     Attributes:
-        headers: Request headers that the sidecar must see.
+        headers: Request headers without which the sidecar finds no target, unit or segment.
         baselines: Clusters of Envoy's own that are a target's baseline.
         candidates: Clusters of Envoy's own that are a candidate; None = no plan was given.
     """
@@ -35,7 +37,7 @@ class Needs(NamedTuple):
         """The needs of a snapshot."""
         external = {p.cluster for p in cluster_plans(snapshot) if p.upstream.cluster}
         baselines = {target.baseline.cluster for target in snapshot.targets} & external
-        headers = tuple(forwarded_headers(snapshot))
+        headers = tuple(n for n in forwarded_headers(snapshot) if n != contract.HEADER_FORCE)
         return cls(headers, frozenset(baselines), frozenset(external - baselines))
 
 

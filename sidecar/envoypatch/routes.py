@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from sidecar.envoyfiles import added_header, mirror_policy, request_value
 from sidecar.envoymatch import target_hosts, targets_in_order
 from sidecar.envoypatch.roundtrip import Tree, default, drop, field, key, listed, put
+from sidecar.envoyroutes import added_header, mirror_policy, request_value
 from sidecar.envoyyaml import TYPE, seconds
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan

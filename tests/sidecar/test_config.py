@@ -108,3 +108,25 @@ def test_snapshot_of_another_tenant_is_refused() -> None:
     with pytest.raises(InvalidSnapshot) as refused:
         judge(payload, "other")
     assert [violation.field for violation in refused.value.violations] == ["tenant"]
+
+
+def test_gate_waits_for_the_baseline_when_variants_only_set_parameters() -> None:
+    changed = snapshot()
+    changed.experiments[0].layer = "limits"
+    for variant in changed.experiments[0].variants:
+        variant.ClearField("cluster")
+    config = Config()
+    config.serve(changed.SerializeToString(), changed, KEY, {})
+    (enrolment,) = config.desired().enrolments
+    # What is stamped goes there by its name.
+    assert enrolment.clusters == {"b"}
+
+
+def test_gate_waits_for_verified_claims_when_a_unit_is_one() -> None:
+    changed = snapshot()
+    changed.experiments[0].unit.Clear()
+    changed.experiments[0].unit.jwt_claim.claim = "sub"
+    config = Config()
+    config.serve(changed.SerializeToString(), changed, KEY, {})
+    (enrolment,) = config.desired().enrolments
+    assert "metadata envoy.filters.http.jwt_authn" in enrolment.headers

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sidecar import envoyfiles
+from sidecar import envoyfiles, envoyfilter
 from tests.sidecar import samples
 from turnout.v1alpha1.common_pb2 import Predicate
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
@@ -57,7 +57,8 @@ def test_copies_carry_the_marker_and_no_credentials() -> None:
         "value": "%REQ(x-turnout-shadow-variant)%",
     }
     removed = {mutation["remove"] for mutation in mutations[1:]}
-    assert removed == {"authorization", "cookie", "proxy-authorization"}
+    secrets = {"authorization", "cookie", "proxy-authorization", "x-turnout-set-cookie"}
+    assert removed == secrets
 
 
 def test_stream_may_idle_longer_than_the_timeout_when_a_model_is_slow() -> None:
@@ -74,11 +75,12 @@ def test_only_headers_that_the_plan_reads_leave_envoy() -> None:
     )
     snapshot.targets[0].headers.add(header="x-c", equals="1")
     pseudo = [":authority", ":method", ":path"]
-    assert envoyfiles.forwarded_headers(snapshot) == [*pseudo, "x-a", "x-b", "x-c", "x-user-id"]
+    others = ["x-a", "x-b", "x-c", "x-force-variant", "x-user-id"]
+    assert envoyfilter.forwarded_headers(snapshot) == [*pseudo, *others]
     snapshot.experiments[0].unit.header = ""
     snapshot.experiments[0].unit.cookie = "uid"
-    assert "cookie" in envoyfiles.forwarded_headers(snapshot)
-    assert "x-user-id" not in envoyfiles.forwarded_headers(snapshot)
+    assert "cookie" in envoyfilter.forwarded_headers(snapshot)
+    assert "x-user-id" not in envoyfilter.forwarded_headers(snapshot)
 
 
 def test_candidates_never_panic_and_baselines_may() -> None:
@@ -120,6 +122,115 @@ def test_sidecar_may_set_its_own_headers_and_no_others() -> None:
     assert rules["disallow_all"] is True
     pattern = re.compile(rules["allow_expression"]["regex"])
     ours = ["x-variant", "x-turnout", "x-turnout-upstream", "x-turnout-shadow", "x-param-a"]
-    assert all(pattern.fullmatch(name) for name in [*ours, "x-turnout-shadow-variant"])
+    ours += ["x-turnout-shadow-variant", "x-turnout-set-cookie", "x-hop-turnout"]
+    assert all(pattern.fullmatch(name) for name in ours)
     others = ["x-turnout-shadow-of", "host", "authorization", "x-variants", "ax-variant"]
+    others += ["x-force-variant", "set-cookie", "cookie"]
     assert not any(pattern.search(name) for name in others)
+
+
+def _layered() -> Snapshot:
+    """Two experiments that route, a parameter's, and a parameter's on a target of its own."""
+    snapshot = samples.snapshot()
+    second = snapshot.experiments.add()
+    second.CopyFrom(snapshot.experiments[0])
+    second.name, second.step = "fraud-v3", 2
+    for name, on in (("a-limit", "fraud"), ("b-limit", "spam")):
+        parameter = snapshot.experiments.add()
+        parameter.CopyFrom(samples.experiment(name))
+        parameter.target, parameter.layer = on, "limits"
+        for variant in parameter.variants:
+            variant.ClearField("cluster")
+    snapshot.targets.append(samples.target("spam"))
+    snapshot.targets[1].path_prefix = "/spam"
+    return snapshot
+
+
+def test_variants_without_clusters_add_none() -> None:
+    names = {cluster["name"] for cluster in envoyfiles.clusters(_layered())}
+    assert names == {"turnout.fraud.base", "turnout.fraud.control", "turnout.fraud.v2",
+                     "turnout.spam.base"}  # fmt: skip
+
+
+def test_filter_is_on_and_the_stamp_routes_when_only_a_parameter_is_tried() -> None:
+    stamped, baseline = _routes(_layered(), {("b-limit", 1)})[:2]
+    assert stamped["name"] == "turnout/spam/stamped"
+    assert stamped["route"]["cluster_header"] == "x-turnout-upstream"
+    # Whoever is stamped is in it, although no x-variant says so.
+    assert stamped["metadata"]["filter_metadata"]["turnout"]["experiment"] == "b-limit"
+    assert stamped["response_headers_to_remove"] == ["x-variant"]
+    assert "typed_per_filter_config" not in baseline
+
+
+def test_each_experiment_that_routes_has_a_route_when_several_run_on_a_target() -> None:
+    on = {(name, 1) for name in ("fraud-v2", "fraud-v3", "a-limit")}
+    routes = [r for r in _routes(_layered(), on) if r["name"] == "turnout/fraud/stamped"]
+    spans = [route["metadata"]["filter_metadata"]["turnout"] for route in routes]
+    asked = [route["match"]["headers"] for route in routes]
+    assert [span.get("experiment") for span in spans] == ["fraud-v2", "fraud-v3", None]
+    assert [span.get("step") for span in spans] == ["0", "2", None]
+    upstream = {"name": "x-turnout-upstream", "present_match": True}
+    prefix = {"name": "x-turnout", "string_match": {"prefix": "fraud-v3;1;"}}
+    assert asked[1:] == [[upstream, prefix], [upstream]]
+
+
+def test_session_answers_with_its_cookie_and_others_do_not() -> None:
+    snapshot = samples.snapshot()
+    added = _routes(snapshot, ON)[0]["response_headers_to_add"]
+    assert [h["header"]["key"] for h in added] == ["x-variant"]
+    snapshot.experiments[0].unit.Clear()
+    snapshot.experiments[0].unit.session.cookie = "sid"
+    stamped = _routes(snapshot, ON)[0]
+    assert stamped["response_headers_to_add"][1] == {
+        "header": {"key": "set-cookie", "value": "%REQ(x-turnout-set-cookie)%"},
+        "append_action": "APPEND_IF_EXISTS_OR_ADD",
+    }
+    # Removed from the request it would be gone when the response is made.
+    assert "request_headers_to_remove" not in stamped
+    assert "cookie" in envoyfilter.forwarded_headers(snapshot)
+
+
+def test_force_token_goes_to_the_sidecar_and_no_further() -> None:
+    (rds,) = _resources(envoyfiles.documents(samples.snapshot(), enabled=ON).rds)
+    assert rds["request_headers_to_remove"] == ["x-force-variant"]
+    assert "x-force-variant" in envoyfilter.forwarded_headers(samples.snapshot())
+    without = samples.snapshot()
+    del without.experiments[:]
+    assert "x-force-variant" not in envoyfilter.forwarded_headers(without)
+
+
+def test_verified_claims_leave_envoy_only_when_a_unit_is_one() -> None:
+    snapshot = samples.snapshot()
+    (extension,) = _resources(envoyfiles.documents(snapshot, enabled=ON).ecds)
+    assert "metadata_options" not in extension["typed_config"]
+    before = envoyfilter.forwarded_inputs(snapshot)
+    claim = snapshot.experiments[0].unit.jwt_claim
+    claim.claim, claim.payload_in_metadata = "sub", "payload"
+    (extension,) = _resources(envoyfiles.documents(snapshot, enabled=ON).ecds)
+    namespaces = {"untyped": ["envoy.filters.http.jwt_authn"]}
+    assert extension["typed_config"]["metadata_options"] == {"forwarding_namespaces": namespaces}
+    assert "authorization" not in envoyfilter.forwarded_headers(snapshot)
+    # The start gate waits for it.
+    new = envoyfilter.forwarded_inputs(snapshot) - before
+    assert new == {"metadata envoy.filters.http.jwt_authn"}
+
+
+def test_unverified_token_leaves_envoy_and_is_not_copied() -> None:
+    snapshot = samples.snapshot()
+    claim = snapshot.experiments[0].unit.jwt_claim
+    claim.claim, claim.unverified = "sub", True
+    assert "authorization" in envoyfilter.forwarded_headers(snapshot)
+    claim.header = "x-jwt"
+    assert "x-jwt" in envoyfilter.forwarded_headers(snapshot)
+    (policy,) = _routes(snapshot, ON)[0]["route"]["request_mirror_policies"]
+    assert {"remove": "x-jwt"} in policy["request_headers_mutations"]
+
+
+def test_headers_that_name_models_leave_envoy_when_a_target_has_a_model() -> None:
+    snapshot = samples.snapshot()
+    assert "seldon-model" not in envoyfilter.forwarded_headers(snapshot)
+    snapshot.targets[0].model_name = "fraud"
+    assert "seldon-model" in envoyfilter.forwarded_headers(snapshot)
+    assert "x-model-version" not in envoyfilter.forwarded_headers(snapshot)
+    snapshot.targets[0].model_version = "2"
+    assert "x-model-version" in envoyfilter.forwarded_headers(snapshot)

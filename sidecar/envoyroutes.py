@@ -1,0 +1,228 @@
+"""Routes (RDS): where stamped requests go, where all others go, and what neither carries along.
+
+Owns the route configuration of a snapshot. Refuses to decide which experiments are on: it is told.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from sidecar.envoyfilter import EXT_PROC, token_header
+from sidecar.envoymatch import matches, target_hosts, targets_in_order
+from sidecar.envoyyaml import TYPE, Json, seconds
+from turnout import contract
+from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan
+
+# Credentials that a copy never carries; a token that forces a variant is gone before it is made. A
+# session's new cookie stays on the request that is served: a route that removed it there could not
+# put it into the response either (tried).
+SECRET_HEADERS: Final = (
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    contract.HEADER_SET_COOKIE,
+)
+STREAM_IDLE_MIN_S: Final = 300.0
+
+_STAMPED: Final[Json] = {"name": contract.HEADER_UPSTREAM, "present_match": True}
+
+
+def route_configuration(snapshot: Snapshot, enabled: Collection[tuple[str, int]]) -> Json:
+    """All routes.
+
+    Args:
+        snapshot: A valid snapshot.
+        enabled: (experiment, epoch) whose start gate is open.
+    """
+    running = _running(snapshot, enabled)
+    hosts = sorted({"*", *(host for target in snapshot.targets for host in target_hosts(target))})
+    return {
+        "@type": TYPE + "envoy.config.route.v3.RouteConfiguration",
+        "name": contract.ROUTE_CONFIG_NAME,
+        "ignore_port_in_host_matching": True,
+        # Whoever serves: a token that gives its bearer a variant is no business of a model's.
+        "request_headers_to_remove": [contract.HEADER_FORCE],
+        "virtual_hosts": [_virtual_host(snapshot, host, running) for host in hosts],
+    }
+
+
+def _running(
+    snapshot: Snapshot, enabled: Collection[tuple[str, int]]
+) -> dict[str, list[ExperimentPlan]]:
+    """Target -> its experiments that are on, in the order of their stamps: `models` first."""
+    running: dict[str, list[ExperimentPlan]] = {}
+    in_order = sorted(snapshot.experiments, key=lambda e: (not _routes_it(e), e.layer, e.name))
+    for experiment in in_order:
+        if (experiment.name, experiment.epoch) in enabled:
+            running.setdefault(experiment.target, []).append(experiment)
+    return running
+
+
+def _routes_it(experiment: ExperimentPlan) -> bool:
+    return experiment.layer == contract.LAYER_MODELS
+
+
+def _virtual_host(
+    snapshot: Snapshot, host: str, running: Mapping[str, Sequence[ExperimentPlan]]
+) -> Json:
+    routes = [
+        route
+        for target in targets_in_order(snapshot.targets, host)
+        for route in _routes(target, running.get(target.name, ()))
+    ]
+    return {"name": host, "domains": [host], "routes": [*routes, _no_target()]}
+
+
+def _no_target() -> Json:
+    """What no target matches: without a route it would open an ext_proc stream (tried)."""
+    return {
+        "name": f"{contract.ROUTE_NAME_PREFIX}none",
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 404},
+        "typed_per_filter_config": _filter_off(),
+    }
+
+
+def _routes(target: TargetPlan, running: Sequence[ExperimentPlan]) -> Iterator[Json]:
+    for match in matches(target):
+        if running:
+            yield from _stamped_routes(target, match, running)
+        yield _baseline_route(target, match, on=bool(running))
+
+
+def _stamped_routes(
+    target: TargetPlan, match: Json, running: Sequence[ExperimentPlan]
+) -> Iterator[Json]:
+    """One route; of several experiments, one for each that routes, and one for all others.
+
+    Which experiment a request is in, its route must know for the tracer: no header says it alone.
+    An experiment that routes is the first of its stamp.
+    """
+    if len(running) == 1:
+        yield _stamped_route(target, match, running, running[0], [_STAMPED])
+        return
+    for experiment in running:
+        if _routes_it(experiment):
+            begins = contract.STAMP_FIELD_SEPARATOR.join((experiment.name, str(experiment.epoch)))
+            first = {
+                "name": contract.HEADER_STAMP,
+                "string_match": {"prefix": begins + contract.STAMP_FIELD_SEPARATOR},
+            }
+            yield _stamped_route(target, match, running, experiment, [_STAMPED, first])
+    yield _stamped_route(target, match, running, None, [_STAMPED])
+
+
+def _stamped_route(
+    target: TargetPlan,
+    match: Json,
+    running: Sequence[ExperimentPlan],
+    named: ExperimentPlan | None,
+    asked: Iterable[Json],
+) -> Json:
+    """The route of what is stamped.
+
+    Args:
+        target: Whose requests.
+        match: Which of them.
+        running: The target's experiments.
+        named: The one that the tracer names; None = the stamp alone says which they are.
+        asked: Conditions on the stamp.
+    """
+    tokens = {header for e in running if (header := token_header(e.unit.jwt_claim))}
+    return {
+        "name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/stamped",
+        "match": match | {"headers": [*match.get("headers", []), *asked]},
+        "metadata": {"filter_metadata": {contract.ROUTE_METADATA: _span_values(named)}},
+        "route": _action(target)
+        | {
+            "cluster_header": contract.HEADER_UPSTREAM,
+            "request_mirror_policies": [mirror_policy(tokens)],
+        },
+        # A model's own word is removed first: who is in a parameter's experiment alone has none.
+        "response_headers_to_remove": [contract.HEADER_VARIANT],
+        "response_headers_to_add": stamped_answer(running),
+    }
+
+
+def _span_values(named: ExperimentPlan | None) -> Json:
+    """What the tracer reads from the route."""
+    values: Json = {contract.METADATA_REASON: "split", contract.METADATA_PROVIDER: "turnout"}
+    if named is None:
+        return values
+    return {
+        contract.METADATA_EXPERIMENT: named.name,
+        contract.METADATA_EPOCH: str(named.epoch),
+        contract.METADATA_STEP: str(named.step),
+        **values,
+    }
+
+
+def stamped_answer(running: Iterable[ExperimentPlan]) -> list[Json]:
+    """What the stamped route adds to a response: who answered, and a session's new cookie."""
+    added = [added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))]
+    if any(experiment.unit.HasField("session") for experiment in running):
+        # Empty, and then left out by Envoy, for whoever has a cookie already.
+        cookie = added_header("set-cookie", request_value(contract.HEADER_SET_COOKIE))
+        added.append(cookie | {"append_action": "APPEND_IF_EXISTS_OR_ADD"})
+    return added
+
+
+def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
+    route: Json = {
+        "name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/baseline",
+        "match": match,
+        "route": _action(target) | {"cluster": target.baseline.cluster},
+        # Attribution: only an applied stamp says which variant answered, never the upstream itself.
+        "response_headers_to_remove": [contract.HEADER_VARIANT],
+    }
+    if on:
+        route["request_headers_to_add"] = [added_header(contract.HEADER_UNSTAMPED, "1")]
+    else:
+        route["typed_per_filter_config"] = _filter_off()
+    return route
+
+
+def _filter_off() -> Json:
+    disabled = {"@type": TYPE + EXT_PROC + "ExtProcPerRoute", "disabled": True}
+    return {contract.EXT_PROC_FILTER: disabled}
+
+
+def _action(target: TargetPlan) -> Json:
+    timeout_s = target.timeout.ToNanoseconds() / 1e9
+    return {
+        "timeout": seconds(target.timeout.ToNanoseconds() / 1e9),
+        # A model may think for as long as its timeout without a byte on the wire.
+        "idle_timeout": seconds(max(STREAM_IDLE_MIN_S, timeout_s + 5)),
+        # Only what never reached the model is tried again: a prediction may have side effects.
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": 2,
+        },
+    }
+
+
+def mirror_policy(tokens: Iterable[str] = ()) -> Json:
+    """Copies to the cluster that the stamp names: marked, and without credentials.
+
+    Args:
+        tokens: Headers with credentials, beside the usual ones.
+    """
+    marker = added_header(contract.HEADER_SHADOW_OF, request_value(contract.HEADER_SHADOW_VARIANT))
+    secrets = [*SECRET_HEADERS, *sorted(set(tokens) - set(SECRET_HEADERS))]
+    return {
+        "cluster_header": contract.HEADER_SHADOW,
+        "disable_shadow_host_suffix_append": True,
+        "request_headers_mutations": [{"append": marker}, *({"remove": name} for name in secrets)],
+    }
+
+
+def added_header(name: str, value: str) -> Json:
+    """A header that a route sets, whatever was there."""
+    return {
+        "header": {"key": name, "value": value},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+
+
+def request_value(name: str) -> str:
+    """A request header's value, in Envoy's formats."""
+    return f"%REQ({name})%"
