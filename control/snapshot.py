@@ -1,7 +1,9 @@
 """Snapshots: the only home of weights -> bucket ranges, and of the message that sidecars serve.
 
-Pure and canonical: equal inputs give equal bytes. Refuses ranges that do not tile the buckets, and
-inputs that a sidecar would refuse for their structure; rules about values are `control.model`'s.
+Pure and canonical: equal inputs give equal bytes. Owns what a variant, a layer's reservation, a
+holdout and a percentage are in buckets. Refuses ranges that do not tile the buckets or overlap in a
+layer, and inputs that a sidecar would refuse for their structure; rules about values are
+`control.model`'s.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ from control.model.defaults import (
 from turnout.contract import (
     BUCKET_COUNT,
     CLUSTER_PREFIX,
+    LAYER_MODELS,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_DIGEST_BYTES,
     SNAPSHOT_FORMAT,
     SNAPSHOT_MAGIC,
 )
-from turnout.v1alpha1.common_pb2 import Tombstone, Upstream
+from turnout.v1alpha1.common_pb2 import Predicate, Tombstone, Upstream
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.snapshot_pb2 import (
     BucketRange,
@@ -44,6 +47,7 @@ Allocation = Mapping[str, Ranges]
 
 CLUSTER_HASH_BYTES: Final = 4
 SALT_BYTES: Final = 8
+ALL_BUCKETS: Final[Ranges] = ((0, BUCKET_COUNT),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class RunningExperiment:
         shadow: Candidate that is mirrored to and the fraction of units, or None.
         baseline: What control is pinned to; None = the target's present baseline.
         step: Index of the step that runs.
+        layer_ranges: The part of its layer that it reserved at its start.
+        holdout: Salt and fraction of the holdout that it was started with, or None.
     """
 
     name: str
@@ -69,6 +75,16 @@ class RunningExperiment:
     shadow: tuple[str, float] | None = None
     baseline: Baseline | None = None
     step: int = 0
+    layer_ranges: Ranges = ALL_BUCKETS
+    holdout: tuple[str, float] | None = None
+
+
+class LayerFull(ValueError):
+    """A layer has less left than somebody wants; `left` and `wanted` are buckets."""
+
+    def __init__(self, wanted: int, left: int) -> None:
+        self.wanted, self.left = wanted, left
+        super().__init__(f"{wanted} buckets are wanted and {left} are left")
 
 
 def weights_ppm(split: Mapping[str, float]) -> dict[str, int]:
@@ -133,6 +149,35 @@ def allocate(
     return after
 
 
+def reserve(taken: Iterable[Ranges], fraction: float) -> Ranges:
+    """The part of a layer that an experiment gets: the lowest buckets that nobody has.
+
+    Args:
+        taken: What the layer's other experiments have, in any order.
+        fraction: Share of the layer, above 0.
+
+    Raises:
+        LayerFull: Less than that is left.
+    """
+    free: list[tuple[int, int]] = []
+    position = 0
+    for start, end in sorted(piece for ranges in taken for piece in ranges):
+        if position < start:
+            free.append((position, start))
+        position = max(position, end)
+    if position < BUCKET_COUNT:
+        free.append((position, BUCKET_COUNT))
+    wanted, left = bucket_count(fraction), size(tuple(free))
+    if wanted > left:
+        raise LayerFull(wanted, left)
+    return _cut(tuple(free), wanted)[0]
+
+
+def bucket_count(fraction: float) -> int:
+    """A fraction as buckets, rounded as weights are."""
+    return weights_ppm({"": fraction})[""]
+
+
 def size(ranges: Ranges) -> int:
     """Number of buckets."""
     return sum(end - start for start, end in ranges)
@@ -177,6 +222,16 @@ def derived_salt(tenant: str, name: str) -> str:
     return hashlib.blake2b(f"{tenant}/{name}".encode(), digest_size=SALT_BYTES).hexdigest()
 
 
+def holdout_salt(tenant: str) -> str:
+    """The salt of a holdout that was given none; no experiment can be called like this."""
+    return derived_salt(tenant, "holdout/units")
+
+
+def layer_salt(tenant: str, target: str, layer: str) -> str:
+    """The salt that all experiments of one layer on one target share."""
+    return derived_salt(tenant, f"layers/{target}/{layer}")
+
+
 def cluster_name(target: str, upstream: Upstream) -> str:
     """Envoy's name of an upstream: a function of all that the cluster is built from."""
     if upstream.cluster:
@@ -205,7 +260,7 @@ def build(
 
     Raises:
         ValueError: An experiment names no target of `targets`, its ranges do not tile the buckets,
-            it has no salt, or it is dead.
+            it has no salt, it is dead, or another one has a part of what it reserved.
     """
     snapshot = Snapshot(format=SNAPSHOT_FORMAT, tenant=tenant, version=version)
     dead: dict[str, Tombstone] = {}
@@ -215,14 +270,29 @@ def build(
             dead[tombstone.experiment] = tombstone
     snapshot.tombstones.extend(dead[name] for name in sorted(dead))
     snapshot.targets.extend(_target_plan(name, targets[name]) for name in sorted(targets))
+    reserved: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for running in sorted(experiments, key=lambda running: running.name):
         if running.spec.target not in targets:
             raise ValueError(f"experiment {running.name} names no target: {running.spec.target}")
         if running.name in dead and running.epoch <= dead[running.name].epoch:
             raise ValueError(f"experiment {running.name} was rolled back at epoch {running.epoch}")
         baseline = running.baseline or targets[running.spec.target].baseline
-        snapshot.experiments.append(_experiment_plan(tenant, running, baseline))
+        plan = _experiment_plan(tenant, running, baseline)
+        held = reserved.setdefault((plan.target, plan.layer), [])
+        held.extend(running.layer_ranges)
+        if not _disjoint(held):
+            raise ValueError(f"experiment {running.name}: layer {plan.layer} is reserved twice")
+        snapshot.experiments.append(plan)
     return snapshot
+
+
+def _disjoint(ranges: Iterable[tuple[int, int]]) -> bool:
+    position = 0
+    for start, end in sorted(ranges):
+        if start < position or end <= start:
+            return False
+        position = end
+    return position <= BUCKET_COUNT
 
 
 def _target_plan(name: str, given: TargetSpec) -> TargetPlan:
@@ -236,6 +306,8 @@ def _target_plan(name: str, given: TargetSpec) -> TargetPlan:
         baseline=_cluster_plan(name, spec.baseline.upstream),
         model=spec.baseline.model if spec.baseline.HasField("model") else None,
         timeout=spec.timeout,
+        model_name=spec.match.model_name,
+        model_version=spec.match.model_version,
     )
 
 
@@ -256,9 +328,9 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
         target=spec.target,
         unit=spec.unit,
         layer=spec.layer.name,
-        layer_salt=derived_salt(tenant, f"layers/{spec.layer.name}"),
-        layer_ranges=_messages(((0, BUCKET_COUNT),)),
-        segment=spec.segment if spec.HasField("segment") else None,
+        layer_salt=layer_salt(tenant, spec.target, spec.layer.name),
+        layer_ranges=_messages(running.layer_ranges),
+        segment=_counted(spec.segment) if spec.HasField("segment") else None,
         strata=spec.strata,
         salt=spec.salt,
         kinds=bad_event_kinds(spec),
@@ -268,9 +340,34 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
     _add_variants(plan, spec, running.allocation, baseline)
     if running.shadow is not None:
         plan.shadow.variant, fraction = running.shadow
-        count = weights_ppm({plan.shadow.variant: fraction})[plan.shadow.variant]
-        plan.shadow.ranges.extend(_messages(_cut(((0, BUCKET_COUNT),), count)[0]))
+        plan.shadow.ranges.extend(_messages(_lowest(fraction)))
+    if running.holdout is not None and _lowest(running.holdout[1]):
+        plan.holdout.salt, fraction = running.holdout
+        plan.holdout.ranges.extend(_messages(_lowest(fraction)))
+    named = sorted((unit, item.variant) for item in spec.overrides for unit in item.units)
+    for unit, variant in named:
+        plan.overrides.add(unit=unit, variant=variant)
     return plan
+
+
+def _lowest(fraction: float) -> Ranges:
+    """The first buckets: a greater fraction only adds some."""
+    return _cut(ALL_BUCKETS, bucket_count(fraction))[0]
+
+
+def _counted(predicate: Predicate) -> Predicate:
+    """A copy whose percentages say how many buckets they are."""
+    counted = Predicate()
+    counted.CopyFrom(predicate)
+    waiting = [counted]
+    while waiting:
+        node = waiting.pop()
+        if node.HasField("percentage"):
+            node.percentage.buckets = bucket_count(node.percentage.fraction)
+        waiting += [*node.all, *node.any]
+        if node.HasField("negated"):
+            waiting.append(node.negated)
+    return counted
 
 
 def _add_variants(
@@ -284,6 +381,8 @@ def _add_variants(
             ranges=_messages(allocation.get(variant.name, ())),
             parameters=variant.parameters,
         )
+        if spec.layer.name != LAYER_MODELS:
+            continue  # it routes nothing: requests go where the layer `models` sends them
         upstream = baseline.upstream if control else variant.upstream
         added.cluster.CopyFrom(_cluster_plan(spec.target, upstream))
         if control and baseline.HasField("model"):

@@ -21,6 +21,7 @@ from control.model import (
 )
 from turnout.contract import RESOURCE_BYTES_MAX
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
+from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 DEFAULT_TENANT: Final = "default"
@@ -61,11 +62,13 @@ class Bundle(NamedTuple):
         tenant: Of all of them.
         targets: Id -> spec.
         experiments: Id -> spec.
+        holdout: The tenant's, None = there is none in the files.
     """
 
     tenant: str
     targets: dict[str, TargetSpec]
     experiments: dict[str, ExperimentSpec]
+    holdout: HoldoutSpec | None = None
 
 
 def check_tenant(tenant: str) -> str:
@@ -133,6 +136,8 @@ def read_bundle(paths: Sequence[Path]) -> Bundle:
         bundle = bundle._replace(tenant=document.tenant or DEFAULT_TENANT)
         if isinstance(document.spec, TargetSpec):
             bundle.targets[document.name] = document.spec
+        elif isinstance(document.spec, HoldoutSpec):
+            bundle = bundle._replace(holdout=document.spec)
         else:
             bundle.experiments[document.name] = document.spec
     return bundle

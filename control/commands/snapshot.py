@@ -18,7 +18,7 @@ from control.commands.files import (
     read_bundle,
     refuse,
 )
-from control.model import Violation, shadow_at, split_at
+from control.model import Violation, layer_name, reserved, shadow_at, split_at
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 app = typer.Typer(
@@ -38,7 +38,8 @@ _EPOCH_START_MS = 1  # before any request, and no 0: that would say that there i
 def build(files: list[Path]) -> bytes:
     """Make an encoded `Snapshot` (without the file header) from resource files.
 
-    Every experiment is at its first step, in epoch 1. The same files give the same bytes.
+    Every experiment is at its first step, in epoch 1; experiments of one layer have its ranges in
+    the order of their names. The same files give the same bytes.
 
     Args:
         files: YAML files that hold all targets that are named and belong to one tenant; "-" reads
@@ -53,19 +54,34 @@ def build(files: list[Path]) -> bytes:
 
 
 def _assemble(bundle: Bundle) -> Snapshot:
+    """The snapshot of experiments that all start now, one after the other in the order of names."""
+    holdout = None
+    if bundle.holdout is not None:
+        salt = bundle.holdout.salt or snapshots.holdout_salt(bundle.tenant)
+        holdout = (salt, bundle.holdout.fraction)
+    taken: dict[tuple[str, str], list[snapshots.Ranges]] = {}
+    mirrored: set[str] = set()
     running = []
     for name, spec in sorted(bundle.experiments.items()):
         if not spec.salt:
             spec.salt = snapshots.derived_salt(bundle.tenant, name)
-        allocation = snapshots.grow({}, split_at(spec, 0), control=spec.control)
+        beside = taken.setdefault((spec.target, layer_name(spec)), [])
+        beside.append(snapshots.reserve(beside, reserved(spec)))
+        shadow = shadow_at(spec, 0)
+        if shadow is not None and spec.target in mirrored:
+            shadow = None  # one at a time: a control plane lets it wait
+        elif shadow is not None:
+            mirrored.add(spec.target)
         running.append(
             snapshots.RunningExperiment(
                 name=name,
                 spec=spec,
                 epoch=_EPOCH,
                 epoch_start_ms=_EPOCH_START_MS,
-                allocation=allocation,
-                shadow=shadow_at(spec, 0),
+                allocation=snapshots.grow({}, split_at(spec, 0), control=spec.control),
+                shadow=shadow,
+                layer_ranges=beside[-1],
+                holdout=holdout,
             )
         )
     return snapshots.build(bundle.tenant, _VERSION, bundle.targets, running)

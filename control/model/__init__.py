@@ -18,11 +18,13 @@ from control.model.defaults import (
 )
 from control.model.documents import API_VERSION, Document, Kind, load_yaml, read_yaml
 from control.model.experiments import validate_experiment
-from control.model.names import ResourceName, is_label, parse_name
+from control.model.holdouts import validate_holdout
+from control.model.layers import layer_name, layer_order, reserved, same_unit
+from control.model.names import ResourceName, holdout_name, is_label, parse_name
 from control.model.render import document_of, plain, to_yaml
 from control.model.rules import check_labels
 from control.model.targets import check_rivals, validate_target
-from control.model.unimplemented import unimplemented_experiment, unimplemented_target
+from control.model.unimplemented import unimplemented_experiment
 from control.model.violations import InvalidDocument, Violation
 
 __all__ = [
@@ -42,11 +44,16 @@ __all__ = [
     "document_of",
     "durations",
     "experiment_with_defaults",
+    "holdout_name",
     "is_label",
+    "layer_name",
+    "layer_order",
     "load_yaml",
     "parse_name",
     "plain",
     "read_yaml",
+    "reserved",
+    "same_unit",
     "shadow_at",
     "slow_after",
     "split_at",
@@ -54,7 +61,7 @@ __all__ = [
     "to_yaml",
     "unimplemented",
     "unimplemented_experiment",
-    "unimplemented_target",
     "validate_experiment",
+    "validate_holdout",
     "validate_target",
 ]

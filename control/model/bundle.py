@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from control.model.documents import Document
 from control.model.experiments import validate_experiment
+from control.model.holdouts import validate_holdout
+from control.model.layers import layer_name, reserved, same_unit
 from control.model.rules import check_labels
+from control.model.steps import FRACTION_ERROR
 from control.model.targets import check_rivals, validate_target
-from control.model.unimplemented import unimplemented_experiment, unimplemented_target
+from control.model.unimplemented import unimplemented_experiment
 from control.model.violations import UNKNOWN_FIELD, Report, Violation
+from turnout.contract import EXPERIMENTS_PER_TARGET_MAX, LAYERS_PER_TARGET_MAX
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
+from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 _METADATA = {"name": "metadata.name", "tenant": "metadata.tenant"}
@@ -25,7 +30,7 @@ def check_documents(
         documents: In the order of the files.
         tenant: Tenant of documents that name none.
         whole: The documents must stand by themselves: every target is among them, all are of one
-            tenant, and no two experiments want the whole of one layer.
+            tenant, and all experiments can run at once.
     """
     checked = []
     for index, document in enumerate(documents):
@@ -46,8 +51,8 @@ def check_documents(
 
 def unimplemented(document: Document) -> list[str]:
     """Field paths of features of a document that are not implemented."""
-    if isinstance(document.spec, TargetSpec):
-        return unimplemented_target(document.spec)
+    if not isinstance(document.spec, ExperimentSpec):
+        return []
     return unimplemented_experiment(document.spec)
 
 
@@ -58,6 +63,8 @@ def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -
         found += check_rivals(
             document.name, document.spec, _targets_before(documents, document, tenant)
         )
+    elif isinstance(document.spec, HoldoutSpec):
+        found = validate_holdout(owner, document.spec)
     else:
         target = _target_of(documents, document, tenant)
         siblings = {
@@ -91,7 +98,11 @@ def _check_identity(report: Report, documents: Sequence[Document], index: int, t
     document = documents[index]
     identity = (document.kind, document.tenant or tenant, document.name)
     before = ((other.kind, other.tenant or tenant, other.name) for other in documents[:index])
-    if document.name and identity in before:
+    if identity not in before:
+        return
+    if document.kind == "Holdout":
+        report.add("metadata.tenant", identity[1], "has a Holdout already; a tenant has one")
+    elif document.name:
         report.add("metadata.name", document.name, f"{document.kind} is there twice")
 
 
@@ -104,10 +115,43 @@ def _check_whole(report: Report, documents: Sequence[Document], index: int, tena
         return
     if _target_of(documents, document, tenant) is None:
         report.add("spec.target", document.spec.target or "missing", "must be in the files")
-    for other in documents[:index]:
-        if isinstance(other.spec, ExperimentSpec) and other.spec.target == document.spec.target:
-            rule = f"experiment {other.name} has the whole layer of this target; build one of them"
-            report.add("spec.target", document.spec.target, rule)
+    # What runs at once is taken in by name, as the snapshot does.
+    others = {
+        other.name: other.spec
+        for other in documents
+        if isinstance(other.spec, ExperimentSpec)
+        and other.spec.target == document.spec.target
+        and other.name < document.name
+    }
+    _check_together(report, document.spec, others)
+
+
+def _check_together(
+    report: Report, spec: ExperimentSpec, others: Mapping[str, ExperimentSpec]
+) -> None:
+    """Whether an experiment can run while the others of its target do."""
+    if len(others) >= EXPERIMENTS_PER_TARGET_MAX:
+        rule = f"at most {EXPERIMENTS_PER_TARGET_MAX} experiments can run on one target"
+        report.add("spec.target", spec.target, rule)
+    layer = layer_name(spec)
+    layers = {layer_name(other) for other in others.values()}
+    if layer not in layers and len(layers) >= LAYERS_PER_TARGET_MAX:
+        report.add("spec.layer.name", layer, f"at most {LAYERS_PER_TARGET_MAX} layers of a target")
+    beside = {name: other for name, other in others.items() if layer_name(other) == layer}
+    for name in sorted(beside):
+        if not same_unit(spec, beside[name]):
+            rule = (
+                f"must be the unit of experiment {name} in the same layer: they exclude each other"
+            )
+            report.add("spec.unit", "another one", rule)
+            break
+    left = 1 - sum(reserved(other) for other in beside.values())
+    if reserved(spec) > left + FRACTION_ERROR:
+        rule = (
+            f"only {max(left, 0):g} of layer {layer} is left: {', '.join(sorted(beside))} "
+            "reserved the rest; lower a reserve, or take another layer"
+        )
+        report.add("spec.layer.reserve", f"{reserved(spec):g}", rule)
 
 
 def _target_of(documents: Sequence[Document], document: Document, tenant: str) -> TargetSpec | None:

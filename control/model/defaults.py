@@ -7,13 +7,14 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from control.model import durations
-from turnout.contract import LAYER_MODELS
+from turnout.contract import LAYER_MODELS, SESSION_COOKIE
 from turnout.v1alpha1.common_pb2 import (
     BAD_EVENT_KIND_ERROR,
     BAD_EVENT_KIND_SLOW,
     BAD_EVENT_KIND_WRONG,
     NO_UNIT_SKIP,
     BadEventKind,
+    Unit,
 )
 from turnout.v1alpha1.experiment_pb2 import (
     ON_FINISH_HOLD,
@@ -38,6 +39,8 @@ WINDOW_DIFFERENCE_DEFAULT: Final = 0.05
 WINDOW_REQUESTS_DEFAULT: Final = 300
 BREAKER_WINDOWS_DEFAULT: Final = 3
 BREAKER_REQUESTS_DEFAULT: Final = 20
+SESSION_AGE_DEFAULT_S: Final = 720 * 3600
+CLAIM_HEADER_DEFAULT: Final = "authorization"
 
 
 def target_with_defaults(spec: TargetSpec) -> TargetSpec:
@@ -58,7 +61,7 @@ def experiment_with_defaults(spec: ExperimentSpec) -> ExperimentSpec:
     """A copy with every default filled in: the stored form. The salt is the caller's to make."""
     full = ExperimentSpec()
     full.CopyFrom(spec)
-    full.unit.no_unit = full.unit.no_unit or NO_UNIT_SKIP
+    _fill_unit(full.unit)
     full.layer.name = full.layer.name or LAYER_MODELS
     if not full.layer.HasField("reserve"):
         full.layer.reserve = 1.0
@@ -67,6 +70,16 @@ def experiment_with_defaults(spec: ExperimentSpec) -> ExperimentSpec:
         _fill_step(step)
     _fill_safety(full)
     return full
+
+
+def _fill_unit(unit: Unit) -> None:
+    unit.no_unit = unit.no_unit or NO_UNIT_SKIP
+    if unit.HasField("session"):
+        unit.session.cookie = unit.session.cookie or SESSION_COOKIE
+        if not unit.session.HasField("max_age"):
+            unit.session.max_age.seconds = SESSION_AGE_DEFAULT_S
+    if unit.HasField("jwt_claim") and unit.jwt_claim.unverified:
+        unit.jwt_claim.header = unit.jwt_claim.header or CLAIM_HEADER_DEFAULT
 
 
 def _fill_step(step: Step) -> None:

@@ -20,21 +20,24 @@ from control.model.text import Mapping, Node, Scalar, Sequence
 from control.model.violations import UNKNOWN_FIELD, InvalidDocument, Report, Violation, join
 from turnout.v1alpha1.common_pb2 import Margin
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
+from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 API_VERSION: Final = "turnout/v1alpha1"
-Kind = Literal["Target", "Experiment"]
-_SPECS: Final[dict[str, type[TargetSpec] | type[ExperimentSpec]]] = {
+Kind = Literal["Target", "Experiment", "Holdout"]
+_SPECS: Final[dict[Kind, type[TargetSpec] | type[ExperimentSpec] | type[HoldoutSpec]]] = {
     "Target": TargetSpec,
     "Experiment": ExperimentSpec,
+    "Holdout": HoldoutSpec,
 }
+_KINDS: Final = "Target, Experiment or Holdout"
 _TOP_FIELDS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 # What `turnout get -o yaml` prints besides is accepted and means nothing.
 _METADATA_OUTPUT: Final = ("uid", "revision", "createTime", "updateTime")
 _METADATA_FIELDS: Final = ("name", "tenant", "labels", "etag", *_METADATA_OUTPUT)
+# A tenant has one holdout: the tenant is its name.
+_HOLDOUT_METADATA_FIELDS: Final = ("tenant", "etag", *_METADATA_OUTPUT)
 
-# Not implemented and refused by name; nobody can know yet how they are written.
-_SHAPELESS: Final = ("OverrideSpec", "HoldoutSpec")
 _INTEGERS: Final = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -48,9 +51,9 @@ class Document:
     """One resource as somebody wrote it.
 
     Attributes:
-        kind: Which of the two.
+        kind: Which of the three.
         tenant: DNS label as written; empty when the file leaves it to the caller.
-        name: DNS label as written.
+        name: DNS label as written; empty for a Holdout.
         labels: As written.
         etag: Of the state it was read from; empty when there is none.
         spec: The spec, without defaults.
@@ -63,7 +66,7 @@ class Document:
     name: str
     labels: dict[str, str]
     etag: str
-    spec: TargetSpec | ExperimentSpec
+    spec: TargetSpec | ExperimentSpec | HoldoutSpec
     lines: dict[str, int] = field(compare=False, repr=False)
     faults: tuple[Violation, ...] = field(compare=False, repr=False)
 
@@ -117,7 +120,7 @@ def _document(node: Node, report: Report) -> Document | None:
         report.add(
             "(document)",
             _kind_of(node),
-            "must be a mapping with kind Target or Experiment",
+            f"must be a mapping with kind {_KINDS}",
             node.line,
         )
         return None
@@ -128,32 +131,40 @@ def _document(node: Node, report: Report) -> Document | None:
         version = reader.string(entries["apiVersion"], "apiVersion")
         if version is not None and version != API_VERSION:
             report.add("apiVersion", version, f"must be {API_VERSION}", reader.lines["apiVersion"])
-    metadata = _metadata(reader, entries.get("metadata"), node)
     kind = reader.string(entries.get("kind"), "kind", node)
+    metadata = _metadata(reader, entries.get("metadata"), node, kind)
     if kind is None:
         return None
-    if kind not in _SPECS:
-        report.add("kind", kind, "must be Target or Experiment", reader.lines["kind"])
+    known = next((name for name in _SPECS if name == kind), None)
+    if known is None:
+        report.add("kind", kind, f"must be {_KINDS}", reader.lines["kind"])
         return None
-    spec = _SPECS[kind]()
+    spec = _SPECS[known]()
     if "spec" in entries:
         reader.message(entries["spec"], spec, "spec")
     else:
         report.add("spec", "missing", "required", node.line)
-    known: Kind = "Target" if kind == "Target" else "Experiment"
     faults = tuple(report.violations)
     return Document(known, spec=spec, lines=reader.lines, faults=faults, **metadata)
 
 
-def _metadata(reader: _Reader, node: Node | None, parent: Mapping) -> dict[str, Any]:
+def _metadata(
+    reader: _Reader, node: Node | None, parent: Mapping, kind: str | None
+) -> dict[str, Any]:
     found: dict[str, Any] = {"name": "", "tenant": "", "labels": {}, "etag": ""}
+    holdout = kind == "Holdout"
+    if holdout and node is None:
+        return found
     if not isinstance(node, Mapping):
         value = "missing" if node is None else _kind_of(node)
-        reader.report.add("metadata", value, "must be a mapping with name", parent.line)
+        wanted = "tenant" if holdout else "name"
+        reader.report.add("metadata", value, f"must be a mapping with {wanted}", parent.line)
         return found
     reader.lines["metadata"] = node.line
-    entries = reader.entries(node, "metadata", _METADATA_FIELDS)
-    found["name"] = reader.string(entries.get("name"), "metadata.name", node) or ""
+    fields = _HOLDOUT_METADATA_FIELDS if holdout else _METADATA_FIELDS
+    entries = reader.entries(node, "metadata", fields)
+    if not holdout:
+        found["name"] = reader.string(entries.get("name"), "metadata.name", node) or ""
     for key in ("tenant", "etag"):
         if key in entries:
             found[key] = reader.string(entries[key], f"metadata.{key}", node) or ""
@@ -212,8 +223,6 @@ class _Reader:
             self.report.add(
                 path, "null", "must have a value; leave the field out instead", node.line
             )
-        elif field_.message_type is not None and field_.message_type.name in _SHAPELESS:
-            getattr(message, field_.name).add()
         elif isinstance(message, Margin) and field_.name == "absolute":
             self._margin(node, message, path)
         elif field_.message_type is not None and field_.message_type.GetOptions().map_entry:

@@ -8,6 +8,8 @@ from typing import Final
 
 from control.model import durations
 from control.model.defaults import LATENCY_METRICS, METRICS, PLANNED_METRICS
+from control.model.layers import check_layer, check_layer_variant, layer_name
+from control.model.predicates import Use, check_predicate
 from control.model.rules import (
     DAY,
     HOUR,
@@ -20,12 +22,12 @@ from control.model.rules import (
     check_label,
     check_model,
     check_number,
-    check_predicate,
-    check_text,
+    check_salt,
     check_unique,
     check_upstream,
 )
 from control.model.steps import METRIC_RULE, REQUESTS_MAX, check_steps
+from control.model.units import check_overrides, check_unit
 from control.model.violations import Report, Violation, join
 from turnout.contract import (
     HEADER_PARAMETER_PREFIX,
@@ -33,7 +35,7 @@ from turnout.contract import (
     RESOURCE_BYTES_MAX,
     VARIANTS_MAX,
 )
-from turnout.v1alpha1.common_pb2 import Margin, NoUnit, Predicate, Unit
+from turnout.v1alpha1.common_pb2 import Margin, Predicate
 from turnout.v1alpha1.experiment_pb2 import (
     Breaker,
     ExperimentSpec,
@@ -49,15 +51,12 @@ PARAMETER_KEY_BYTES_MAX: Final = 48
 PARAMETER_VALUE_BYTES_MAX: Final = 256
 GUARDRAILS_MAX: Final = 16
 STRATA_MAX: Final = 16
-NAME_BYTES_MAX: Final = 256
 BREAKER_WINDOWS_MAX: Final = 1000
 ALPHA_MAX: Final = 0.1
 WINDOW_REQUESTS_MIN: Final = 30
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _PARAMETER_KEY: Final = re.compile(rf"[!#$%&'*+.^_`|~0-9a-z-]{{1,{PARAMETER_KEY_BYTES_MAX}}}")
 _PARAMETER_VALUE: Final = re.compile(rf"[\x21-\x7e]{{1,{PARAMETER_VALUE_BYTES_MAX}}}")
-_SALT: Final = re.compile(r"[\x20-\x7e]{1,64}")
 
 
 def validate_experiment(
@@ -87,12 +86,12 @@ def validate_experiment(
         return report.violations
     check_label(report, "spec.target", spec.target)
     if spec.HasField("unit"):
-        _check_unit(report, "spec.unit", spec.unit)
+        check_unit(report, "spec.unit", spec.unit)
     else:
         report.add("spec.unit", "missing", "required; what is kept on one variant")
-    _check_layer(report, spec, siblings)
+    check_layer(report, spec, siblings)
     if spec.HasField("segment"):
-        check_predicate(report, "spec.segment", spec.segment)
+        check_predicate(report, "spec.segment", spec.segment, Use(salt=spec.salt))
     _check_strata(report, spec)
     _check_variants(report, spec)
     _check_metrics(report, "spec.metrics", spec.metrics)
@@ -103,64 +102,10 @@ def validate_experiment(
         check_number(report, "spec.holdback.fraction", spec.holdback.fraction, 0, 1)
         check_duration(report, "spec.holdback.for", spec.holdback.dwell, ZERO, YEAR)
     _check_safety(report, "spec.safety", spec.safety)
-    if spec.salt and not _SALT.fullmatch(spec.salt):
-        report.add("spec.salt", spec.salt, "must be 1 to 64 printable ASCII characters")
+    check_overrides(report, spec)
+    if spec.salt:
+        check_salt(report, "spec.salt", spec.salt)
     return report.violations
-
-
-def _check_unit(report: Report, path: str, unit: Unit) -> None:
-    chosen = [
-        field
-        for field, given in (
-            ("header", unit.header),
-            ("cookie", unit.cookie),
-            ("random", unit.random),
-            ("jwtClaim", unit.HasField("jwt_claim")),
-            ("session", unit.HasField("session")),
-            ("queryParameter", unit.query_parameter),
-        )
-        if given
-    ]
-    if len(chosen) != 1:
-        rule = "must have exactly one of header, cookie, random"
-        report.add(path, ", ".join(chosen) or "none", rule)
-    if unit.header:
-        check_header(report, f"{path}.header", unit.header)
-    if unit.cookie and not _TOKEN.fullmatch(unit.cookie):
-        report.add(f"{path}.cookie", unit.cookie, "must be a cookie name (RFC 6265 token), 1 to 64")
-    check_text(report, f"{path}.queryParameter", unit.query_parameter, NAME_BYTES_MAX, empty=True)
-    if unit.no_unit not in NoUnit.values():
-        report.add(f"{path}.noUnit", unit.no_unit, "unknown value")
-
-
-def _check_layer(
-    report: Report, spec: ExperimentSpec, siblings: Mapping[str, ExperimentSpec]
-) -> None:
-    name = _layer_name(spec)
-    check_label(report, "spec.layer.name", name)
-    if spec.layer.HasField("reserve"):
-        check_number(report, "spec.layer.reserve", spec.layer.reserve, 0, 1, open_low=True)
-    if not _names_upstreams(spec):
-        return
-    if name != LAYER_MODELS:
-        rule = f"only the layer {LAYER_MODELS} may name upstreams"
-        report.add("spec.layer.name", name, rule)
-    for sibling in sorted(siblings):
-        other = siblings[sibling]
-        if other.target == spec.target and _names_upstreams(other) and _layer_name(other) != name:
-            rule = (
-                f"experiment {sibling} of the same target names upstreams in layer "
-                f"{_layer_name(other)}: they would fight over where one request goes"
-            )
-            report.add("spec.layer.name", name, rule)
-
-
-def _layer_name(spec: ExperimentSpec) -> str:
-    return spec.layer.name or LAYER_MODELS
-
-
-def _names_upstreams(spec: ExperimentSpec) -> bool:
-    return any(variant.HasField("upstream") for variant in spec.variants)
 
 
 def _check_strata(report: Report, spec: ExperimentSpec) -> None:
@@ -171,7 +116,8 @@ def _check_strata(report: Report, spec: ExperimentSpec) -> None:
         path = f"spec.strata[{index}]"
         check_label(report, f"{path}.name", stratum.name)
         negated = stratum.negated if stratum.HasField("negated") else None
-        check_predicate(report, path, Predicate(all=stratum.all, any=stratum.any, negated=negated))
+        one = Predicate(all=stratum.all, any=stratum.any, negated=negated)
+        check_predicate(report, path, one, Use(salt=spec.salt))
     names = [stratum.name for stratum in spec.strata]
     check_unique(report, "spec.strata", names, ".name")
 
@@ -190,7 +136,7 @@ def _check_variants(report: Report, spec: ExperimentSpec) -> None:
     if len(spec.variants) > VARIANTS_MAX:
         return  # thousands of faults would hide this one
     check_unique(report, "spec.variants", names, ".name")
-    needs_upstream = _layer_name(spec) == LAYER_MODELS
+    needs_upstream = layer_name(spec) == LAYER_MODELS
     for index, variant in enumerate(spec.variants):
         path = f"spec.variants[{index}]"
         check_label(report, f"{path}.name", variant.name)
@@ -207,6 +153,7 @@ def _check_variants(report: Report, spec: ExperimentSpec) -> None:
             check_upstream(report, f"{path}.upstream", variant.upstream)
         elif needs_upstream:
             report.add(f"{path}.upstream", "missing", "required on every candidate")
+        check_layer_variant(report, path, spec, variant)
 
 
 def _check_parameters(report: Report, path: str, variant: Variant) -> None:

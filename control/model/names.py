@@ -11,6 +11,7 @@ _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_RULE: Final = "a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
 
 _RESOURCE: Final = re.compile(r"tenants/([^/]+)/(targets|experiments)/([^/]+)")
+_HOLDOUT: Final = re.compile(r"tenants/([^/]+)/holdout")
 RESOURCE_RULE: Final = "tenants/{tenant}/targets/{name} or tenants/{tenant}/experiments/{name}"
 
 _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
@@ -44,6 +45,23 @@ def parse_name(text: str) -> ResourceName:
     if match is None or not (is_label(match[1]) and is_label(match[3])):
         raise ValueError(f"{text!r} is not {RESOURCE_RULE}")
     return ResourceName(match[1], match[2], match[3])
+
+
+def holdout_name(tenant: str) -> str:
+    """The resource name of a tenant's holdout."""
+    return f"tenants/{tenant}/holdout"
+
+
+def tenant_of_holdout(text: str) -> str:
+    """The tenant in the resource name of a holdout.
+
+    Raises:
+        ValueError: It is no such name.
+    """
+    match = _HOLDOUT.fullmatch(text)
+    if match is None or not is_label(match[1]):
+        raise ValueError(f"{text!r} is not tenants/{{tenant}}/holdout")
+    return match[1]
 
 
 def header_fault(name: str) -> str | None:

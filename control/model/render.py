@@ -12,18 +12,21 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.model import durations
-from control.model.documents import API_VERSION, enum_names, json_name
-from control.model.names import parse_name
+from control.model.documents import API_VERSION, Kind, enum_names, json_name
+from control.model.names import parse_name, tenant_of_holdout
 from control.model.text import Scalar
 from turnout.v1alpha1.experiment_pb2 import Experiment
+from turnout.v1alpha1.experiment_service_pb2 import Holdout
 from turnout.v1alpha1.target_pb2 import Target
 
 # Enums of inputs are written as in files; what the server says is written as in the API.
 _INPUT_ENUMS: Final = ("NoUnit", "OnUndecided", "OnFinish")
 
 
-def document_of(resource: Target | Experiment) -> dict[str, Any]:
+def document_of(resource: Target | Experiment | Holdout) -> dict[str, Any]:
     """A resource as a document: what `turnout apply` takes, with its status."""
+    if isinstance(resource, Holdout):
+        return _holdout_document(resource)
     name = parse_name(resource.name)
     metadata: dict[str, Any] = {"name": name.name, "tenant": name.tenant}
     if resource.labels:
@@ -33,14 +36,23 @@ def document_of(resource: Target | Experiment) -> dict[str, Any]:
         "createTime": time_text(resource.create_time),
         "updateTime": time_text(resource.update_time),
     }
-    document = {
-        "apiVersion": API_VERSION,
-        "kind": "Target" if isinstance(resource, Target) else "Experiment",
-        "metadata": metadata,
-        "spec": plain(resource.spec),
-    }
+    kind: Kind = "Target" if isinstance(resource, Target) else "Experiment"
+    document = _document(kind, metadata, plain(resource.spec))
     status = plain(resource.status)
     return {**document, "status": status} if status else document
+
+
+def _holdout_document(holdout: Holdout) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"tenant": tenant_of_holdout(holdout.name)}
+    if holdout.etag:
+        metadata |= {"etag": holdout.etag, "revision": holdout.revision}
+        metadata["updateTime"] = time_text(holdout.update_time)
+    # The fraction is what it is all about, 0 too.
+    return _document("Holdout", metadata, {"fraction": 0.0, **plain(holdout.spec)})
+
+
+def _document(kind: Kind, metadata: dict[str, Any], spec: Any) -> dict[str, Any]:
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
 
 
 def plain(message: Message) -> Any:

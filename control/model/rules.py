@@ -1,4 +1,4 @@
-"""Rules that targets and experiments share: predicates, upstreams, models, durations, numbers.
+"""Rules that targets and experiments share: upstreams, models, durations, numbers, texts.
 
 Each function notes every fault below a path. A rule that the sidecar has too is at least as strict
 here, so that what is accepted is never refused later.
@@ -18,12 +18,8 @@ from control.model import durations
 from control.model.names import LABEL_RULE, header_fault, is_label
 from control.model.violations import Report, Violation, join
 from turnout.contract import CLUSTER_PREFIX
-from turnout.v1alpha1.common_pb2 import Model, Predicate, Upstream
+from turnout.v1alpha1.common_pb2 import Model, Upstream
 
-PREDICATE_DEPTH_MAX: Final = 8
-PREDICATE_LEAVES_MAX: Final = 64
-PREDICATE_VALUES_MAX: Final = 256
-VALUE_BYTES_MAX: Final = 256
 LABELS_MAX: Final = 32
 LABEL_BYTES_MAX: Final = 63
 MODEL_ID_BYTES_MAX: Final = 128
@@ -44,6 +40,8 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PATH: Final = re.compile(r"/[\x21-\x7e]*")
 _FILE: Final = re.compile(r"/[\x20-\x7e]+")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+_SALT: Final = re.compile(r"[\x20-\x7e]{1,64}")
 
 
 def check_label(report: Report, path: str, value: str) -> None:
@@ -79,6 +77,18 @@ def check_header(report: Report, path: str, name: str) -> None:
     fault = header_fault(name)
     if fault is not None:
         report.add(path, name, fault)
+
+
+def check_cookie(report: Report, path: str, name: str) -> None:
+    """A cookie's name."""
+    if not _TOKEN.fullmatch(name):
+        report.add(path, name, "must be a cookie name (RFC 6265 token), 1 to 64")
+
+
+def check_salt(report: Report, path: str, salt: str) -> None:
+    """A salt of a hash."""
+    if not _SALT.fullmatch(salt):
+        report.add(path, salt, "must be 1 to 64 printable ASCII characters")
 
 
 def check_unique(report: Report, path: str, values: Iterable[str], name: str = "") -> None:
@@ -222,81 +232,3 @@ def is_host_pattern(text: str) -> bool:
     if text.startswith("[") and text.endswith("]"):
         return _is_ip(text[1:-1], 6)
     return text == text.lower() and _is_host_name(text.removeprefix("*."))
-
-
-# -- Predicates -----------------------------------------------------------------------------------
-
-
-def check_predicate(report: Report, path: str, predicate: Predicate) -> None:
-    """A predicate and all below it."""
-    leaves = _check_node(report, path, predicate, 1)
-    if leaves > PREDICATE_LEAVES_MAX:
-        report.add(path, f"{leaves} conditions", f"at most {PREDICATE_LEAVES_MAX}")
-
-
-def _check_node(report: Report, path: str, predicate: Predicate, depth: int) -> int:
-    """Check one node; the number of leaves at and below it."""
-    if depth > PREDICATE_DEPTH_MAX:
-        report.add(path, f"level {depth}", f"at most {PREDICATE_DEPTH_MAX} levels deep")
-        return 0
-    shapes = [name for name in ("header", "all", "any") if getattr(predicate, name)]
-    shapes += ["not"] if predicate.HasField("negated") else []
-    if len(shapes) != 1:
-        value = ", ".join(shapes) or "none"
-        report.add(path, value, "must have exactly one of header, all, any, not")
-    leaves = _check_leaf(report, path, predicate)
-    for name, parts in (("all", predicate.all), ("any", predicate.any)):
-        for index, part in enumerate(parts):
-            leaves += _check_node(report, f"{path}.{name}[{index}]", part, depth + 1)
-    if predicate.HasField("negated"):
-        leaves += _check_node(report, f"{path}.not", predicate.negated, depth + 1)
-    return leaves
-
-
-def _check_leaf(report: Report, path: str, predicate: Predicate) -> int:
-    tests = ["in"] if predicate.in_values else []
-    tests += [name for name in ("equals", "prefix", "present") if predicate.HasField(name)]
-    if not predicate.header:
-        for name in tests:
-            report.add(f"{path}.{name}", "without header", "needs a header to test")
-        return 0
-    check_header(report, f"{path}.header", predicate.header)
-    if len(tests) != 1:
-        rule = "must have exactly one of equals, in, prefix, present"
-        report.add(path, ", ".join(tests) or "none", rule)
-    if len(predicate.in_values) > PREDICATE_VALUES_MAX:
-        value = f"{len(predicate.in_values)} values"
-        report.add(f"{path}.in", value, f"at most {PREDICATE_VALUES_MAX}")
-        return 1
-    for index, value in enumerate(predicate.in_values):
-        _check_value(report, f"{path}.in[{index}]", value)
-    if predicate.HasField("equals"):
-        _check_value(report, f"{path}.equals", predicate.equals)
-    if predicate.HasField("prefix"):
-        _check_value(report, f"{path}.prefix", predicate.prefix, empty=False)
-    return 1
-
-
-def _check_value(report: Report, path: str, value: str, *, empty: bool = True) -> None:
-    check_text(report, path, value, VALUE_BYTES_MAX, empty=empty)
-    if value != value.strip(" \t"):
-        report.add(path, value, "must not begin or end with blanks: no header value does")
-
-
-def alternatives(predicates: Iterable[Predicate]) -> int:
-    """How many plain conjunctions say the same as all these predicates together."""
-    total = 1
-    for predicate in predicates:
-        total *= _alternatives(predicate, inverted=False)
-    return total
-
-
-def _alternatives(predicate: Predicate, *, inverted: bool) -> int:
-    if predicate.HasField("negated"):
-        return _alternatives(predicate.negated, inverted=not inverted)
-    parts = predicate.all or predicate.any
-    counts = [_alternatives(part, inverted=inverted) for part in parts]
-    if not counts:
-        return 1
-    # De Morgan: a negated conjunction is a disjunction.
-    return math.prod(counts) if bool(predicate.all) != inverted else sum(counts)

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from control.model.defaults import target_with_defaults
+from control.model.predicates import Use, alternatives, check_predicate
 from control.model.rules import (
     DAY,
     HOUR,
     MILLISECOND,
+    MODEL_ID_BYTES_MAX,
+    MODEL_VERSION_BYTES_MAX,
     ZERO,
-    alternatives,
     check_duration,
     check_label,
     check_model,
     check_path,
-    check_predicate,
     check_unique,
     check_upstream,
     is_host_pattern,
@@ -34,6 +35,8 @@ MATCH_ROUTES_MAX: Final = 64
 KEEP_PREVIOUS_MAX: Final = type(DAY)(seconds=30 * DAY.seconds)
 
 _METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}")
+# A part of a path as it is written: nothing in it is ever percent-encoded.
+_MODEL: Final = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def validate_target(tenant: str, name: str, spec: TargetSpec) -> list[Violation]:
@@ -70,7 +73,8 @@ def validate_target(tenant: str, name: str, spec: TargetSpec) -> list[Violation]
 def check_rivals(name: str, spec: TargetSpec, rivals: Mapping[str, TargetSpec]) -> list[Violation]:
     """A violation when another target takes the same requests: one of them would get none.
 
-    The same means, after defaults: a host in common, and equal path prefix, methods and headers.
+    The same means, after defaults: a host in common, and equal path prefix, methods, headers and
+    model.
     With any of these different the more specific target wins.
 
     Args:
@@ -95,7 +99,8 @@ def check_rivals(name: str, spec: TargetSpec, rivals: Mapping[str, TargetSpec]) 
 def _beyond_hosts(match: RequestMatch) -> tuple[object, ...]:
     """What must hold besides the host; the order in which it is written does not matter."""
     headers = frozenset(item.SerializeToString(deterministic=True) for item in match.headers)
-    return match.path_prefix, frozenset(match.methods), headers
+    model = match.model_name, match.model_version
+    return match.path_prefix, frozenset(match.methods), headers, model
 
 
 def _check_match(report: Report, path: str, match: RequestMatch) -> None:
@@ -114,13 +119,29 @@ def _check_match(report: Report, path: str, match: RequestMatch) -> None:
         if not _METHOD.fullmatch(method):
             report.add(f"{path}.methods[{index}]", method, "must be a method in upper case")
     check_unique(report, f"{path}.methods", match.methods[:METHODS_MAX])
+    _check_model_match(report, path, match)
     if len(match.headers) > MATCH_HEADERS_MAX:
         value = f"{len(match.headers)} predicates"
         report.add(f"{path}.headers", value, f"at most {MATCH_HEADERS_MAX}")
         return
     faults = len(report.violations)
     for index, predicate in enumerate(match.headers):
-        check_predicate(report, f"{path}.headers[{index}]", predicate)
+        check_predicate(report, f"{path}.headers[{index}]", predicate, Use(target=True))
     if len(report.violations) == faults and alternatives(match.headers) > MATCH_ROUTES_MAX:
         rule = f"at most {MATCH_ROUTES_MAX} combinations: each is a route of Envoy's"
         report.add(f"{path}.headers", f"{alternatives(match.headers)} combinations", rule)
+
+
+def _check_model_match(report: Report, path: str, match: RequestMatch) -> None:
+    for field, value, limit in (
+        ("modelName", match.model_name, MODEL_ID_BYTES_MAX),
+        ("modelVersion", match.model_version, MODEL_VERSION_BYTES_MAX),
+    ):
+        if value and (len(value) > limit or not _MODEL.fullmatch(value)):
+            rule = f"must be 1 to {limit} of A-Z a-z 0-9 . _ -"
+            report.add(f"{path}.{field}", value, rule)
+        elif value in (".", ".."):
+            report.add(f"{path}.{field}", value, "must not be . or ..: no path keeps it")
+    if match.model_version and not match.model_name:
+        rule = "needs modelName: a version of which model?"
+        report.add(f"{path}.modelVersion", match.model_version, rule)

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from control.model.defaults import PLANNED_METRICS
-from turnout.contract import LAYER_MODELS
 from turnout.v1alpha1.experiment_pb2 import (
     ON_UNDECIDED_HOLD,
     ON_UNDECIDED_UNSPECIFIED,
     ExperimentSpec,
     Step,
 )
-from turnout.v1alpha1.target_pb2 import TargetSpec
-
-
-def unimplemented_target(spec: TargetSpec) -> list[str]:
-    """Field paths of features that are not implemented."""
-    match = spec.match
-    named = (("modelName", match.model_name), ("modelVersion", match.model_version))
-    return [f"spec.match.{field}" for field, value in named if value]
 
 
 def unimplemented_experiment(spec: ExperimentSpec) -> list[str]:
@@ -28,17 +19,6 @@ def unimplemented_experiment(spec: ExperimentSpec) -> list[str]:
 
 
 def _experiment(spec: ExperimentSpec) -> Iterator[str]:
-    for field, value in (
-        ("jwtClaim", spec.unit.HasField("jwt_claim")),
-        ("session", spec.unit.HasField("session")),
-        ("queryParameter", spec.unit.query_parameter),
-    ):
-        if value:
-            yield f"spec.unit.{field}"
-    if spec.layer.name not in ("", LAYER_MODELS):
-        yield "spec.layer.name"
-    if spec.layer.HasField("reserve") and spec.layer.reserve < 1:
-        yield "spec.layer.reserve"
     if spec.strata:
         yield "spec.strata"
     if spec.metrics.primary.metric in PLANNED_METRICS:
@@ -52,8 +32,6 @@ def _experiment(spec: ExperimentSpec) -> Iterator[str]:
         yield "spec.holdback"
     if spec.safety.autonomous:
         yield "spec.safety.autonomous"
-    if spec.overrides:
-        yield "spec.overrides"
 
 
 def _step(step: Step) -> Iterator[str]:

@@ -66,7 +66,7 @@ class Resources:
         """
         spec = model.target_with_defaults(sent.spec)
         faults = [*model.validate_target(tenant.name, name, sent.spec)]
-        _check([*faults, *model.check_labels(sent.labels)], model.unimplemented_target(sent.spec))
+        _check([*faults, *model.check_labels(sent.labels)])
         async with tenant.lock:
             repeated = await self._controller.repeated(tenant, call)
             if repeated is not None:
@@ -114,8 +114,7 @@ class Resources:
             now_ms = self._controller.clock_ms()
             wanted = change(views.target_message(entry, now_ms=now_ms))
             faults = [*model.validate_target(tenant.name, name, wanted.spec)]
-            unimplemented = model.unimplemented_target(wanted.spec)
-            _check([*faults, *model.check_labels(wanted.labels)], unimplemented)
+            _check([*faults, *model.check_labels(wanted.labels)])
             after = self._changed_target(tenant, entry, wanted, now_ms)
             return await self._put_target(tenant, after, call, validate_only=validate_only)
 
@@ -350,7 +349,7 @@ class Resources:
         return model.experiment_with_defaults(sent)
 
 
-def _check(violations: Iterable[Violation], unimplemented: Iterable[str]) -> None:
+def _check(violations: Iterable[Violation], unimplemented: Iterable[str] = ()) -> None:
     """Refuse what breaks a rule, then what is not implemented."""
     faults = [Fault(v.field, v.value, v.rule) for v in violations]
     if faults:
@@ -363,7 +362,7 @@ def _check(violations: Iterable[Violation], unimplemented: Iterable[str]) -> Non
 def _check_rivals(tenant: Tenant, name: str, spec: TargetSpec) -> None:
     """Refuse a target that would take another's requests, or get none itself."""
     others = {entry.name: entry.spec for entry in tenant.targets.values()}
-    _check(model.check_rivals(name, spec, others), ())
+    _check(model.check_rivals(name, spec, others))
 
 
 def _check_may_change(entry: ExperimentEntry, spec: ExperimentSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,10 @@ def test_everybody_is_control_when_a_shadow_runs() -> None:
 
 
 def test_bytes_are_equal_when_inputs_come_in_another_order() -> None:
-    first, second = running(), running(epoch=9)
-    other = RunningExperiment("another", second.spec, 9, 1, second.allocation)
+    first, second = replace(running(), layer_ranges=((500_000, 1_000_000),)), running(epoch=9)
+    other = RunningExperiment(
+        "another", second.spec, 9, 1, second.allocation, layer_ranges=((0, 500_000),)
+    )
     targets = {"fraud": target(), "b": target()}
     dead = [Tombstone(experiment="x", epoch=2), Tombstone(experiment="a", epoch=1)]
     one = snapshots.build("risk", 1, targets, [first, other], dead)
