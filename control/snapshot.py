@@ -278,9 +278,9 @@ def build(
             raise ValueError(f"experiment {running.name} was rolled back at epoch {running.epoch}")
         baseline = running.baseline or targets[running.spec.target].baseline
         plan = _experiment_plan(tenant, running, baseline)
-        held = reserved.setdefault((plan.target, plan.layer), [])
-        held.extend(running.layer_ranges)
-        if not _disjoint(held):
+        ranges = reserved.setdefault((plan.target, plan.layer), [])
+        ranges.extend(running.layer_ranges)
+        if not _disjoint(ranges):
             raise ValueError(f"experiment {running.name}: layer {plan.layer} is reserved twice")
         snapshot.experiments.append(plan)
     return snapshot

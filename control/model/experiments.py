@@ -18,7 +18,6 @@ from control.model.rules import (
     YEAR,
     ZERO,
     check_duration,
-    check_header,
     check_label,
     check_model,
     check_number,

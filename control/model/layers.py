@@ -68,8 +68,8 @@ def check_layer_variant(report: Report, path: str, spec: ExperimentSpec, variant
     if name == LAYER_MODELS:
         return
     for field in ("upstream", "model"):
-        if variant.HasField(field):  # type: ignore[arg-type]
-            rule = f"only the layer {LAYER_MODELS} may name upstreams, this one is {name}: use parameters"
+        if variant.HasField(field):
+            rule = f"only the layer {LAYER_MODELS} names upstreams, not {name}: use parameters"
             report.add(f"{path}.{field}", "set", rule)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from control.model.rules import check_header, check_number, check_salt, check_text
 from control.model.violations import Report
@@ -22,13 +22,16 @@ PREDICATE_VALUES_MAX: Final = 256
 VALUE_BYTES_MAX: Final = 256
 REGEX_INSTRUCTIONS_MAX: Final = 100
 
-# One comparator: an operator and a version of Semantic Versioning 2.0.0 without build metadata, which
-# has no place in an order.
+# One comparator: an operator and a version of Semantic Versioning 2.0.0 without build metadata,
+# which has no place in an order.
 _NUMBER: Final = r"(?:0|[1-9][0-9]{0,17})"
 _IDENTIFIER: Final = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _COMPARATOR: Final = re.compile(
     rf"(?:=|!=|<=|>=|<|>|\^|~){_NUMBER}\.{_NUMBER}\.{_NUMBER}"
     rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?"
+)
+_SEMVER_RULE: Final = (
+    "must be comparators like >=1.2.0 <2.0.0: one of = != < <= > >= ^ ~ before MAJOR.MINOR.PATCH"
 )
 
 _ROUTED: Final = ("equals", "in", "prefix", "present")
@@ -143,7 +146,8 @@ def _check_regex(report: Report, path: str, expression: str) -> None:
         report.add(path, expression, f"must be an RE2 expression: {reason}")
         return
     if compiled.programsize > REGEX_INSTRUCTIONS_MAX:
-        rule = f"has {compiled.programsize} instructions, at most {REGEX_INSTRUCTIONS_MAX}: simplify it"
+        size = compiled.programsize
+        rule = f"has {size} instructions, at most {REGEX_INSTRUCTIONS_MAX}: simplify it"
         report.add(path, expression, rule)
 
 
@@ -166,8 +170,7 @@ def _check_semver(report: Report, path: str, constraints: str) -> None:
     check_text(report, path, constraints, VALUE_BYTES_MAX)
     for part in constraints.split():
         if not _COMPARATOR.fullmatch(part):
-            rule = "must be comparators like >=1.2.0 <2.0.0: = != < <= > >= ^ ~ before MAJOR.MINOR.PATCH"
-            report.add(path, part, rule)
+            report.add(path, part, _SEMVER_RULE)
 
 
 def _check_percentage(report: Report, path: str, percentage: Percentage, use: Use) -> None:
