@@ -160,10 +160,14 @@ def stamped_answer(running: Iterable[ExperimentPlan]) -> list[Json]:
     """What the stamped route adds to a response: who answered, and a session's new cookie."""
     added = [added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))]
     if any(experiment.unit.HasField("session") for experiment in running):
-        # Empty, and then left out by Envoy, for whoever has a cookie already.
-        cookie = added_header("set-cookie", request_value(contract.HEADER_SET_COOKIE))
-        added.append(cookie | {"append_action": "APPEND_IF_EXISTS_OR_ADD"})
+        added.append(session_cookie())
     return added
+
+
+def session_cookie() -> Json:
+    """The cookie that the sidecar issued; Envoy leaves it out where there is none."""
+    cookie = added_header("set-cookie", request_value(contract.HEADER_SET_COOKIE))
+    return cookie | {"append_action": "APPEND_IF_EXISTS_OR_ADD"}
 
 
 def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:

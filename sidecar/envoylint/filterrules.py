@@ -6,12 +6,23 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from sidecar.envoyfilter import JWT_AUTHN
 from sidecar.envoylint.config import Config, matches_any, response_phase
 from sidecar.envoylint.document import Node
 from sidecar.envoylint.finding import ERROR, WARNING, Hit, Needs, Rule
+from turnout import contract
 
 MESSAGE_TIMEOUT_MIN_S: Final = 0.01
 
+# What an answer sets.
+_STAMPED: Final = (
+    contract.HEADER_VARIANT,
+    contract.HEADER_STAMP,
+    contract.HEADER_UPSTREAM,
+    contract.HEADER_SHADOW,
+    contract.HEADER_SHADOW_VARIANT,
+    contract.HEADER_PARAMETER_PREFIX + "a",
+)
 _UNITS: Final = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
@@ -44,6 +55,47 @@ def _routing(config: Config, _needs: Needs) -> Iterator[Hit]:
         allowed = processor.get("mutation_rules", "allow_all_routing")
         if allowed is not None and allowed.is_true:
             yield Hit(allowed, "mutation_rules has allow_all_routing: true")
+
+
+def _mutable(config: Config, needs: Needs) -> Iterator[Hit]:
+    session = (contract.HEADER_SET_COOKIE,) if needs.session else ()
+    for _, processor in config.processors:
+        rules = processor.get("mutation_rules")
+        if rules is None:
+            continue
+        refused = [name for name in (*_STAMPED, *session) if not _may_set(name, rules)]
+        if refused:
+            yield Hit(rules, f"mutation_rules refuse {', '.join(refused)}")
+
+
+def _may_set(name: str, rules: Node) -> bool:
+    if _fits(name, rules.word("disallow_expression", "regex")):
+        return False
+    return _fits(name, rules.word("allow_expression", "regex")) or not _true(rules, "disallow_all")
+
+
+def _fits(name: str, regex: str) -> bool:
+    try:
+        return bool(regex) and re.fullmatch(regex, name) is not None
+    except re.error:
+        # RE2 knows expressions that Python does not: no finding about what cannot be judged.
+        return True
+
+
+def _no_claims(config: Config, needs: Needs) -> Iterator[Hit]:
+    for where, processor in config.processors if needs.claims else []:
+        given = processor.get("metadata_options", "forwarding_namespaces", "untyped")
+        names = {node.text for node in given.elements} if given is not None else set()
+        if JWT_AUTHN not in names:
+            yield Hit(given or where, f"metadata_options does not forward {JWT_AUTHN}")
+
+
+def _no_tokens(config: Config, needs: Needs) -> Iterator[Hit]:
+    for _, processor in config.processors if needs.tokens else []:
+        rules = processor.get("forward_rules")
+        allowed = processor.list_of("forward_rules", "allowed_headers", "patterns")
+        if rules is not None and allowed and not matches_any(contract.HEADER_FORCE, allowed):
+            yield Hit(rules, f"forward_rules lacks {contract.HEADER_FORCE}")
 
 
 def _closed(config: Config, _needs: Needs) -> Iterator[Hit]:
@@ -140,6 +192,14 @@ RULES: Final = (
         _routing,
     ),
     Rule(
+        "mutation-rules-incomplete",
+        ERROR,
+        "Envoy drops what an answer may not set without a word: nothing is split, or nothing kept.",
+        "Allow them: `allow_expression: {regex: '^(x-variant|x-turnout|x-turnout-(upstream|shadow|"
+        "shadow-variant|set-cookie)|x-param-.+)$'}`.",
+        _mutable,
+    ),
+    Rule(
         "fail-closed",
         ERROR,
         "A sidecar that is away answers the users with 500.",
@@ -174,6 +234,21 @@ RULES: Final = (
         "The sidecar finds no target, unit or segment: nobody is enrolled, and nothing says why.",
         "Add these to `forward_rules.allowed_headers.patterns`; pseudo-headers count as headers.",
         _forward_rules,
+    ),
+    Rule(
+        "claims-unseen",
+        ERROR,
+        "The unit is a verified claim, and the sidecar never sees one: nobody is enrolled.",
+        "Add `metadata_options: {forwarding_namespaces: {untyped: [envoy.filters.http.jwt_authn]}}`"
+        "; a sidecar with --envoy-dir does it by itself.",
+        _no_claims,
+    ),
+    Rule(
+        "force-token-unseen",
+        WARNING,
+        "A token of `turnout force` changes nothing: its bearer is served like everybody.",
+        "Add x-force-variant to `forward_rules.allowed_headers.patterns`.",
+        _no_tokens,
     ),
     Rule(
         "static-filter",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from sidecar.envoyfiles import cluster_plans
-from sidecar.envoyfilter import PSEUDO_HEADERS, forwarded_headers
+from sidecar.envoyfilter import PSEUDO_HEADERS, forwarded_headers, is_verified
 from sidecar.envoylint.config import Config
 from sidecar.envoylint.document import Node
 from turnout import contract
@@ -26,11 +26,17 @@ class Needs(NamedTuple):
         headers: Request headers without which the sidecar finds no target, unit or segment.
         baselines: Clusters of Envoy's own that are a target's baseline.
         candidates: Clusters of Envoy's own that are a candidate; None = no plan was given.
+        tokens: There is an experiment, and so may be tokens that force a variant.
+        session: A unit is a cookie that the sidecar issues.
+        claims: `payload_in_metadata` of units that are verified claims.
     """
 
     headers: tuple[str, ...] = PSEUDO_HEADERS
     baselines: frozenset[str] = frozenset()
     candidates: frozenset[str] | None = None
+    tokens: bool = False
+    session: bool = False
+    claims: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Needs:
@@ -38,7 +44,16 @@ class Needs(NamedTuple):
         external = {p.cluster for p in cluster_plans(snapshot) if p.upstream.cluster}
         baselines = {target.baseline.cluster for target in snapshot.targets} & external
         headers = tuple(n for n in forwarded_headers(snapshot) if n != contract.HEADER_FORCE)
-        return cls(headers, frozenset(baselines), frozenset(external - baselines))
+        units = [experiment.unit for experiment in snapshot.experiments]
+        claims = (u.jwt_claim.payload_in_metadata for u in units if is_verified(u.jwt_claim))
+        return cls(
+            headers,
+            frozenset(baselines),
+            frozenset(external - baselines),
+            tokens=bool(units),
+            session=any(unit.HasField("session") for unit in units),
+            claims=frozenset(claims),
+        )
 
 
 class Hit(NamedTuple):

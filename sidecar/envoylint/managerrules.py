@@ -24,18 +24,21 @@ _GUARDS: Final = frozenset({"RBAC", "ExtAuthz", "BasicAuth", "OAuth2", "ApiKeyAu
 _LOG: Final = ("typed_config", "common_config")
 
 
-def _removed(mutations: Sequence[Node]) -> set[str]:
-    """Which of the reserved headers these mutations remove."""
+def _removed(mutations: Sequence[Node], wanted: Sequence[str] = _STRIPPED) -> set[str]:
+    """Which of these headers (default: the reserved ones) the mutations remove."""
     names = {mutation.word("remove").lower() for mutation in mutations}
     matchers = [m for x in mutations if (m := x.get("remove_on_match", "key_matcher")) is not None]
-    return {name for name in _STRIPPED if name in names or matches_any(name, matchers)}
+    return {name for name in wanted if name in names or matches_any(name, matchers)}
 
 
 def _early(manager: Manager) -> tuple[Node | None, set[str]]:
     """(the manager's early mutations, what they remove)."""
+    return manager.node.get("early_header_mutation_extensions"), _removed(_early_mutations(manager))
+
+
+def _early_mutations(manager: Manager) -> list[Node]:
     extensions = manager.node.list_of("early_header_mutation_extensions")
-    mutations = [m for e in extensions for m in e.list_of("typed_config", "mutations")]
-    return manager.node.get("early_header_mutation_extensions"), _removed(mutations)
+    return [m for e in extensions for m in e.list_of("typed_config", "mutations")]
 
 
 def _late(manager: Manager, before: int) -> tuple[HttpFilter | None, set[str]]:
@@ -71,6 +74,37 @@ def _strip_incomplete(config: Config, _needs: Needs) -> Iterator[Hit]:
         missing = [name for name in _STRIPPED if name not in removed]
         if early is not None and removed and missing:
             yield Hit(early, f"clients may still send {', '.join(missing)}")
+
+
+def _token_stripped(config: Config, _needs: Needs) -> Iterator[Hit]:
+    token = (contract.HEADER_FORCE,)
+    for manager in config.managers:
+        if _removed(_early_mutations(manager), token):
+            where = manager.node.fields["early_header_mutation_extensions"]
+            yield Hit(where, f"{contract.HEADER_FORCE} is removed from clients")
+        place = config.ext_procs(manager)[0][0]
+        for f in manager.filters[:place]:
+            if f.type == "HeaderMutation" and f.config is not None:
+                mutations = f.config.list_of("mutations", "request_mutations")
+                if _removed(mutations, token):
+                    yield Hit(f.node, f"a header_mutation filter removes {contract.HEADER_FORCE}")
+
+
+def _claims(config: Config, needs: Needs) -> Iterator[Hit]:
+    for manager in config.managers if needs.claims else []:
+        for place, f in config.ext_procs(manager):
+            before = [g for g in manager.filters[:place] if g.type == "JwtAuthentication"]
+            kept = {word for g in before if g.config is not None for word in _payloads(g.config)}
+            if any(g.config is None for g in before):
+                continue  # its providers are in a file that was not given
+            if missing := sorted(needs.claims - kept):
+                yield Hit(f.node, f"no jwt_authn before ext_proc keeps {', '.join(missing)}")
+
+
+def _payloads(jwt: Node) -> Iterator[str]:
+    providers = jwt.get("providers")
+    for provider in providers.fields.values() if providers is not None else ():
+        yield provider.word("payload_in_metadata")
 
 
 def _order(config: Config, _needs: Needs) -> Iterator[Hit]:
@@ -156,6 +190,21 @@ RULES: Final = (
         "A header that a client can set is believed while the sidecar is away.",
         "Add them to the mutations: `remove_on_match: {key_matcher: {prefix: x-turnout-}}`.",
         _strip_incomplete,
+    ),
+    Rule(
+        "force-token-stripped",
+        WARNING,
+        "A token of `turnout force` never reaches the sidecar; it is signed, and no risk.",
+        "Leave x-force-variant to the sidecar, and to `request_headers_to_remove` of the routes.",
+        _token_stripped,
+    ),
+    Rule(
+        "claims-unverified",
+        ERROR,
+        "The unit is a claim that Envoy's jwt_authn must verify before: nobody is enrolled.",
+        "Put envoy.filters.http.jwt_authn before ext_proc, with the unit's `payload_in_metadata` "
+        "in its provider, and `allow_missing_or_failed` where a token is no duty.",
+        _claims,
     ),
     Rule(
         "filter-order",

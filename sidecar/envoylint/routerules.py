@@ -7,7 +7,7 @@ from typing import Final
 
 from sidecar.envoylint.config import Config, Manager, routes_of
 from sidecar.envoylint.document import Node
-from sidecar.envoylint.finding import ERROR, Hit, Needs, Rule
+from sidecar.envoylint.finding import ERROR, WARNING, Hit, Needs, Rule
 from turnout import contract
 
 _EXACT_PATHS: Final = ("path", "path_separated_prefix", "safe_regex", "connect_matcher")
@@ -86,6 +86,31 @@ def _mirror(config: Config, _needs: Needs) -> Iterator[Hit]:
                     yield Hit(policy, f"copies do not carry {contract.HEADER_SHADOW_OF}")
 
 
+def _cookie(config: Config, needs: Needs) -> Iterator[Hit]:
+    for route, levels in _stamped(config) if needs.session else ():
+        added = [h for level in levels for h in level.list_of("response_headers_to_add")]
+        keys = {h.word("header", "key").lower() for h in added}
+        if "set-cookie" not in keys:
+            yield Hit(route, "the stamped route adds no set-cookie to responses")
+
+
+def _token_leak(config: Config, needs: Needs) -> Iterator[Hit]:
+    for route, levels in _stamped(config) if needs.tokens else ():
+        lists = [level.get("request_headers_to_remove") for level in levels]
+        names = {n.text.lower() for given in lists if given is not None for n in given.elements}
+        if contract.HEADER_FORCE not in names:
+            yield Hit(route, f"{contract.HEADER_FORCE} goes on to the model")
+
+
+def _stamped(config: Config) -> Iterator[tuple[Node, tuple[Node, Node, Node]]]:
+    """Stamped routes: where to report, and the levels at which headers are added and removed."""
+    for _, table in _tables(config):
+        for host, route, _, _ in routes_of(table):
+            header = route.get("route", "cluster_header")
+            if header is not None and header.text.lower() == contract.HEADER_UPSTREAM:
+                yield header, (route, host, table)
+
+
 def _validate(config: Config, _needs: Needs) -> Iterator[Hit]:
     if not any(
         root.get("dynamic_resources", "cds_config") or root.get("dynamic_resources", "ads_config")
@@ -146,6 +171,21 @@ RULES: Final = (
         "Append x-turnout-shadow-of: %REQ(x-turnout-shadow-variant)% in the policy's "
         "request_headers_mutations.",
         _mirror,
+    ),
+    Rule(
+        "session-cookie",
+        ERROR,
+        "The unit is a session, and no client ever gets its cookie: each request is a new user.",
+        "Add to the stamped route's response_headers_to_add: set-cookie: "
+        "%REQ(x-turnout-set-cookie)% with append_action APPEND_IF_EXISTS_OR_ADD.",
+        _cookie,
+    ),
+    Rule(
+        "force-token-leak",
+        WARNING,
+        "Whoever reads a model's logs can use the token until it expires.",
+        "Add `request_headers_to_remove: [x-force-variant]` to the route_config.",
+        _token_leak,
     ),
     Rule(
         "validate-clusters",

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from sidecar.envoymatch import target_hosts, targets_in_order
 from sidecar.envoypatch.roundtrip import Tree, default, drop, field, key, listed, put
-from sidecar.envoyroutes import added_header, mirror_policy, request_value
+from sidecar.envoyroutes import added_header, mirror_policy, request_value, session_cookie
 from sidecar.envoyyaml import TYPE, seconds
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan
@@ -48,6 +48,10 @@ def add_routes(route_config: Tree, targets: Sequence[TargetPlan]) -> set[str]:
         if not routes:
             continue
         put(host, "routes", list(_with_ours(routes, fitting, served)))
+    if served:
+        theirs = listed(route_config, "request_headers_to_remove")
+        others = [name for name in theirs if str(name).lower() != contract.HEADER_FORCE]
+        put(route_config, "request_headers_to_remove", [*others, contract.HEADER_FORCE])
     return served
 
 
@@ -222,7 +226,9 @@ def _stamped(route: Tree, target: TargetPlan) -> Tree:
     removed = [*listed(stamped, "response_headers_to_remove"), contract.HEADER_VARIANT]
     put(stamped, "response_headers_to_remove", removed)
     variant = added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))
-    put(stamped, "response_headers_to_add", [*listed(stamped, "response_headers_to_add"), variant])
+    # The cookie in any case: a later experiment's unit may be a session.
+    ours = [variant, session_cookie()]
+    put(stamped, "response_headers_to_add", [*listed(stamped, "response_headers_to_add"), *ours])
     return stamped
 
 

@@ -228,7 +228,9 @@ def test_the_stamped_route_keeps_all_but_the_cluster() -> None:
     assert "weighted_clusters" not in stamped["route"]
     assert stamped["route"]["retry_policy"] == {"num_retries": 1}
     assert stamped["route"]["timeout"] == theirs["route"]["timeout"] == "60s"
-    assert [h["header"]["key"] for h in stamped["response_headers_to_add"]] == ["b", "x-variant"]
+    added = [h["header"]["key"] for h in stamped["response_headers_to_add"]]
+    assert added == ["b", "x-variant", "set-cookie"]
+    assert table["request_headers_to_remove"] == ["x-force-variant"]
     assert stamped["metadata"] == {"x": 1}
     assert theirs["name"] == "mine"
     assert [h["header"]["key"] for h in theirs["request_headers_to_add"]] == ["x-turnout-unstamped"]
