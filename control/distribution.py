@@ -53,6 +53,14 @@ class SidecarState:
     nack: list[config_service_pb2.FieldViolation] = field(default_factory=list)
     report: config_service_pb2.SidecarReport | None = None
     last_delta_ms: int = 0
+    gates: dict[tuple[str, int], tuple[bool, tuple[str, ...]]] = field(default_factory=dict)
+    """(experiment, epoch) -> start gate open, clusters waited for; the report's, made ready to ask:
+    every look at every experiment asks every sidecar."""
+
+    def reported(self, report: config_service_pb2.SidecarReport) -> None:
+        """Take a new report."""
+        self.report = report
+        self.gates = {(g.experiment, g.epoch): (g.open, tuple(g.waiting_for)) for g in report.gates}
 
 
 class Outbox:
@@ -129,6 +137,8 @@ class Distribution:
         self._keys: dict[str, bytes] = {}
         self._sidecars: dict[str, OrderedDict[str, SidecarState]] = {}
         self._streams: dict[str, dict[Outbox, SidecarState]] = {}
+        # (tenant, node) -> its open streams, the oldest first; nearly always one.
+        self._of_node: dict[tuple[str, str], list[SidecarState]] = {}
 
     # -- what is published ------------------------------------------------------------
 
@@ -189,12 +199,13 @@ class Distribution:
         nodes = self._sidecars.setdefault(hello.tenant, OrderedDict())
         before = nodes.pop(hello.node, None)
         if before is not None and before.instance_id == hello.instance_id:
-            state.report = before.report
+            state.report, state.gates = before.report, before.gates
             state.last_delta_ms = before.last_delta_ms
         nodes[hello.node] = state
         self._forget_oldest(nodes)
         outbox = Outbox()
         self._streams.setdefault(hello.tenant, {})[outbox] = state
+        self._of_node.setdefault((hello.tenant, hello.node), []).append(state)
         published = self._published.get(hello.tenant)
         if published is not None:
             outbox.put_snapshot(published)
@@ -205,13 +216,16 @@ class Distribution:
         self._streams.get(state.tenant, {}).pop(outbox, None)
         state.connected = False
         state.last_seen_ms = now_ms
+        key = (state.tenant, state.node)
+        others = [other for other in self._of_node.get(key, ()) if other is not state]
+        if others:
+            self._of_node[key] = others
+        else:
+            self._of_node.pop(key, None)
         nodes = self._sidecars.get(state.tenant, OrderedDict())
-        if nodes.get(state.node) is state:
-            # Another stream of the same node may still be served: it is what is shown again.
-            streams = self._streams.get(state.tenant, {}).values()
-            nodes[state.node] = next(
-                (other for other in reversed(streams) if other.node == state.node), state
-            )
+        if nodes.get(state.node) is state and others:
+            # Another stream of the same node is still served: it is what is shown again.
+            nodes[state.node] = others[-1]
 
     def sent(self, state: SidecarState, published: Published, *, now_ms: int) -> None:
         """Note that a snapshot went out on the node's stream."""

@@ -6,6 +6,7 @@ Refuses to judge: it puts side by side what evidence and distribution know.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from control import views
@@ -13,6 +14,7 @@ from control.distribution import SidecarState
 from control.rollout.entries import ExperimentEntry
 from control.rollout.seen import SIDECAR_FORGOTTEN_AFTER_MS, Seen, SidecarSeen, VariantSeen
 from control.rollout.tenant import Tenant
+from control.rollout.together import baseline_moved
 from control.rollout.words import Gate, Phase, Reason
 from turnout.v1alpha1 import experiment_pb2
 from turnout.v1alpha1.experiment_pb2 import Condition, VariantResult
@@ -22,6 +24,7 @@ FRESH_MS: Final = 5_000
 WAITING_FOR_UPSTREAM: Final = "WAITING_FOR_UPSTREAM"
 ANALYSIS_PENDING: Final = "ANALYSIS_PENDING"
 TELEMETRY_FRESH: Final = "TELEMETRY_FRESH"
+SHADOW_QUEUED: Final = "SHADOW_QUEUED"
 CLUSTERS_SHOWN: Final = 8
 ANALYSIS_SENTENCE: Final = (
     "the primary metric is measured and shown; it is not yet tested: the operator decides"
@@ -37,7 +40,7 @@ def observe(
     code_version: str,
 ) -> Seen:
     """Everything that may be looked at in a decision about one experiment."""
-    return tenant.evidence.seen(
+    seen = tenant.evidence.seen(
         entry.run,
         entry.policy,
         now_ms=now_ms,
@@ -49,6 +52,7 @@ def observe(
         snapshot_version=tenant.version,
         code_version=code_version,
     )
+    return replace(seen, baseline_moved=baseline_moved(tenant, entry))
 
 
 def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
@@ -57,11 +61,11 @@ def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
     waiting_for: tuple[str, ...] = ()
     if state.report is not None and not state.report.start_gate:
         gate = Gate.OFF
-    elif state.report is not None:
-        for reported in state.report.gates:
-            if (reported.experiment, reported.epoch) == (entry.name, entry.run.epoch):
-                gate = Gate.OPEN if reported.open else Gate.CLOSED
-                waiting_for = tuple(reported.waiting_for)
+    else:
+        reported = state.gates.get((entry.name, entry.run.epoch))
+        if reported is not None:
+            gate = Gate.OPEN if reported[0] else Gate.CLOSED
+            waiting_for = reported[1]
     return SidecarSeen(
         node=state.node,
         connected=state.connected,
@@ -75,11 +79,27 @@ def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
 
 
 def conditions(
-    entry: ExperimentEntry, seen: Seen, before: Iterable[Condition], *, now_ms: int
+    entry: ExperimentEntry,
+    seen: Seen,
+    before: Iterable[Condition],
+    *,
+    queued_behind: str = "",
+    now_ms: int,
 ) -> tuple[Condition, ...]:
-    """The conditions of a live experiment; a condition that stays keeps its transition time."""
+    """The conditions of a live experiment; a condition that stays keeps its transition time.
+
+    Args:
+        entry: The experiment.
+        seen: What is seen of it.
+        before: Its conditions at the last look.
+        queued_behind: The experiment whose shadow this one's waits for, "" = none. Without one
+            there is no such condition.
+        now_ms: Unix milliseconds.
+    """
     known = {condition.type: condition for condition in before}
-    found = (_waiting(seen), _pending(entry), _fresh(seen, now_ms))
+    found = [_waiting(seen), _pending(entry), _fresh(seen, now_ms)]
+    if queued_behind:
+        found.append(_queued(entry, queued_behind))
     for condition in found:
         old = known.get(condition.type)
         if old is not None and old.status == condition.status:
@@ -88,7 +108,7 @@ def conditions(
             moment = views.timestamp(now_ms)
             assert moment is not None
             condition.last_transition_time.CopyFrom(moment)
-    return found
+    return tuple(found)
 
 
 def _waiting(seen: Seen) -> Condition:
@@ -111,6 +131,14 @@ def _pending(entry: ExperimentEntry) -> Condition:
         condition.reason = experiment_pb2.REASON_ANALYSIS_PENDING
         condition.message = ANALYSIS_SENTENCE
     return condition
+
+
+def _queued(entry: ExperimentEntry, first: str) -> Condition:
+    message = (
+        f"experiment {first} mirrors on target {entry.spec.target}, one at a time: copies to "
+        f"{entry.run.shadow_variant} begin when it has ended or gone on"
+    )
+    return Condition(type=SHADOW_QUEUED, status=True, message=message)
 
 
 def _fresh(seen: Seen, now_ms: int) -> Condition:

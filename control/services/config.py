@@ -148,7 +148,7 @@ class ConfigService:
             if await self._tenants.take_delta(tenant, batch):
                 outbox.put_ack(batch.instance_id, batch.seq)
         elif kind == "report":
-            state.report = request.report
+            state.reported(request.report)
             self._controller.wake()
         elif kind == "ack":
             known = self._distribution.acknowledged(state, request.ack)
