@@ -11,11 +11,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from control.rollout.assess import Check
 from control.rollout.decide import Decision
-from control.rollout.entries import ExperimentEntry, TargetEntry, decode_baseline
+from control.rollout.entries import (
+    ExperimentEntry,
+    HoldoutEntry,
+    TargetEntry,
+    decode_baseline,
+)
 from control.rollout.seen import LaneState
 from control.rollout.words import Action, Phase, Reason, State
 from turnout import contract
-from turnout.v1alpha1 import common_pb2, experiment_pb2, target_pb2
+from turnout.v1alpha1 import common_pb2, experiment_pb2, experiment_service_pb2, target_pb2
 
 
 def timestamp(ms: int) -> Timestamp | None:
@@ -76,6 +81,21 @@ def target_message(
     return message
 
 
+def holdout_message(tenant: str, entry: HoldoutEntry | None) -> experiment_service_pb2.Holdout:
+    """A tenant's holdout; None = nobody ever set one."""
+    name = f"tenants/{tenant}/holdout"
+    if entry is None:
+        return experiment_service_pb2.Holdout(name=name, spec=experiment_service_pb2.HoldoutSpec())
+    resource = entry.resource
+    return experiment_service_pb2.Holdout(
+        name=name,
+        etag=resource.etag,
+        update_time=timestamp(resource.update_ms),
+        revision=resource.revision,
+        spec=entry.spec,
+    )
+
+
 def experiment_message(
     entry: ExperimentEntry, conditions: Iterable[experiment_pb2.Condition] = ()
 ) -> experiment_pb2.Experiment:
@@ -116,6 +136,7 @@ def _status(
         reason=run.reason,
         snapshot_version=entry.state.snapshot_version,
         winner=run.winner,
+        holdout_fraction=entry.state.holdout_ppm / contract.BUCKET_COUNT,
     )
     status.conditions.extend(conditions)
     return status

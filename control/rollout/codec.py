@@ -2,7 +2,8 @@
 
 Owns one encoding: keys sorted, no white space, NaN and infinity refused. Equal values give equal
 bytes, so that a decision can be replayed and compared byte for byte. Refuses unknown and missing
-fields.
+fields; only a field that is `added` may be missing, and is while it has its default, so that what
+was written before there was such a field reads and writes as ever.
 """
 
 import dataclasses
@@ -14,6 +15,11 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 T = TypeVar("T")
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
+
+_ADDED = "added"
+ADDED = types.MappingProxyType({_ADDED: True})
+"""Metadata of a dataclass's field that older texts do not have."""
 
 
 class CorruptJson(ValueError):
@@ -43,7 +49,11 @@ def from_json(kind: type[T], text: str | bytes) -> T:
 def to_plain(value: object) -> Json:
     """Lists, dicts and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if _ADDED not in f.metadata or getattr(value, f.name) != f.default
+        }
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -102,8 +112,8 @@ def _decode_dataclass(kind: type, plain: object) -> object:
     _expect(isinstance(plain, dict), kind, plain)
     hints = _hints(kind)
     fields = cast("dict[str, object]", plain)
-    if fields.keys() != hints.keys():
-        odd = sorted(fields.keys() ^ hints.keys())
+    odd = sorted((fields.keys() ^ hints.keys()) - (_added(kind) - fields.keys()))
+    if odd:
         raise CorruptJson(f"{kind.__name__}: unknown or missing fields {', '.join(odd)}")
     return kind(**{name: _decode(hints[name], item) for name, item in fields.items()})
 
@@ -112,6 +122,11 @@ def _decode_dataclass(kind: type, plain: object) -> object:
 def _hints(kind: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+@cache
+def _added(kind: type) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(kind) if _ADDED in f.metadata)
 
 
 def _expect(condition: bool, kind: object, plain: object) -> None:

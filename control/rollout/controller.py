@@ -28,6 +28,7 @@ from control.rollout.entries import (
 from control.rollout.ledger import Ledger
 from control.rollout.observe import conditions, observe
 from control.rollout.tenant import Latest, Mutation, Tenant
+from control.rollout.together import check_promote, check_start, compared_with, mirrors_before
 from control.rollout.words import Action, Effect, Input
 from control.snapshot import cluster_name
 from control.store.base import (
@@ -142,7 +143,13 @@ class Controller:
         )
         decision = decide.decide(entry.run, entry.policy, seen, now_ms=now_ms)
         before = tenant.latest.get(entry.name)
-        shown = conditions(entry, seen, before.conditions if before else (), now_ms=now_ms)
+        shown = conditions(
+            entry,
+            seen,
+            before.conditions if before else (),
+            queued_behind=mirrors_before(tenant, entry),
+            now_ms=now_ms,
+        )
         tenant.latest[entry.name] = Latest(decision, seen, shown)
         if before is None or before.conditions != shown:
             self.ledger.tell(tenant, entry.name)
@@ -201,11 +208,12 @@ class Controller:
         check_etag(full_name, etag, entry.resource.etag)
         now_ms = self.clock_ms()
         if command.verb is Input.START:
-            self._check_start(tenant, entry)
+            check_start(tenant, entry)
             stored = await self.ledger.asked(self.ledger.store.last_epoch(tenant.name, name))
             last_epoch = max(stored, tenant.last_epoch(name))
             command = replace(command, revision=entry.resource.revision, last_epoch=last_epoch)
         if command.verb is Input.PROMOTE:
+            check_promote(entry)
             command = replace(command, cluster=_cluster_of(entry, command.variant))
         if command.verb is Input.UNDO:
             self._check_undo(tenant, entry, now_ms)
@@ -238,16 +246,6 @@ class Controller:
             metadata = {"state": str(entry.run.state), "command": str(command.verb)}
             raise precondition(refused.reason, str(refused), **metadata) from refused
 
-    def _check_start(self, tenant: Tenant, entry: ExperimentEntry) -> None:
-        target = entry.spec.target
-        if target not in tenant.targets:
-            raise precondition("NO_TARGET", f"target {target} does not exist", target=target)
-        others = [other.name for other in tenant.live_on(target) if other.name != entry.name]
-        if others:
-            # Both would reserve the whole layer: there is no room for a second one.
-            message = f"layer {entry.spec.layer.name} of target {target} is reserved by {others[0]}"
-            raise precondition("LAYER_RESERVED", message, experiment=others[0])
-
     def _check_undo(self, tenant: Tenant, entry: ExperimentEntry, now_ms: int) -> None:
         target = tenant.targets.get(entry.spec.target)
         if target is None or target.state.promoted_from != entry.name:
@@ -267,10 +265,13 @@ class Controller:
             raise precondition(
                 "PREVIOUS_EXPIRED", f"the previous baseline of {target.name} is no longer kept"
             )
-        live = tenant.live_on(target.name)
-        if live:
-            message = f"experiment {live[0].name} runs on target {target.name}"
-            raise precondition("TARGET_IN_USE", message, experiment=live[0].name)
+        users = compared_with(tenant, target)
+        if users:
+            message = (
+                f"experiment {users[0].name} compares with the present baseline of target "
+                f"{target.name}: stop it or roll it back first"
+            )
+            raise precondition("TARGET_IN_USE", message, experiment=users[0].name)
 
     # -- Carrying out --------------------------------------------------------------------------
 
@@ -309,6 +310,7 @@ class Controller:
         *,
         experiment: str = "",
         target: str = "",
+        holdout: bool = False,
     ) -> Message | None:
         """Store a mutation with its audit events and its answer, then publish it.
 
@@ -317,7 +319,8 @@ class Controller:
             mutation: What changes.
             call: Who asked.
             experiment: Id of the experiment that is the answer, or
-            target: of the target.
+            target: of the target, or
+            holdout: the tenant's holdout is.
 
         Returns:
             The resource as it is now; None when it was deleted.
@@ -325,7 +328,14 @@ class Controller:
         Raises:
             Refused: UNAVAILABLE or ABORTED; nothing has changed.
         """
-        closing = Closing(tenant, call, self.clock_ms(), experiment=experiment, target=target)
+        closing = Closing(
+            tenant,
+            call,
+            self.clock_ms(),
+            experiment=experiment,
+            target=target,
+            holdout=holdout,
+        )
         await self.ledger.commit(tenant, mutation, closing, now_ms=self.clock_ms())
         who = {"actor": call.actor, "request_id": call.request_id}
         extra = {"tenant": tenant.name, "experiment": experiment, **who}

@@ -22,6 +22,9 @@ ACTOR_LOOP: Final = "turnout"
 # A hold whose reason changes is recorded again, but no more often than this.
 HOLD_RECORD_EVERY_MS: Final = 10_000
 EXEMPLARS_MAX: Final = 10
+BASELINE_MOVED: Final = (
+    "the target's baseline has changed since it started, and was never compared with it"
+)
 
 _PUBLISH_FIRST: Final = (Effect.PUBLISH, Effect.PERSIST, Effect.ALERT)
 _PERSIST_FIRST: Final = (Effect.PERSIST, Effect.PUBLISH)
@@ -238,10 +241,14 @@ def _step_passed(inputs: Inputs, judged: Assessment) -> Decision:
             inputs, given, after, Reason.WITHIN_LIMITS, sentence, judged, new_epoch=new_epoch
         )
     winner = _only_candidate(run, policy)
-    if policy.promote_on_finish and winner:
+    moved = policy.promote_on_finish and bool(winner) and inputs.seen.baseline_moved
+    if policy.promote_on_finish and winner and not moved:
         sentence = f"promoted {winner}: step {last} of {last} passed: {why}"
         return _end(inputs, Input.PROMOTE, Reason.STEPS_FINISHED, sentence, judged, winner)
-    sentence = f"step {last} of {last} passed: {why}; the split stays until somebody decides"
+    sentence = f"step {last} of {last} passed: {why}; "
+    if moved:
+        sentence += f"{BASELINE_MOVED}; "
+    sentence += "the split stays until somebody decides"
     after = replace(run, finished=True)
     return _change(inputs, Input.STEPS_FINISHED, after, Reason.STEPS_FINISHED, sentence, judged)
 
@@ -318,6 +325,11 @@ def _promote(inputs: Inputs, command: Command) -> Decision:
             message = f"cannot promote {variant}: {unknown}; wait for it, or force the promotion"
             raise Refused(message, reason=Reason.WAITING_FOR_UPSTREAM)
         sentence += f", forced: {unknown}"
+    if inputs.seen.baseline_moved:
+        if not command.force:
+            message = f"cannot promote {variant}: {BASELINE_MOVED}; force the promotion if you will"
+            raise Refused(message, reason="BASELINE_MOVED")
+        sentence += f", forced: {BASELINE_MOVED}"
     return _end(inputs, command.verb, Reason.OPERATOR, sentence, _judged(inputs), variant)
 
 

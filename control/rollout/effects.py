@@ -24,6 +24,7 @@ from control.rollout.entries import (
     sealed_target,
 )
 from control.rollout.tenant import Mutation, Tenant, allocated
+from control.rollout.together import started
 from control.rollout.words import Action, Effect
 from control.store.base import (
     AlertRecord,
@@ -33,6 +34,7 @@ from control.store.base import (
     TombstoneRecord,
 )
 from turnout.v1alpha1.experiment_pb2 import Experiment
+from turnout.v1alpha1.experiment_service_pb2 import Holdout
 from turnout.v1alpha1.target_pb2 import Baseline, Target
 
 
@@ -64,8 +66,7 @@ def mutation_of(
     target = tenant.targets.get(entry.spec.target)
     after = replace(entry, state=replace(entry.state, run=decision.after))
     if decision.action is Action.START and target is not None:
-        pinned = encode_baseline(target.spec.baseline)
-        after = replace(after, state=replace(after.state, baseline=pinned))
+        after = replace(after, state=started(tenant, after, target))
     if decision.new_epoch and after.run.live:
         after = allocated(after)
     decisions: tuple[DecisionRecord, ...] = ()
@@ -173,7 +174,7 @@ def alert_of(record: AlertRecord) -> Alert:
     return Alert(id=envelope["id"], url=envelope["url"], body=body, payload=record.payload)
 
 
-Shown = Target | Experiment
+Shown = Target | Experiment | Holdout
 
 
 class Closing:
@@ -187,7 +188,9 @@ class Closing:
         *,
         experiment: str = "",
         target: str = "",
+        holdout: bool = False,
     ) -> None:
+        self._holdout = holdout
         self._now_ms = now_ms
         self._tenant = tenant
         self._call = call
@@ -206,6 +209,9 @@ class Closing:
         for experiment, changed in mutation.experiments.items():
             before = self._shown(tenant.experiments.get(experiment), now_ms)
             pairs.append((before, self._shown(changed, now_ms)))
+        if mutation.holdout is not None:
+            shown = views.holdout_message(tenant.name, mutation.holdout)
+            pairs.append((views.holdout_message(tenant.name, tenant.holdout), shown))
         audits = audit.records(
             tenant.name, self._call.actor, self._call.method, pairs, time_ms=now_ms
         )
@@ -213,6 +219,8 @@ class Closing:
             self.message = self._shown(mutation.experiments.get(self._experiment), now_ms)
         elif self._target:
             self.message = self._shown(mutation.targets.get(self._target), now_ms)
+        elif self._holdout:
+            self.message = views.holdout_message(tenant.name, mutation.holdout)
         answers: tuple[AnswerRecord, ...] = ()
         call = self._call
         if call.request_id and self.message is not None:

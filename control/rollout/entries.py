@@ -1,4 +1,4 @@
-"""Targets and experiments as the controller holds them in memory, and their stored form.
+"""Targets, experiments and holdouts as the controller holds them in memory, and as stored.
 
 Pure. Owns the encoding of `Resource.state` and the etag. Refuses to decide and to store.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from control.model import layer_name
 from control.rollout import codec
 from control.rollout.policy import Policy
-from control.rollout.run import Run
+from control.rollout.run import Ranges, Run
+from control.snapshot import ALL_BUCKETS
 from control.store.base import Kind, Resource
 from turnout.v1alpha1.experiment_pb2 import Decision, ExperimentSpec
+from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
 from turnout.v1alpha1.target_pb2 import Baseline, TargetSpec
 
 ETAG_BYTES: Final = 8
+HOLDOUT_NAME: Final = "holdout"  # a tenant has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,16 @@ class ExperimentState:
         run: The rollout's state.
         baseline: Encoded Baseline that control is pinned to, base64, "" = not started.
         snapshot_version: Version that first carried this state.
+        layer_ranges: Buckets of its layer that it reserved at its start, () = all of them.
+        holdout_salt, holdout_ppm: The holdout that it was started with, 0 = nobody is held out.
     """
 
     run: Run
     baseline: str = ""
     snapshot_version: int = 0
+    layer_ranges: Ranges = field(default=(), metadata=codec.ADDED)
+    holdout_salt: str = field(default="", metadata=codec.ADDED)
+    holdout_ppm: int = field(default=0, metadata=codec.ADDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,24 @@ class ExperimentEntry:
         """What control is pinned to, None before the start."""
         return decode_baseline(self.state.baseline)
 
+    @property
+    def layer(self) -> str:
+        """The layer that it is in."""
+        return layer_name(self.spec)
+
+    @property
+    def layer_ranges(self) -> Ranges:
+        """What it reserved of its layer."""
+        return self.state.layer_ranges or ALL_BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class HoldoutEntry:
+    """A tenant's holdout. A change makes a new entry."""
+
+    resource: Resource
+    spec: HoldoutSpec
+
 
 def encode_baseline(baseline: Baseline | None) -> str:
     """A baseline as it is kept in a state."""
@@ -123,6 +150,11 @@ def load_experiment(resource: Resource) -> ExperimentEntry:
     return ExperimentEntry(resource, spec, Policy.from_spec(spec), state)
 
 
+def load_holdout(resource: Resource) -> HoldoutEntry:
+    """The entry of a stored holdout."""
+    return HoldoutEntry(resource, HoldoutSpec.FromString(resource.spec))
+
+
 def new_target(
     tenant: str, name: str, uid: str, labels: dict[str, str], spec: TargetSpec, now_ms: int
 ) -> TargetEntry:
@@ -141,14 +173,26 @@ def new_experiment(
     return sealed_experiment(entry, now_ms)
 
 
+def new_holdout(tenant: str, uid: str, spec: HoldoutSpec, now_ms: int) -> HoldoutEntry:
+    """A holdout that is set for the first time."""
+    resource = _new_resource(Kind.HOLDOUT, tenant, HOLDOUT_NAME, uid, {}, now_ms)
+    return sealed_holdout(HoldoutEntry(resource, spec), now_ms)
+
+
+def sealed_holdout(entry: HoldoutEntry, now_ms: int) -> HoldoutEntry:
+    """The entry with its stored form and etag made to agree with the spec."""
+    spec = entry.spec.SerializeToString(deterministic=True)
+    return replace(entry, resource=_sealed(entry.resource, spec, b"", now_ms))
+
+
 def sealed_target(entry: TargetEntry, now_ms: int) -> TargetEntry:
     """The entry with its stored form and etag made to agree with spec and state."""
-    return replace(entry, resource=_sealed(entry, now_ms))
+    return replace(entry, resource=_sealed_entry(entry, now_ms))
 
 
 def sealed_experiment(entry: ExperimentEntry, now_ms: int) -> ExperimentEntry:
     """The entry with its stored form and etag made to agree with spec and state."""
-    return replace(entry, resource=_sealed(entry, now_ms))
+    return replace(entry, resource=_sealed_entry(entry, now_ms))
 
 
 def _new_resource(
@@ -169,10 +213,13 @@ def _new_resource(
     )
 
 
-def _sealed(entry: TargetEntry | ExperimentEntry, now_ms: int) -> Resource:
-    resource = entry.resource
+def _sealed_entry(entry: TargetEntry | ExperimentEntry, now_ms: int) -> Resource:
     spec = entry.spec.SerializeToString(deterministic=True)
     state = codec.to_json(entry.state).encode()
+    return _sealed(entry.resource, spec, state, now_ms)
+
+
+def _sealed(resource: Resource, spec: bytes, state: bytes, now_ms: int) -> Resource:
     # The etag is a function of all that a client can see, so that a write which changes nothing
     # visible leaves a reader's etag valid, and a restart makes none stale.
     digest = hashlib.blake2b(digest_size=ETAG_BYTES)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -21,8 +21,15 @@ from google.rpc import code_pb2
 
 from control import snapshot
 from control.distribution import Distribution
+from control.model import holdout_name
 from control.refusals import Refused, already_exists, exhausted, not_found, stale, unavailable
-from control.rollout.entries import ExperimentEntry, TargetEntry, sealed_experiment
+from control.rollout.entries import (
+    HOLDOUT_NAME,
+    ExperimentEntry,
+    HoldoutEntry,
+    TargetEntry,
+    sealed_experiment,
+)
 from control.rollout.tenant import Mutation, Tenant, overlay, tombstone_message
 from control.store.base import (
     AlreadyExists,
@@ -47,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Close = Callable[[Mutation], Mutation]
+Entry = TargetEntry | ExperimentEntry | HoldoutEntry
 
 
 def _unchanged(mutation: Mutation) -> Mutation:
@@ -239,6 +247,8 @@ class Ledger:
                 tenant.latest.pop(name, None)
             else:
                 tenant.experiments[name] = experiment
+        if mutation.holdout is not None:
+            tenant.holdout = mutation.holdout
         for mark in mutation.epochs:
             tenant.epochs[mark.experiment] = max(mark.epoch, tenant.epochs.get(mark.experiment, 0))
         for tombstone in mutation.tombstones:
@@ -329,10 +339,12 @@ class Ledger:
         return True
 
 
-def _entries(tenant: Tenant, mutation: Mutation) -> list[TargetEntry | ExperimentEntry | None]:
-    held: list[TargetEntry | ExperimentEntry | None] = []
+def _entries(tenant: Tenant, mutation: Mutation) -> list[Entry | None]:
+    held: list[Entry | None] = []
     held.extend(tenant.targets.get(name) for name in mutation.targets)
     held.extend(tenant.experiments.get(name) for name in mutation.experiments)
+    if mutation.holdout is not None:
+        held.append(tenant.holdout)
     return held
 
 
@@ -373,10 +385,14 @@ def _change(
     """
     puts: list[PutResource] = []
     deletes: list[DeleteResource] = []
-    for kind, entries, current in (
+    holdouts = {HOLDOUT_NAME: mutation.holdout} if mutation.holdout else {}
+    held = {HOLDOUT_NAME: tenant.holdout} if tenant.holdout else {}
+    changes: tuple[tuple[Kind, Mapping[str, Entry | None], Mapping[str, Entry]], ...] = (
         (Kind.TARGET, mutation.targets, tenant.targets),
         (Kind.EXPERIMENT, mutation.experiments, tenant.experiments),
-    ):
+        (Kind.HOLDOUT, holdouts, held),
+    )
+    for kind, entries, current in changes:
         for name, entry in entries.items():
             before = current.get(name)
             expect: str | Expect = Expect.ABSENT if before is None else before.resource.etag
@@ -404,4 +420,4 @@ def _only_snapshots(change: Change) -> bool:
 
 
 def _resource_name(kind: Kind, tenant: str, name: str) -> str:
-    return f"tenants/{tenant}/{kind}s/{name}"
+    return holdout_name(tenant) if kind is Kind.HOLDOUT else f"tenants/{tenant}/{kind}s/{name}"

@@ -124,12 +124,13 @@ class Resources:
         spec = model.target_with_defaults(wanted.spec)
         if spec.match != entry.spec.match:
             _check_rivals(tenant, entry.name, spec)
+        # The match is who is eligible; the baseline is what the layer `models` compares with.
         live = tenant.live_on(entry.name)
-        for field in ("match", "baseline"):
-            if live and getattr(spec, field) != getattr(entry.spec, field):
-                # The baseline is the running experiment's control, the match is who is eligible.
-                message = f"spec.{field} cannot change while experiment {live[0].name} runs"
-                raise precondition("TARGET_IN_USE", message, experiment=live[0].name)
+        routed = [other for other in live if other.layer == contract.LAYER_MODELS]
+        for field, users in (("match", live), ("baseline", routed)):
+            if users and getattr(spec, field) != getattr(entry.spec, field):
+                message = f"spec.{field} cannot change while experiment {users[0].name} runs"
+                raise precondition("TARGET_IN_USE", message, experiment=users[0].name)
         changed = spec != entry.spec
         resource = replace(
             entry.resource,

@@ -6,6 +6,7 @@ JSON (`control.rollout.codec`), because a decision is replayed from it.
 
 from dataclasses import dataclass, field
 
+from control.rollout import codec
 from control.rollout.words import Gate, Kind
 from turnout import contract
 
@@ -190,6 +191,7 @@ class Seen:
         exemplars: At most a few per variant and kind.
         snapshot_version: The tenant's version that serves now.
         code_version: Of the control plane.
+        baseline_moved: The target's baseline is no longer what control is pinned to.
     """
 
     variants: dict[str, VariantSeen] = field(default_factory=dict)
@@ -200,6 +202,7 @@ class Seen:
     exemplars: tuple[Exemplar, ...] = ()
     snapshot_version: int = 0
     code_version: str = ""
+    baseline_moved: bool = field(default=False, metadata=codec.ADDED)
 
 
 # A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -16,7 +16,7 @@ from control import snapshot
 from control.evidence import Evidence
 from control.journal import Journal
 from control.rollout.decide import Decision
-from control.rollout.entries import ExperimentEntry, TargetEntry
+from control.rollout.entries import ExperimentEntry, HoldoutEntry, TargetEntry
 from control.rollout.seen import Seen
 from control.store.base import (
     AlertRecord,
@@ -82,6 +82,7 @@ class Tenant:
     Attributes:
         name: DNS label.
         targets, experiments: By id.
+        holdout: As it is for experiments that start now; None = nobody ever set one.
         tombstones: Highest of each experiment.
         epochs: Highest epoch ever used under a name, deleted experiments included.
         version: Last snapshot version that was given out, published or not.
@@ -98,6 +99,7 @@ class Tenant:
     ahead: Ahead | None = None
     targets: dict[str, TargetEntry] = field(default_factory=dict)
     experiments: dict[str, ExperimentEntry] = field(default_factory=dict)
+    holdout: HoldoutEntry | None = None
     tombstones: dict[str, TombstoneRecord] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     version: int = 0
@@ -124,10 +126,11 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """What one command or decision changes; None as an entry = deleted."""
+    """What one command or decision changes; an entry of None is deleted, no holdout is kept."""
 
     targets: Mapping[str, TargetEntry | None] = field(default_factory=dict)
     experiments: Mapping[str, ExperimentEntry | None] = field(default_factory=dict)
+    holdout: HoldoutEntry | None = None
     epochs: tuple[EpochMark, ...] = ()
     tombstones: tuple[TombstoneRecord, ...] = ()
     decisions: tuple[DecisionRecord, ...] = ()
@@ -143,11 +146,9 @@ def overlay(tenant: Tenant, mutation: Mutation) -> Snapshot:
     tombstones = dict(tenant.tombstones)
     for tombstone in mutation.tombstones:
         tombstones[tombstone.experiment] = tombstone
-    running = [
-        running_experiment(entry)
-        for entry in experiments.values()
-        if entry is not None and entry.run.live
-    ]
+    live = [entry for entry in experiments.values() if entry is not None and entry.run.live]
+    mirroring = mirroring_experiments(live)
+    running = [running_experiment(entry, mirrors=entry.name in mirroring) for entry in live]
     return snapshot.build(
         tenant.name,
         0,
@@ -157,12 +158,34 @@ def overlay(tenant: Tenant, mutation: Mutation) -> Snapshot:
     )
 
 
-def running_experiment(entry: ExperimentEntry) -> snapshot.RunningExperiment:
-    """A live experiment as the snapshot takes it."""
+def mirroring_experiments(live: Iterable[ExperimentEntry]) -> set[str]:
+    """Names of the live experiments whose copies are made: one of each target.
+
+    The one that started first: nobody takes a shadow over from an experiment that has it.
+    """
+    first: dict[str, ExperimentEntry] = {}
+    for entry in sorted(live, key=lambda entry: (entry.run.start_ms, entry.name)):
+        if entry.run.shadow_variant:
+            first.setdefault(entry.spec.target, entry)
+    return {entry.name for entry in first.values()}
+
+
+def running_experiment(
+    entry: ExperimentEntry, *, mirrors: bool = True
+) -> snapshot.RunningExperiment:
+    """A live experiment as the snapshot takes it.
+
+    Args:
+        entry: The experiment.
+        mirrors: False while it waits for another one's shadow to end.
+    """
     run = entry.run
-    shadow = None
-    if run.shadow_variant:
+    shadow = holdout = None
+    if run.shadow_variant and mirrors:
         shadow = (run.shadow_variant, run.shadow_ppm / contract.BUCKET_COUNT)
+    if entry.state.holdout_ppm:
+        fraction = entry.state.holdout_ppm / contract.BUCKET_COUNT
+        holdout = (entry.state.holdout_salt, fraction)
     return snapshot.RunningExperiment(
         name=entry.name,
         spec=entry.spec,
@@ -172,6 +195,8 @@ def running_experiment(entry: ExperimentEntry) -> snapshot.RunningExperiment:
         shadow=shadow,
         baseline=entry.baseline,
         step=run.step,
+        layer_ranges=entry.layer_ranges,
+        holdout=holdout,
     )
 
 

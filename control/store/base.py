@@ -26,6 +26,7 @@ class Kind(StrEnum):
 
     TARGET = "target"
     EXPERIMENT = "experiment"
+    HOLDOUT = "holdout"
 
 
 class JournalKind(StrEnum):
@@ -89,7 +90,7 @@ class Conflict(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A target or an experiment.
+    """A target, an experiment or a holdout.
 
     Attributes:
         kind: What it is.

@@ -280,18 +280,10 @@ UNIMPLEMENTED = {
     ),
     "spec.safety.autonomous": EXPERIMENT_SPEC + "safety: {autonomous: true}\n",
     "spec.strata": EXPERIMENT_SPEC + "strata: [{name: new, all: [{header: x-age, equals: new}]}]\n",
-    "spec.layer.name": changed(', upstream: {address: "127.0.0.1:8002"}', "")
-    + "layer: {name: other, reserve: 1.0}\n",
-    "spec.layer.reserve": EXPERIMENT_SPEC + "layer: {name: models, reserve: 0.5}\n",
     "spec.steps[0].canary.onUndecided": changed(
         CANARY,
         "- canary: {split: {v2: 0.05}, for: 3600s, onUndecided: ON_UNDECIDED_ROLLBACK}",
     ),
-    "spec.overrides": EXPERIMENT_SPEC + "overrides: [{units: [alice], variant: v2}]\n",
-    "spec.holdouts": EXPERIMENT_SPEC + "holdouts: [{name: all, fraction: 0.1}]\n",
-    "spec.unit.jwtClaim": changed(UNIT, "unit: {jwtClaim: sub}"),
-    "spec.unit.session": changed(UNIT, "unit: {session: sid}"),
-    "spec.unit.queryParameter": changed(UNIT, "unit: {queryParameter: user}"),
     "spec.metrics.guardrails[0].metric": EXPERIMENT_SPEC
     + "metrics: {guardrails: [{metric: conversions}]}\n",
     "spec.metrics.primary.metric": EXPERIMENT_SPEC + "metrics: {primary: {metric: revenue}}\n",
@@ -308,17 +300,6 @@ async def test_feature_is_unimplemented_by_name_when_asked_for(api: Api, feature
     assert feature in violations(refused.value)
     listed = await api.experiments.ListExperiments(service.ListExperimentsRequest(parent=PARENT))
     assert not listed.experiments
-
-
-async def test_target_is_unimplemented_when_it_matches_by_model(api: Api) -> None:
-    """By name."""
-    message = target()
-    message.spec.match.model_name = "fraud"
-    message.spec.match.model_version = "1"
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await api.create_target(message)
-    assert refused.value.code() is CODE.UNIMPLEMENTED
-    assert set(violations(refused.value)) == {"spec.match.modelName", "spec.match.modelVersion"}
 
 
 async def test_all_features_are_named_when_several_are_unimplemented(api: Api) -> None:

@@ -999,6 +999,7 @@ class ExperimentStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
     WINNER_FIELD_NUMBER: _builtins.int
+    HOLDOUT_FRACTION_FIELD_NUMBER: _builtins.int
     state: Global___State.ValueType
     step: _builtins.int
     """Index into spec.steps."""
@@ -1017,6 +1018,8 @@ class ExperimentStatus(_message.Message):
     """Snapshot version that carries this status."""
     winner: _builtins.str
     """Resource name of the variant that won, set when PROMOTED."""
+    holdout_fraction: _builtins.float
+    """Share of the units that the holdout kept out at the start; they stay out until the end."""
     @_builtins.property
     def epoch_start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1053,10 +1056,11 @@ class ExperimentStatus(_message.Message):
         reason: _builtins.str = ...,
         snapshot_version: _builtins.int = ...,
         winner: _builtins.str = ...,
+        holdout_fraction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "epoch_start_time", b"epoch_start_time", "last_decision", b"last_decision", "start_time", b"start_time", "step_start_time", b"step_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "end_time", b"end_time", "epoch", b"epoch", "epoch_start_time", b"epoch_start_time", "last_decision", b"last_decision", "observed_revision", b"observed_revision", "phase", b"phase", "reason", b"reason", "shadow_fraction", b"shadow_fraction", "shadow_variant", b"shadow_variant", "snapshot_version", b"snapshot_version", "split", b"split", "start_time", b"start_time", "state", b"state", "step", b"step", "step_start_time", b"step_start_time", "winner", b"winner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "end_time", b"end_time", "epoch", b"epoch", "epoch_start_time", b"epoch_start_time", "holdout_fraction", b"holdout_fraction", "last_decision", b"last_decision", "observed_revision", b"observed_revision", "phase", b"phase", "reason", b"reason", "shadow_fraction", b"shadow_fraction", "shadow_variant", b"shadow_variant", "snapshot_version", b"snapshot_version", "split", b"split", "start_time", b"start_time", "state", b"state", "step", b"step", "step_start_time", b"step_start_time", "winner", b"winner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
