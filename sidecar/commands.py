@@ -128,19 +128,16 @@ def run(
 
 
 def _serve(options: Options) -> None:
-    from sidecar.disk import StateError
-    from sidecar.envoydir import EnvoyDirError
-    from sidecar.metrics import MetricsError
+    from sidecar.errors import CannotRunError
     from sidecar.service import serve
     from sidecar.supervisor import FileError
-    from sidecar.workers import SocketError
 
     try:
         serve(options)
     except FileError as error:
         _tell(options.log, str(error))
         raise typer.Exit(EXIT_INVALID) from error
-    except (StateError, EnvoyDirError, SocketError, MetricsError) as error:
+    except CannotRunError as error:
         _tell(options.log, str(error))
         raise typer.Exit(EXIT_FAILED) from error
 

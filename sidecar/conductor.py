@@ -29,6 +29,8 @@ LOOK_CALM_S: Final = 1.0
 _LOOK_SOON_S: Final = 0.02
 # How long the workers' order waits for the routes of a promotion.
 ROUTES_FIRST_S: Final = 2.0
+# How long a new process looks for what the one before it had opened.
+INHERIT_S: Final = 2.0
 _IN_FLIGHT_S: Final = 0.1
 # Plans of clusters that left the snapshot and may still be routed to; far more than a day's
 # changes.
@@ -87,6 +89,8 @@ class Conductor:
         self._baselines: dict[str, str] = {}
         self._dead: dict[str, int] = {}
         self._late: asyncio.TimerHandle | None = None
+        # Until `begin`, no order is given.
+        self._begun = False
         # What a report says about Envoy.
         self.admin_error = "" if admin is not None else "no --envoy-admin: every gate is open"
         self.file_error = ""
@@ -113,6 +117,8 @@ class Conductor:
             self._clusters[target.baseline.cluster] = target.baseline
         self._gate.desire(self._config.desired())
         self.wake()
+        if not self._begun:
+            return self._config.next_generation
         if routes_first:
             self._order_late()
             return self._config.next_generation
@@ -122,6 +128,25 @@ class Conductor:
     def wake(self) -> None:
         """Something happened that may allow the next step."""
         self._woken.set()
+
+    async def begin(self, *, inherited: bool) -> None:
+        """Give the first order.
+
+        Args:
+            inherited: Another process serves with this Envoy until ours can: look until every gate
+                is open that it has opened, and take its headers for forwarded. Nothing is written:
+                Envoy's files are its own.
+        """
+        if inherited:
+            self._gate.filter_written(forwarded_inputs(self._config.live()), changed=False)
+        await self._look()
+        deadline_ms = monotonic_ms() + int(INHERIT_S * 1000)
+        while inherited and not self._gate.as_remembered() and monotonic_ms() < deadline_ms:
+            await asyncio.sleep(_LOOK_SOON_S)
+            await self._look()
+        self._begun = True
+        if self._config.payload:
+            self._order()
 
     async def run(self) -> None:
         """Step until cancelled."""
@@ -145,9 +170,7 @@ class Conductor:
             changed = opened != self._ordered[1] or self._defaults() != self._defaulted
             if changed and self._late is None:
                 self._order()
-            served = self._workers.served_generation
-            self._config.served(served)
-            if served >= self._ordered[0]:
+            if self._workers.served_generation >= self._ordered[0]:
                 self._gate.workers_serve(self._ordered[1])
             updates = self._route_updates
             if await self._write_routes():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sidecar import unsent
+from sidecar.errors import CannotRunError
 from sidecar.snapshotfile import CorruptSnapshot, decode, encode
 from sidecar.unsent import CorruptUnsent, Unsent
 from turnout.contract import TENANT_KEY_BYTES
@@ -35,7 +36,7 @@ PREVIOUS_SUFFIX: Final = ".prev"
 _PRIVATE: Final = 0o600
 
 
-class StateError(RuntimeError):
+class StateError(CannotRunError):
     """The state directory cannot be used; the message says why and what to do."""
 
 
@@ -88,15 +89,20 @@ def write_atomic(
 
 
 class StateDir:
-    """The files of one sidecar; only one supervisor may use them at a time."""
+    """The files of one sidecar; only one supervisor may write them at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lock: bool = True) -> None:
         """Create the directory if need be, prove that it can be written, lock it.
+
+        Args:
+            path: Of the directory.
+            lock: Else it is only read, until `lock`.
 
         Raises:
             StateError: Not a directory, not writable, or in use.
         """
         self.path = path
+        self.locked = False
         # Names of the files of `unsent` that are ours to remove.
         self._unsent: set[str] = set()
         try:
@@ -104,19 +110,32 @@ class StateDir:
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT, _PRIVATE)
         except OSError as error:
             raise StateError(_explain(path, error)) from error
+        if lock:
+            try:
+                self.lock()
+            except StateError:
+                os.close(self._lock)
+                raise
+
+    def lock(self) -> None:
+        """Become the one that writes.
+
+        Raises:
+            StateError: In use, or not writable.
+        """
+        probe = self.path / ".probe"
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            write_atomic(path / ".probe", b"", mode=_PRIVATE)
+            self.locked = True
+            write_atomic(probe, b"", mode=_PRIVATE)
         except BlockingIOError as error:
-            os.close(self._lock)
             raise StateError(
-                f"state directory {path} is in use by another sidecar: stop it, or give this one a "
-                "--state-dir of its own"
+                f"state directory {self.path} is in use by another sidecar: stop it, or give this "
+                "one a --state-dir of its own"
             ) from error
         except OSError as error:
-            os.close(self._lock)
-            raise StateError(_explain(path, error)) from error
-        (path / ".probe").unlink(missing_ok=True)
+            raise StateError(_explain(self.path, error)) from error
+        probe.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another supervisor use the directory."""

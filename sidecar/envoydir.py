@@ -13,11 +13,12 @@ from typing import Final
 
 from sidecar.disk import write_atomic
 from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
+from sidecar.errors import CannotRunError
 
 _FILES: Final = (CLUSTERS_FILE, ROUTES_FILE, FILTER_FILE)
 
 
-class EnvoyDirError(RuntimeError):
+class EnvoyDirError(CannotRunError):
     """Envoy's directory cannot be used; the message says why."""
 
 

@@ -123,6 +123,10 @@ class Gate:
         # What comes anew waits for a fresh look at Envoy.
         self._latched = {name: c for name, c in self._latched.items() if name in names}
 
+    def remember(self, latches: Mapping[str, Iterable[str]]) -> None:
+        """What an earlier process had open is another than was said at first."""
+        self._remembered = {name: frozenset(clusters) for name, clusters in latches.items()}
+
     def observe(
         self, healthy_hosts: Mapping[str, int], *, filter_reloads: int, now_ms: int
     ) -> None:
@@ -187,6 +191,14 @@ class Gate:
             (enrolment.experiment, enrolment.epoch)
             for enrolment in self._desired.enrolments
             if not self._waiting(enrolment) and enrolment.headers <= self._headers
+        )
+
+    def as_remembered(self) -> bool:
+        """Whether every gate is open that an earlier process had opened."""
+        return not any(
+            self._waiting(enrolment)
+            for enrolment in self._desired.enrolments
+            if enrolment.clusters <= self._remembered.get(enrolment.experiment, frozenset())
         )
 
     def routes(self) -> Routes | None:

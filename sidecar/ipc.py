@@ -1,7 +1,8 @@
 """Frames between a supervisor and its workers, over a Unix socket pair.
 
-Owns the framing and the four kinds of message. Refuses to know what a plan or a delta means. Both
-ends are one installation and are started together, so there is no version negotiation.
+Owns the framing and the kinds of message. Refuses to know what a plan or a delta means. Both ends
+are one installation and are started together, so there is no version negotiation: an upgrade brings
+its own workers along.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class Kind(IntEnum):
     APPLIED = 2  # worker -> supervisor: a PlanReport
     HEARTBEAT = 3  # worker -> supervisor: empty
     DELTA = 4  # worker -> supervisor: an encoded FoldDelta
+    SERVE = 5  # supervisor -> worker: empty; take the socket, as soon as there is a plan
+    RETIRE = 6  # supervisor -> worker: empty; another has the socket: drain, and end
 
 
 class FrameError(ValueError):
@@ -96,11 +99,13 @@ class PlanReport:
         generation: Of the order.
         version: Of the snapshot that serves now; 0 = none.
         error: Empty = the plan serves. Otherwise the plan that served before serves on.
+        listening: Whether the worker has taken its socket.
     """
 
     generation: int
     version: int
     error: str = ""
+    listening: bool = False
 
     def encode(self) -> bytes:
         """A frame's payload."""

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sidecar.clock import monotonic_ms
+from sidecar.errors import CannotRunError
 from sidecar.subscription import ConfigState
 from turnout import __version__
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _PREFIX: Final = "turnout_sidecar_"
 
 
-class MetricsError(RuntimeError):
+class MetricsError(CannotRunError):
     """The metrics cannot be served there; the message names the address."""
 
 

@@ -11,14 +11,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from sidecar.admin import Admin, EnvoyState
 from sidecar.clock import monotonic_ms, now_ms
 from sidecar.conductor import Conductor
 from sidecar.config import Config, judge
 from sidecar.deltas import DeltaLog, MalformedDelta, decode
-from sidecar.disk import ENVOY_FILE, GATES_FILE, StateDir, new_key
+from sidecar.disk import ENVOY_FILE, GATES_FILE, StateDir, StateError, new_key
 from sidecar.envoydir import EnvoyDir
 from sidecar.evidence import Evidence
 from sidecar.gate import Gate
@@ -26,6 +26,7 @@ from sidecar.options import Options
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot
 from sidecar.snapshotfile import decode as unframe
+from sidecar.sockets import SocketError
 from sidecar.subscription import (
     Acked,
     Apply,
@@ -55,6 +56,8 @@ COLLECT_S: Final = 1.0
 BATCH_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX - 4_096
 # Workers drain for 1.2 s; then they are killed.
 STOP_WORKERS_S: Final = 4.0
+# Many times what a worker needs on a busy machine.
+COME_UP_S: Final = 20.0
 
 
 class FileError(RuntimeError):
@@ -65,14 +68,18 @@ class Supervisor:
     """One sidecar."""
 
     def __init__(self, options: Options) -> None:
-        """Open the directories; nothing is served before `run`.
+        """Open the directories; nothing is started before `start`, nothing written before `own`.
 
         Raises:
             StateError: The state directory cannot be used.
             EnvoyDirError: Envoy's directory cannot be used.
         """
         self.options = options
-        self.state = StateDir(options.state_dir) if options.state_dir else None
+        self.state = StateDir(options.state_dir, lock=False) if options.state_dir else None
+        # Whether state directory and Envoy's counters are ours: not while another still serves.
+        self.owns = False
+        # Another has taken over: what is left is to drain and to write down the last counts.
+        self.handed_over = False
         self.config = Config()
         identity = Identity(options.node, options.instance_id, options.tenant, __version__)
         self.subscription = Subscription(identity, judge=partial(judge, tenant=options.tenant))
@@ -97,7 +104,6 @@ class Supervisor:
             on_look=self._on_look,
             on_step=self._tell,
         )
-        self.stopping = asyncio.Event()
         # Set at every acknowledgement of a batch.
         self.acknowledged = asyncio.Event()
         self.malformed_deltas = 0
@@ -105,7 +111,7 @@ class Supervisor:
         self._counter: EnvoyCounter | None = None
         self._envoy_start_ms = 0
         # What earlier supervisors knew of their Envoys; of ours: in the newest batch, on disk.
-        self._known = _accounted(self.state.load_json(ENVOY_FILE) if self.state else None)
+        self._known: list[Accounted] = []
         self._accounted: Accounted | None = None
         self._saved_accounted: Accounted | None = None
         # Names of the batches that are on disk, or will be soon.
@@ -123,11 +129,31 @@ class Supervisor:
 
     # -- Configuration ---------------------------------------------------------------------------
 
-    def load_state(self) -> None:
-        """Serve what is on disk, if there is something; before `run`."""
+    def own(self) -> None:
+        """Become the one that writes and counts, where the one before has left off.
+
+        Raises:
+            StateError: Another has the state directory, or it cannot be written.
+        """
+        if self.state is not None:
+            self.state.lock()
+            self._known = _accounted(self.state.load_json(ENVOY_FILE))
+            self._load_unsent(self.state)
+        self.owns = True
+        self._saving.set()
+
+    def load_state(self, *, strict: bool = False) -> None:
+        """Serve what is on disk, if there is something.
+
+        Args:
+            strict: Another process serves it: better that one than nothing.
+
+        Raises:
+            StateError: It is refused, and `strict`.
+        """
         if self.state is None:
             return
-        self._load_unsent(self.state)
+        self.gate.remember(_latches(self.state.load_json(GATES_FILE)))
         buried = self.state.load_tombstones()
         snapshot = self.state.load_snapshot()
         for problem in (*buried.problems, *snapshot.problems):
@@ -145,6 +171,8 @@ class Supervisor:
                 snapshot.payload, key, tombstones, now_ms=monotonic_ms()
             )
         except InvalidSnapshot as error:
+            if strict:
+                raise StateError(f"the snapshot that is served is refused: {error}") from error
             _LOG.error("the snapshot on disk is not served: %s", error)
             return
         self.perform(effects)
@@ -221,35 +249,66 @@ class Supervisor:
 
     # -- Run and stop ----------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Serve until `stopping` is set; workers have drained when this returns.
+    async def prepared(self) -> None:
+        """Wait until every worker has the newest plan, whether or not it serves yet.
 
         Raises:
-            SocketError: The workers cannot listen.
+            SocketError: They did not come up within the time that a start may take.
+            StateError: They refuse the plan.
         """
-        await self.workers.start()
-        tasks = [
-            asyncio.create_task(self.conductor.run()),
-            asyncio.create_task(self._keep_saving()),
-        ]
-        stop = asyncio.create_task(self.stopping.wait())
+        await self._until(lambda: self.workers.prepared)
+        if errors := self.workers.errors:
+            raise StateError(f"this version's workers refuse what is served: {'; '.join(errors)}")
+
+    async def listening(self) -> None:
+        """Wait until every worker has its socket.
+
+        Raises:
+            SocketError: They did not come up within the time that a start may take.
+        """
+        await self._until(lambda: self.workers.listening)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         try:
-            # A part that fails is a bug: stop whole, rather than serve half.
-            await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await self.workers.stop(STOP_WORKERS_S)
-            failed = [task.exception() for task in tasks if task.done() and not task.cancelled()]
-            futures: list[asyncio.Future[Any]] = [*tasks, stop, *self._confirming]
-            for future in futures:
-                future.cancel()
-            await asyncio.gather(*futures, return_exceptions=True)
-        for error in failed:
-            if error is not None:
-                raise error
+            async with asyncio.timeout(COME_UP_S):
+                await self.workers.until(condition)
+        except TimeoutError:
+            raise SocketError(f"the workers did not come up within {COME_UP_S:g} s") from None
+
+    def reload_state(self) -> bool:
+        """Read again what another wrote until it froze; whether the workers get another plan."""
+        if self.state is None or self.options.snapshot is not None:
+            return False
+        before = (self.config.payload, self.config.key, dict(self.config.dead))
+        self.load_state(strict=True)
+        return before != (self.config.payload, self.config.key, dict(self.config.dead))
+
+    async def run(self) -> None:
+        """Lead Envoy and workers, and keep the disk up to date, until cancelled."""
+        # A part that fails is a bug: stop whole, rather than serve half.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.conductor.run())
+            group.create_task(self._keep_saving())
+
+    async def settle(self) -> None:
+        """Have everything on disk that another must know to take over.
+
+        Raises:
+            OSError: The disk is full, ...
+        """
+        if self.state is not None:
+            await asyncio.to_thread(self._save_now, self.state)
+
+    async def stop(self) -> None:
+        """Let the workers drain."""
+        await self.workers.stop(STOP_WORKERS_S, retire=self.handed_over)
+        for task in self._confirming:
+            task.cancel()
+        await asyncio.gather(*self._confirming, return_exceptions=True)
 
     def close(self) -> None:
         """Write what is still to be written, and let go of files."""
-        if self.state is not None:
+        if self.state is not None and self.owns:
             left = len(self.deltas.pending())
             self._keep_unsent(self.state, all_=True)
             try:
@@ -261,8 +320,9 @@ class Supervisor:
                 _LOG.error("the state directory cannot be written: %s", error)
                 if left:
                     _LOG.error("%d batch(es) of counts were not acknowledged: lost", left)
+        if self.state is not None:
             self.state.close()
-        self.workers.close()
+        self.workers.close(keep_sockets=self.handed_over or not self.owns)
 
     # -- Evidence --------------------------------------------------------------------------------
 
@@ -272,7 +332,10 @@ class Supervisor:
         Args:
             last: The workers are gone: nothing waits for what could still come.
         """
+        # Who leaves is counted once more before its slot passes to another.
+        served = self.workers.served_generation
         grown = self.workers.take_decided(self.config.counting())
+        self.config.served(served)
         self.evidence.add_decided(grown, now_ms())
         delta = self.evidence.take(monotonic_ms(), last=last)
         if self._counter is not None:
@@ -297,6 +360,8 @@ class Supervisor:
             _LOG.error("a worker's delta is lost: %s", error)
 
     def _on_look(self, state: EnvoyState) -> None:
+        if not self.owns:
+            return  # the one before us still accounts for them
         self._envoy_start_ms = now_ms() - state.uptime_s * 1000
         if self._counter is None:
             self._counter = EnvoyCounter(accounted_of(self._known, self._envoy_start_ms))
@@ -377,7 +442,7 @@ class Supervisor:
             await self._saving.wait()
             self._saving.clear()
             try:
-                if self.state is not None:
+                if self.state is not None and self.owns:
                     await asyncio.to_thread(self._save_now, self.state)
                 self.state_error = ""
             except OSError as error:

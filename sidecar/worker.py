@@ -25,6 +25,7 @@ from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_fra
 from sidecar.listen import Listen
 from sidecar.plan import InvalidSnapshot, Plan, decode_snapshot
 from sidecar.protocol import SERVER_DEFAULT, Server, ServerKind, make_server
+from sidecar.watchdog import Watchdog
 from sidecar.work import Work
 from turnout.logs import LogFormat, LogLevel, Style, configure
 
@@ -43,30 +44,44 @@ UNREAD_BYTES_MAX: Final = 8 * 1024 * 1024
 class Worker:
     """The tasks around a Work: orders in, heartbeats and deltas out."""
 
-    def __init__(self, work: Work, server: Server) -> None:
+    def __init__(self, work: Work, server: Server, watchdog: Watchdog) -> None:
         """Nothing runs before `run`."""
         self._work = work
         self._server = server
+        self._watchdog = watchdog
         self._stopping = asyncio.Event()
+        # Of orders that wait only the newest counts.
+        self._newest: PlanOrder | None = None
+        self._ordered = asyncio.Event()
+        # Set when the supervisor wants us on our socket, and when the first order was carried out.
+        self._wanted = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._listening = False
         self._generation = 0
+        self._error = ""
 
     async def run(self, link: socket.socket) -> None:
-        """Serve until SIGTERM, or until the supervisor is gone."""
+        """Serve until told to retire, until SIGTERM, or until the supervisor is gone."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
         # ^C goes to the whole process group; the supervisor decides what it means.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
+        self._watchdog.start()
         reader, writer = await asyncio.open_unix_connection(sock=link)
-        # The first plan is built before the socket is there: no request meets an empty worker that
-        # could have been ready a moment later.
         tasks = [
-            asyncio.create_task(self._obey(reader, writer)),
+            asyncio.create_task(self._hear(reader)),
+            asyncio.create_task(self._obey(writer)),
+            asyncio.create_task(self._listen(writer)),
             asyncio.create_task(self._beat(writer)),
             asyncio.create_task(self._flush(writer)),
         ]
         try:
-            await self._stopping.wait()
-            await self._server.drain(DRAIN_S)
+            # A part that fails is a bug: end whole, and be replaced.
+            stop = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            # Heartbeats and deltas go on meanwhile.
+            if self._listening:
+                await self._server.drain(DRAIN_S)
         finally:
             for task in tasks:
                 task.cancel()
@@ -77,31 +92,63 @@ class Worker:
             writer.close()
             await writer.wait_closed()
 
-    async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Apply orders one after the other, the newest of those that wait."""
-        started = False
+    def _stop(self) -> None:
+        """Drain for good: Envoy is to ask others from now on."""
+        self._work.retire()
+        self._stopping.set()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        """Take what the supervisor says."""
         try:
             while True:
                 kind, payload = await read_frame(reader)
-                if kind is not Kind.PLAN:
+                if kind is Kind.PLAN:
+                    self._newest = PlanOrder.decode(payload)
+                    self._ordered.set()
+                elif kind is Kind.SERVE:
+                    self._wanted.set()
+                elif kind is Kind.RETIRE:
+                    # Another has our socket, and Envoy's health checks are to stay content.
+                    self._stopping.set()
+                else:
                     raise FrameError(f"a worker takes no {kind.name}")
-                order = PlanOrder.decode(payload)
-                error = await self._apply(order) if order.snapshot else ""
-                if not started:
-                    await self._server.start()
-                    started = True
-                serving = self._work.plan
-                report = PlanReport(order.generation, serving.version if serving else 0, error)
-                _say(writer, Kind.APPLIED, report.encode())
         except (asyncio.IncompleteReadError, ConnectionError):
-            _LOG.info("the supervisor is gone: draining")
+            if not self._stopping.is_set():
+                _LOG.info("the supervisor is gone: draining")
+                self._stop()
+
+    async def _obey(self, writer: asyncio.StreamWriter) -> None:
+        """Carry out the newest order, again and again."""
+        while True:
+            await self._ordered.wait()
+            self._ordered.clear()
+            order, self._newest = self._newest, None
+            assert order is not None
+            self._error = await self._apply(order) if order.snapshot else ""
+            self._generation = order.generation
+            self._settled.set()
+            # What was not to be seen before the socket is there is said with it.
+            self._report(writer)
+
+    async def _listen(self, writer: asyncio.StreamWriter) -> None:
+        """Take the socket once it is wanted and the first plan is there.
+
+        No request meets an empty worker that could have been ready a moment later.
+        """
+        await self._wanted.wait()
+        await self._settled.wait()
+        try:
+            await self._server.start()
         except OSError as error:
             _LOG.error("cannot serve: %s", error)
-        finally:
             self._stopping.set()
+            return
+        self._listening = True
+        self._report(writer)
+        await asyncio.Event().wait()
 
     async def _apply(self, order: PlanOrder) -> str:
-        """Build off the loop, then swap; the reason why not, if not."""
+        """Build between requests, then swap; the reason why not, if not."""
         try:
             plan = await asyncio.to_thread(_build, order)
         except (InvalidSnapshot, ValueError) as error:
@@ -111,8 +158,15 @@ class Worker:
         gc.freeze()
         return ""
 
+    def _report(self, writer: asyncio.StreamWriter) -> None:
+        serving = self._work.plan
+        version = serving.version if serving else 0
+        report = PlanReport(self._generation, version, self._error, self._listening)
+        _say(writer, Kind.APPLIED, report.encode())
+
     async def _beat(self, writer: asyncio.StreamWriter) -> None:
         while True:
+            self._watchdog.beat()
             if _unread(writer) < UNREAD_BYTES_MAX:
                 _say(writer, Kind.HEARTBEAT)
             await asyncio.sleep(HEARTBEAT_S)
@@ -167,7 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     work = Work(CounterFile(options.counters))
 
     async def run() -> None:
-        worker = Worker(work, make_server(options.server, options.listen, work))
+        worker = Worker(work, make_server(options.server, options.listen, work), Watchdog())
         await worker.run(socket.socket(fileno=options.link))
 
     uvloop.run(run())

@@ -1,7 +1,8 @@
 """The worker processes of one sidecar.
 
-Owns their life: start, hand over the plan, notice that one died or fell silent, kill, restart,
-drain. Owns their memory files, which outlive them. Refuses to look into a plan or a delta.
+Owns who serves at each place: starts them, hands over the plan, replaces one that died or fell
+silent, and all of them, without a gap, when asked. Refuses to look into a plan or a delta; one
+process and its memory file are `workerlife`'s.
 """
 
 from __future__ import annotations
@@ -9,55 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from sidecar.clock import monotonic_ms
-from sidecar.counters import CounterFile, CounterReader, Key
-from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
+from sidecar.counters import Key
+from sidecar.ipc import Kind, PlanOrder
 from sidecar.listen import Listen
 from sidecar.protocol import SERVER_DEFAULT, ServerKind
+from sidecar.sockets import check_place, check_socket
+from sidecar.workerlife import SILENCE_MS, START_MS, Life, Place
 from turnout.logs import PLAIN, Style
 
 _LOG = logging.getLogger(__name__)
 
-SILENCE_MS: Final = 2_000
-# Imports on a busy machine; a worker that hangs before its first heartbeat is rare and not urgent.
-START_MS: Final = 30_000
 _LOOK_S: Final = 0.1
 # A worker that lived shorter than this crashed on its own: it is restarted, but ever later.
 _STEADY_MS: Final = 5_000
 _BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-# The path of a Unix socket fits into 108 bytes, with its NUL; ours needs a temporary name beside
-# it.
-SOCKET_PATH_BYTES_MAX: Final = 90
-_PROBE_S: Final = 3.0
-
-
-class SocketError(RuntimeError):
-    """The workers cannot listen there; the message says why and what to do."""
+# One that was replaced drains for 1.2 s; then it is killed.
+_RETIRE_S: Final = 4.0
 
 
 class _Slot:
     """What stays when a worker process is replaced."""
 
-    def __init__(self, index: int, listen: Listen) -> None:
-        self.index = index
-        self.listen = listen
-        self.counters = CounterFile.create(f"turnout-decided-{index}")
-        self.decided = CounterReader(self.counters)
-        self.process: asyncio.subprocess.Process | None = None
-        self.writer: asyncio.StreamWriter | None = None
-        # 0 = no heartbeat yet.
-        self.heard_ms = 0
-        self.started_ms = 0
-        self.report: PlanReport | None = None
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        # Who serves, or is about to.
+        self.life: Life | None = None
         self.failures = 0
 
 
@@ -84,16 +67,23 @@ class Workers:
             server: Which server they run.
             log: How the workers log.
         """
-        self._slots = [_Slot(i, listen.worker(i)) for i in range(count)]
+        self._slots = [_Slot(Place(i, listen.worker(i), server, log)) for i in range(count)]
         self._on_delta = on_delta
         self._on_change = on_change
-        self._log = log
-        self._server = server
-        self._order = PlanOrder(0, b"", b"")
-        self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
+        # None: nothing was said yet.
+        self._order: PlanOrder | None = None
+        self._serving = False
+        # Everybody who runs: also who drains, or is about to take over.
+        self._running: dict[Life, asyncio.Task[None]] = {}
+        # Who ended, until its last counts are taken.
+        self._ended: list[Life] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._replacing = asyncio.Lock()
+        self._stopping = asyncio.Event()
         self._progress = asyncio.Event()
         self.restarts = 0
+        # How often all were replaced because somebody asked for it.
+        self.replacements = 0
 
     # -- What is known -----------------------------------------------------------------------------
 
@@ -105,228 +95,245 @@ class Workers:
     @property
     def ready(self) -> int:
         """Workers that serve a plan."""
-        return sum(slot.report is not None and slot.report.version > 0 for slot in self._slots)
+        return sum(
+            life.report is not None and life.report.version > 0 and life.listening
+            for life in self._current()
+        )
+
+    @property
+    def prepared(self) -> bool:
+        """Whether every worker has the newest order, whether or not it serves yet."""
+        wanted = self._order.generation if self._order is not None else 0
+        reports = [life.report for life in self._current()]
+        return len(reports) == self.count and all(
+            report is not None and report.generation >= wanted for report in reports
+        )
+
+    @property
+    def listening(self) -> bool:
+        """Whether every worker has its socket."""
+        return sum(life.listening for life in self._current()) == self.count
 
     @property
     def served_generation(self) -> int:
-        """The oldest order that some serving worker still serves; 0 = none serves."""
-        reports = [slot.report for slot in self._slots if slot.report is not None]
+        """The oldest order that some worker still serves, or drains with; 0 = none serves."""
+        reports = [life.report for life in self._running if life.report is not None]
         return min((report.generation for report in reports), default=0)
 
     @property
     def errors(self) -> list[str]:
         """Why workers did not take the current plan."""
-        reports = [slot.report for slot in self._slots]
+        reports = [life.report for life in self._current()]
         return sorted({report.error for report in reports if report is not None and report.error})
 
     def pids(self) -> list[int]:
         """Process ids of the running workers."""
-        return [slot.process.pid for slot in self._slots if slot.process is not None]
+        return [life.pid for life in self._current() if life.pid is not None]
 
     def take_decided(self, keys: Mapping[Key, int]) -> dict[Key, int]:
         """Answers given since the last call, all workers together, dead ones included."""
         total: Counter[Key] = Counter()
-        for slot in self._slots:
-            total.update(slot.decided.take(keys))
+        for life in (*self._running, *self._ended):
+            total.update(life.decided.take(keys))
+        for life in self._ended:
+            life.close()
+        self._ended.clear()
         return dict(total)
+
+    def _current(self) -> Iterator[Life]:
+        return (slot.life for slot in self._slots if slot.life is not None)
 
     # -- What to do --------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Start all workers; returns at once.
+    async def claim(self) -> None:
+        """See whether the sockets can be ours; nothing is started.
 
         Raises:
-            SocketError: Another live server has one of the sockets, or it cannot be made there.
+            SocketError: Another live server has one of them, or it cannot be made there.
         """
         for slot in self._slots:
-            if slot.listen.path is not None:
-                await _check_socket(slot.listen.path)
-        self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
-        self._tasks.append(asyncio.create_task(self._watch()))
+            if slot.place.listen.path is not None:
+                await check_socket(slot.place.listen.path)
+
+    def claim_from_predecessor(self) -> None:
+        """The same, when a live server is there and gives them up.
+
+        Raises:
+            SocketError: They cannot be made there.
+        """
+        for slot in self._slots:
+            if slot.place.listen.path is not None:
+                check_place(slot.place.listen.path)
+
+    def start(self) -> None:
+        """Start all workers; they take no socket before `serve`. Returns at once."""
+        for slot in self._slots:
+            self._begin(slot)
+        self._watching = asyncio.create_task(self._watch())
+
+    def serve(self) -> None:
+        """Let the workers take their sockets, each as soon as it has its plan."""
+        self._serving = True
+        if self._order is None:
+            self.order(PlanOrder(0, b"", b""))
+        for life in self._current():
+            life.say(Kind.SERVE)
 
     async def served(self, generation: int) -> None:
         """Wait until every serving worker, and at least one, serves this order or a later one."""
         while self.served_generation < generation:
             await self._progress.wait()
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition on what the workers report."""
+        while not condition():
+            await self._progress.wait()
+
     def order(self, order: PlanOrder) -> None:
         """Hand a plan to all workers, now and after every restart."""
         self._order = order
-        payload = frame(Kind.PLAN, order.encode())
-        for slot in self._slots:
-            if slot.writer is not None and not slot.writer.is_closing():
-                slot.writer.write(payload)
+        payload = order.encode()
+        for life in self._running:
+            life.say(Kind.PLAN, payload)
 
-    async def stop(self, grace_s: float) -> None:
-        """Let all drain; kill what is left after `grace_s` seconds."""
-        self._stopping = True
-        running = [slot for slot in self._slots if slot.process is not None]
-        for slot in running:
-            _signal(slot, signal.SIGTERM)
-        keepers = self._tasks[:-1]
-        if keepers:
-            _, late = await asyncio.wait(keepers, timeout=grace_s)
+    async def replace(self) -> bool:
+        """Replace all workers by new processes, one after the other, without a gap.
+
+        Returns:
+            Whether all were; a worker whose successor does not come up serves on.
+        """
+        async with self._replacing:
+            for slot in self._slots:
+                if self._stopping.is_set() or not await self._replace(slot):
+                    return False
+            self.replacements += 1
+        return True
+
+    async def stop(self, grace_s: float, *, retire: bool = False) -> None:
+        """Let all drain; kill what is left after `grace_s` seconds.
+
+        Args:
+            grace_s: For each.
+            retire: Others have their sockets already: Envoy need not look elsewhere.
+        """
+        self._stopping.set()
+        running = dict(self._running)
+        for life in running:
+            life.retiring = True
+            if retire:
+                life.say(Kind.RETIRE)
+            else:
+                life.signal(signal.SIGTERM)
+        if running:
+            _, late = await asyncio.wait(running.values(), timeout=grace_s)
             if late:
-                for slot in running:
-                    _signal(slot, signal.SIGKILL)
+                for life in running:
+                    life.signal(signal.SIGKILL)
                 await asyncio.wait(late, timeout=1.0)
-        for task in self._tasks:
+        tasks = [*self._running.values(), *([self._watching] if self._watching else ())]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def close(self) -> None:
-        """Forget the memory files; `take_decided` is over."""
+    def close(self, *, keep_sockets: bool = False) -> None:
+        """Forget the memory files; `take_decided` is over.
+
+        Args:
+            keep_sockets: They are somebody else's now.
+        """
+        for life in (*self._running, *self._ended):
+            life.close()
+        self._ended.clear()
         for slot in self._slots:
-            slot.counters.close()
-            # Never started: the sockets may be those of a live sidecar.
-            if self._tasks and slot.listen.path is not None:
-                slot.listen.path.unlink(missing_ok=True)
+            # Never served: the sockets may be those of a live sidecar.
+            if self._serving and not keep_sockets and slot.place.listen.path is not None:
+                slot.place.listen.path.unlink(missing_ok=True)
 
     # -- One worker --------------------------------------------------------------------------------
 
-    async def _keep(self, slot: _Slot) -> None:
-        """Run one worker after the other in a slot."""
-        while not self._stopping:
-            await self._run_once(slot)
-            if self._stopping:
-                return
-            self.restarts += 1
-            lived_ms = monotonic_ms() - slot.started_ms
-            slot.failures = 0 if lived_ms >= _STEADY_MS else slot.failures + 1
-            # The first restart is immediate: traffic is waiting.
-            delay = _BACKOFF_S[max(0, min(slot.failures - 1, len(_BACKOFF_S) - 1))]
-            self._on_change()
-            await asyncio.sleep(delay)
+    def _life(self, slot: _Slot, *, serve: bool) -> Life:
+        life = Life(slot.place, on_delta=self._on_delta, on_report=self._reported)
+        if self._order is not None:
+            life.say(Kind.PLAN, self._order.encode())
+        if serve:
+            life.say(Kind.SERVE)
+        self._running[life] = asyncio.create_task(self._live(slot, life))
+        return life
 
-    async def _run_once(self, slot: _Slot) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        slot.started_ms, slot.heard_ms = monotonic_ms(), 0
+    def _begin(self, slot: _Slot) -> None:
+        slot.life = self._life(slot, serve=self._serving)
+
+    async def _live(self, slot: _Slot, life: Life) -> None:
+        """Run one worker, and then, unless another took its place, the next."""
         try:
-            process = await _spawn(slot, theirs, self._server, self._log)
-        except OSError as error:
-            _LOG.error("a worker cannot start: %s", error, extra={"worker": slot.index})
-            ours.close()
+            await life.run()
+        finally:
+            del self._running[life]
+            self._ended.append(life)
+            self._changed()
+        if slot.life is not life or self._stopping.is_set():
             return
-        finally:
-            theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        slot.process, slot.writer = process, writer
-        writer.write(frame(Kind.PLAN, self._order.encode()))
-        try:
-            # What a dead worker sent is still read: the link ends after its last byte.
-            await self._listen(slot, reader)
-        finally:
-            slot.report, slot.writer = None, None
-            writer.close()
-            with contextlib.suppress(ProcessLookupError):
-                if not self._stopping:
-                    process.kill()
-            status = await process.wait()
-            slot.process = None
-        if not self._stopping:
-            _LOG.warning(
-                "a worker ended with status %d: restarting it", status, extra={"worker": slot.index}
-            )
+        extra = {"worker": slot.place.number}
+        _LOG.warning("a worker ended with status %s: restarting it", life.status, extra=extra)
+        slot.life = None
+        self.restarts += 1
+        slot.failures = 0 if life.lived_ms >= _STEADY_MS else slot.failures + 1
+        # The first restart is immediate: traffic is waiting.
+        delay_s = _BACKOFF_S[max(0, min(slot.failures - 1, len(_BACKOFF_S) - 1))]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), delay_s)
+        if not self._stopping.is_set() and slot.life is None:
+            self._begin(slot)
 
-    async def _listen(self, slot: _Slot, reader: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                kind, payload = await read_frame(reader)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return
-            except FrameError as error:
-                _LOG.error(
-                    "a worker sends what it should not: %s", error, extra={"worker": slot.index}
-                )
-                return
-            slot.heard_ms = monotonic_ms()
-            if kind is Kind.DELTA:
-                self._on_delta(payload)
-            elif kind is Kind.APPLIED:
-                slot.report = PlanReport.decode(payload)
-                # Whoever waits looks at this very step; whoever comes later waits for the next.
-                self._progress.set()
-                self._progress = asyncio.Event()
-                self._on_change()
+    async def _replace(self, slot: _Slot) -> bool:
+        old = slot.life
+        if old is None or slot.place.listen.is_tcp:
+            # A port cannot be renamed over: the old one must go first.
+            if old is not None:
+                old.signal(signal.SIGTERM)
+                await self._until(lambda: slot.life is not old, _RETIRE_S)
+            return await self._until(lambda: slot.life is not None and slot.life.listening, None)
+        fresh = self._life(slot, serve=True)
+        if not await self._until(lambda: fresh.listening or fresh not in self._running, None):
+            fresh.signal(signal.SIGKILL)
+        if not fresh.listening:
+            extra = {"worker": slot.place.number}
+            _LOG.error("a new worker did not come up: the old one serves on", extra=extra)
+            return False
+        # The old one may have died meanwhile, and its own successor be on the way.
+        old, slot.life = slot.life, fresh
+        if old is not None and old in self._running:
+            old.retiring = True
+            old.say(Kind.RETIRE)
+            if not await self._until(lambda: old not in self._running, _RETIRE_S):
+                old.signal(signal.SIGKILL)
+        return True
+
+    async def _until(self, condition: Callable[[], bool], limit_s: float | None) -> bool:
+        """Wait for a condition; whether it came within the limit (None: a start's)."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.until(condition), limit_s or START_MS / 1000)
+        return condition()
+
+    def _reported(self) -> None:
+        self._changed()
+
+    def _changed(self) -> None:
+        # Whoever waits looks at this very step; whoever comes later waits for the next.
+        self._progress.set()
+        self._progress = asyncio.Event()
+        self._on_change()
 
     async def _watch(self) -> None:
-        """Kill whoever is silent: it takes connections and answers nothing."""
+        """Kill whoever is silent."""
         looked_ms = monotonic_ms()
         while True:
             await asyncio.sleep(_LOOK_S)
-            now = monotonic_ms()
-            if now - looked_ms > SILENCE_MS / 2:
+            now_ms = monotonic_ms()
+            if now_ms - looked_ms > SILENCE_MS / 2:
                 # It was this process that stood still: nobody could have been heard.
-                for slot in self._slots:
-                    slot.heard_ms = now if slot.heard_ms else 0
-                    slot.started_ms = now
-            looked_ms = now
-            for slot in self._slots:
-                limit_ms = SILENCE_MS if slot.heard_ms else START_MS
-                silent_ms = now - (slot.heard_ms or slot.started_ms)
-                if slot.process is not None and silent_ms > limit_ms:
-                    extra = {"worker": slot.index}
-                    _LOG.error("a worker was silent for %d ms: killed", silent_ms, extra=extra)
-                    # Once is enough: SIGKILL works on a stopped process too.
-                    slot.heard_ms = now
-                    _signal(slot, signal.SIGKILL)
-
-
-async def _spawn(
-    slot: _Slot, link: socket.socket, server: ServerKind, log: Style
-) -> asyncio.subprocess.Process:
-    # -P: what lies in the working directory is not imported.
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-P", "-m", "sidecar.worker"),
-        *("--listen", str(slot.listen), "--server", server),
-        *("--link", str(link.fileno())),
-        *("--counters", str(slot.counters.fd)),
-        *("--index", str(slot.index)),
-        *("--log-format", log.format, "--log-level", log.level),
-        stdin=asyncio.subprocess.DEVNULL,
-        pass_fds=(link.fileno(), slot.counters.fd),
-        env={"GRPC_VERBOSITY": "NONE", **os.environ},
-    )
-
-
-def _signal(slot: _Slot, number: signal.Signals) -> None:
-    if slot.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            slot.process.send_signal(number)
-
-
-async def _check_socket(path: Path) -> None:
-    """A socket file that nobody answers on is rubbish; one that answers is somebody's.
-
-    Workers of a supervisor that was killed a moment ago are still draining: wait for them a little.
-    """
-    _check_place(path)
-    deadline = monotonic_ms() + int(_PROBE_S * 1000)
-    while await _is_live(path):
-        if monotonic_ms() > deadline:
-            raise SocketError(
-                f"{path} is in use by a live server: stop it, or choose another --listen"
-            )
-        await asyncio.sleep(_LOOK_S)
-
-
-def _check_place(path: Path) -> None:
-    if len(str(path).encode()) > SOCKET_PATH_BYTES_MAX:
-        raise SocketError(f"{path} is too long for a Unix socket (at most {SOCKET_PATH_BYTES_MAX})")
-    if not path.parent.is_dir():
-        raise SocketError(f"{path}: there is no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise SocketError(f"{path}: this user may not create files in {path.parent}")
-    if path.exists() and not path.is_socket():
-        raise SocketError(f"{path} is there already and is not a socket: remove it")
-
-
-async def _is_live(path: Path) -> bool:
-    try:
-        _, writer = await asyncio.open_unix_connection(str(path))
-    except OSError:
-        return False
-    writer.close()
-    return True
+                for life in self._running:
+                    life.excuse(now_ms)
+            looked_ms = now_ms
+            for life in self._running:
+                life.watch(now_ms)
