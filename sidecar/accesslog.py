@@ -4,6 +4,7 @@ Owns what an entry means: whose request it was (the stamp), whether it failed, h
 why it carries no stamp. Refuses messages that do not decode and stamps that are not ours.
 """
 
+from binascii import unhexlify
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ from turnout.envoy.access_log_pb2 import (
     AccessLogCommon,
     HTTPAccessLogEntry,
     HTTPResponseProperties,
+    ResponseFlags,
     StreamAccessLogsMessage,
 )
 
@@ -62,7 +64,11 @@ _UNSTAMPED_REASONS: Final = {4: "timeout", 9: "spurious", 14: "unreachable"}
 _CALL_ANSWERED: Final = frozenset({0, 10})
 REASON_UNKNOWN: Final = "unknown"
 _FORCED: Final = "f"
-_ASSIGNMENTS_MAX: Final = 16  # a stamp of ours has one entry for each layer
+ASSIGNMENTS_MAX: Final = 16  # a stamp of ours has one entry for each layer
+# Times beyond are no times (the year 6429): they would not fit into what is sent up.
+START_MS_MAX: Final = 2**47
+_EPOCH_MAX: Final = 2**64 - 1
+_STRATUM_MAX: Final = 2**32 - 1
 
 
 class MalformedMessage(ValueError):
@@ -95,7 +101,7 @@ class Shadow(NamedTuple):
 class Entry(NamedTuple):
     """One request, as Envoy saw its end."""
 
-    start_ms: int  # Unix time
+    start_ms: int  # Unix time, 0..START_MS_MAX
     latency_ms: float | None  # to the last byte sent downstream; None: it never was
     duration_ms: float  # to the end of the stream, whatever ended it
     upstream_ms: float | None  # to the last byte received from the upstream
@@ -119,8 +125,8 @@ def parse_message(data: bytes) -> tuple[str, list[Entry]]:
 def read_message(data: bytes) -> tuple[str, Iterator[Entry]]:
     """Decode one message of an access log stream; its entries are read one by one.
 
-    A message may hold thousands (1.1 MB was seen after an outage), at some 20 us each: a reader
-    that must answer requests meanwhile takes a few at a time.
+    Reading all of an entry takes some 10 us: a worker folds by `logfold`, which comes here only
+    with what it does not understand.
 
     Returns:
         The log's name and the entries. Envoy names the log in a stream's first message only: in
@@ -134,6 +140,28 @@ def read_message(data: bytes) -> tuple[str, Iterator[Entry]]:
     except DecodeError as error:
         raise MalformedMessage("not an encoded StreamAccessLogsMessage") from error
     return message.identifier.log_name, map(_entry, message.http_logs.log_entry)
+
+
+def decode_entry(data: bytes) -> Entry:
+    """Read one encoded HTTPAccessLogEntry.
+
+    Raises:
+        MalformedMessage: The bytes do not decode.
+    """
+    try:
+        return _entry(HTTPAccessLogEntry.FromString(data))
+    except DecodeError as error:
+        raise MalformedMessage("not an encoded HTTPAccessLogEntry") from error
+
+
+def flag_bits(data: bytes) -> int:
+    """FLAG_* bits of encoded ResponseFlags.
+
+    Raises:
+        DecodeError: The bytes do not decode.
+    """
+    flags = ResponseFlags.FromString(data)
+    return sum(bit for name, bit in _FLAG_FIELDS if getattr(flags, name))
 
 
 def is_client_gone(entry: Entry) -> bool:
@@ -170,10 +198,10 @@ def parse_stamp(stamp: str) -> list[Assignment]:
     Raises:
         MalformedStamp: It has not the form that contract.py gives.
     """
-    parts = stamp.split(STAMP_SEPARATOR, _ASSIGNMENTS_MAX)
-    if len(parts) > _ASSIGNMENTS_MAX:
-        raise MalformedStamp(f"more than {_ASSIGNMENTS_MAX} assignments")
-    return [_assignment(part) for part in parts]
+    parts = stamp.split(STAMP_SEPARATOR, ASSIGNMENTS_MAX)
+    if len(parts) > ASSIGNMENTS_MAX:
+        raise MalformedStamp(f"more than {ASSIGNMENTS_MAX} assignments")
+    return [parse_assignment(part) for part in parts]
 
 
 def parse_shadow(marker: str) -> Shadow:
@@ -184,7 +212,7 @@ def parse_shadow(marker: str) -> Shadow:
     """
     try:
         experiment, epoch, variant = marker.split(STAMP_FIELD_SEPARATOR)
-        shadow = Shadow(experiment, _number(epoch), variant)
+        shadow = Shadow(experiment, _number(epoch, _EPOCH_MAX), variant)
     except ValueError as error:
         raise MalformedStamp(f"not a marker: {marker[:80]!r}") from error
     if not experiment or not variant:
@@ -192,7 +220,12 @@ def parse_shadow(marker: str) -> Shadow:
     return shadow
 
 
-def _assignment(part: str) -> Assignment:
+def parse_assignment(part: str) -> Assignment:
+    """Read one entry of a stamp.
+
+    Raises:
+        MalformedStamp: As `parse_stamp`.
+    """
     fields = part.split(STAMP_FIELD_SEPARATOR)
     forced = len(fields) == 6 and fields[5] == _FORCED
     try:
@@ -201,16 +234,17 @@ def _assignment(part: str) -> Assignment:
         experiment, epoch, variant, stratum, digits = fields[:5]
         if not experiment or not variant or len(digits) != UNIT_HASH_HEX_DIGITS:
             raise ValueError("an empty name or a short hash")
-        unit_hash = int.from_bytes(bytes.fromhex(digits))
-        return Assignment(experiment, _number(epoch), variant, _number(stratum), unit_hash, forced)
+        unit_hash = int.from_bytes(unhexlify(digits))
+        numbers = _number(epoch, _EPOCH_MAX), _number(stratum, _STRATUM_MAX)
+        return Assignment(experiment, numbers[0], variant, numbers[1], unit_hash, forced)
     except ValueError as error:
         raise MalformedStamp(f"not an assignment: {part[:80]!r}") from error
 
 
-def _number(text: str) -> int:
+def _number(text: str, most: int) -> int:
     """A plain decimal of at most 19 digits; int() alone takes signs, blanks and underscores."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise ValueError(f"not a number: {text[:20]!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= most):
+        raise ValueError(f"not a number up to {most}: {text[:20]!r}")
     return int(text)
 
 
@@ -220,7 +254,7 @@ def _entry(entry: HTTPAccessLogEntry) -> Entry:
     start = common.start_time
     call_status = common.custom_tags.get(ACCESS_LOG_CALL_STATUS, "")
     return Entry(
-        start_ms=start.seconds * 1000 + start.nanos // 1_000_000,
+        start_ms=min(max(0, start.seconds * 1000 + start.nanos // 1_000_000), START_MS_MAX),
         latency_ms=_optional_ms(common, "time_to_last_downstream_tx_byte"),
         duration_ms=_ms(common.duration),
         upstream_ms=_optional_ms(common, "time_to_last_upstream_rx_byte"),

@@ -5,17 +5,19 @@ and the queue of batches. Refuses bytes that do not decode. Sending is the calle
 """
 
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from sidecar.fold import (
+from sidecar.increments import (
     ANSWER_COUNTS,
     CountKey,
     Counts,
-    Exposure,
     ExposureKey,
+    ExposureRows,
     FirstBad,
     FoldDelta,
     SlotKey,
@@ -103,7 +105,7 @@ def from_message(batch: DeltaBatch) -> FoldDelta:
         answers = delta.targets.setdefault(target.target, TargetCounts())
         answers.merge(_target_counts(target))
     for exposures in batch.exposures:
-        rows = delta.exposures.setdefault(_exposure_key(exposures), [])
+        rows = delta.exposures.setdefault(_exposure_key(exposures), ExposureRows())
         rows.extend(_exposure_rows(exposures))
     return delta
 
@@ -188,23 +190,33 @@ def _target_counts(message: TargetDelta) -> TargetCounts:
     return counts
 
 
-def _exposure_batches(key: ExposureKey, rows: Sequence[Exposure]) -> Iterator[ExposureBatch]:
-    spans: dict[int, list[Exposure]] = {}
+def _exposure_batches(key: ExposureKey, rows: ExposureRows) -> Iterator[ExposureBatch]:
+    times_ms = rows.times_ms
+    if not times_ms:
+        return
+    base_ms = min(times_ms)
+    if (max(times_ms) - base_ms) >> _SPAN_BITS:
+        for span in _spans(rows):
+            yield from _exposure_batches(key, span)
+        return
+    yield ExposureBatch(
+        experiment=key.experiment,
+        epoch=key.epoch,
+        variant=key.variant,
+        stratum=key.stratum,
+        forced=key.forced,
+        base_unix_ms=base_ms,
+        unit_hashes=_little(rows.units),
+        request_hashes=_little(rows.requests),
+        offset_ms=[time_ms - base_ms for time_ms in times_ms],
+    )
+
+
+def _spans(rows: ExposureRows) -> Iterable[ExposureRows]:
+    spans: dict[int, ExposureRows] = {}
     for row in rows:
-        spans.setdefault(row.time_ms >> _SPAN_BITS, []).append(row)
-    for span in spans.values():
-        base_ms = min(row.time_ms for row in span)
-        yield ExposureBatch(
-            experiment=key.experiment,
-            epoch=key.epoch,
-            variant=key.variant,
-            stratum=key.stratum,
-            forced=key.forced,
-            base_unix_ms=base_ms,
-            unit_hashes=_pack([row.unit_hash for row in span]),
-            request_hashes=_pack([row.request_hash for row in span]),
-            offset_ms=[row.time_ms - base_ms for row in span],
-        )
+        spans.setdefault(row.time_ms >> _SPAN_BITS, ExposureRows()).append(row)
+    return spans.values()
 
 
 def _exposure_key(message: ExposureBatch) -> ExposureKey:
@@ -213,21 +225,41 @@ def _exposure_key(message: ExposureBatch) -> ExposureKey:
     )
 
 
-def _exposure_rows(message: ExposureBatch) -> Iterator[Exposure]:
-    units, requests = _unpack(message.unit_hashes), _unpack(message.request_hashes)
-    if not len(units) == len(requests) == len(message.offset_ms):
+def _exposure_rows(message: ExposureBatch) -> ExposureRows:
+    base_ms, rows = message.base_unix_ms, ExposureRows()
+    try:
+        rows.times_ms.extend([base_ms + offset_ms for offset_ms in message.offset_ms])
+    except OverflowError as error:
+        raise MalformedDelta(f"base_unix_ms == {base_ms}, offsets beyond 64 bits") from error
+    rows.units.frombytes(_whole(message.unit_hashes))
+    rows.requests.frombytes(_whole(message.request_hashes))
+    if sys.byteorder == "big":
+        rows.units.byteswap()
+        rows.requests.byteswap()
+    if not len(rows.units) == len(rows.requests) == len(rows.times_ms):
         raise MalformedDelta("unit_hashes, request_hashes and offset_ms differ in length")
-    for offset_ms, unit, request in zip(message.offset_ms, units, requests, strict=True):
-        yield Exposure(message.base_unix_ms + offset_ms, unit, request)
+    return rows
+
+
+def _little(hashes: "array[int]") -> bytes:
+    if sys.byteorder == "big":
+        hashes = hashes[:]
+        hashes.byteswap()
+    return hashes.tobytes()
 
 
 def _pack(hashes: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(hashes)}Q", *hashes)
 
 
-def _unpack(data: bytes) -> tuple[int, ...]:
+def _whole(data: bytes) -> bytes:
     if len(data) % _HASH_BYTES:
         raise MalformedDelta(f"packed hashes have {len(data)} bytes, not a multiple of 8")
+    return data
+
+
+def _unpack(data: bytes) -> tuple[int, ...]:
+    _whole(data)
     return struct.unpack(f"<{len(data) // _HASH_BYTES}Q", data)
 
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from sidecar.counters import Key
-from sidecar.fold import ANSWER_COUNTS, Fold, FoldDelta
+from sidecar.fold import Fold
+from sidecar.increments import ANSWER_COUNTS, FoldDelta
 from sidecar.unstamped import UnstampedLedger
 
 

@@ -12,8 +12,8 @@ that a unit or a request id seen by two workers still counts once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import ceil, log
-from typing import Final, NamedTuple
+from math import inf
+from typing import Final
 
 from sidecar.accesslog import (
     Assignment,
@@ -27,20 +27,29 @@ from sidecar.accesslog import (
     unstamped_reason,
 )
 from sidecar.hashing import request_hash
+from sidecar.increments import (
+    CountKey,
+    Counts,
+    Exposure,
+    ExposureKey,
+    ExposureRows,
+    FirstBad,
+    FoldDelta,
+    SlotKey,
+    TargetCounts,
+)
 from sidecar.outcome import DUPLICATE_UNIT, INVALID_TOKEN, Outcome, Tally
 from sidecar.plan import EpochFacts
 from turnout.contract import (
     FIRST_BAD_SLOT_S,
     FIRST_BAD_UNITS_MAX,
-    LATENCY_MIN_MS,
-    LATENCY_SKETCH_GAMMA,
     TIME_BUCKET_S,
 )
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, ROLE_SHADOW
 
-EXPOSURES_MAX: Final = 65_536  # rows of one take, about 100 B each: 6.5 MB; beyond, drop newest
-RECENT_REQUESTS_MAX: Final = 65_536  # request ids of each of two generations, about 100 B each
+EXPOSURES_MAX: Final = 65_536  # rows of one take, 24 B each: 1.6 MB; beyond, drop newest
+RECENT_REQUESTS_MAX: Final = 65_536  # request ids of each of two generations, about 80 B each
 KNOWN_EPOCHS_MAX: Final = 4_096  # the oldest is forgotten first; its late entries lose kind SLOW
 # What is remembered of first bad events after they were sent: about 60 B for each unit, 500 B for
 # each slot. Beyond it the oldest slots forget; a unit that fails again there is sent twice, and
@@ -49,149 +58,10 @@ SEEN_UNITS_MAX: Final = 1_048_576
 SEEN_SLOTS_MAX: Final = 16_384
 _SAMPLE_SHIFT_MAX: Final = 63
 _TARGETS_MAX: Final = 4_096  # names come from routes that we wrote; a foreign flood stops here
-_BUCKET_MS: Final = TIME_BUCKET_S * 1000
+BUCKET_MS: Final = TIME_BUCKET_S * 1000
 _SLOT_MS: Final = FIRST_BAD_SLOT_S * 1000
 _SLOT_LAST: Final = 2**32 - 1
-_LOG_GAMMA: Final = log(LATENCY_SKETCH_GAMMA)
 
-
-class CountKey(NamedTuple):
-    """What counts are kept by."""
-
-    experiment: str
-    epoch: int
-    variant: str
-    stratum: int
-    role: int  # ROLE_SERVED or ROLE_SHADOW
-    bucket_s: int  # Unix seconds, a multiple of TIME_BUCKET_S
-
-
-@dataclass(slots=True)
-class Counts:
-    """Increments of one key.
-
-    Attributes:
-        decided: Answers given.
-        requests: Entries folded.
-        errors: Of them, failed.
-        slow: Of them, longer than the epoch's limit.
-        client_cancelled: Of them, not waited for; never errors.
-        client_errors: Of them, 4xx; never errors.
-        latency: Sketch bin -> entries.
-        latency_zero: Entries below LATENCY_MIN_MS.
-        latency_sum_ms: Over the entries in the sketch.
-        first_bad_ms: Unix time of the earliest bad event, 0 = none.
-        forced: Entries of forced assignments, in none of the other counts.
-    """
-
-    decided: int = 0
-    requests: int = 0
-    errors: int = 0
-    slow: int = 0
-    client_cancelled: int = 0
-    client_errors: int = 0
-    latency: dict[int, int] = field(default_factory=dict)
-    latency_zero: int = 0
-    latency_sum_ms: float = 0.0
-    first_bad_ms: int = 0
-    forced: int = 0
-
-    def add_latency(self, latency_ms: float) -> None:
-        """Put one latency into the sketch."""
-        if latency_ms < LATENCY_MIN_MS:
-            self.latency_zero += 1
-            return
-        index = ceil(log(latency_ms) / _LOG_GAMMA)
-        self.latency[index] = self.latency.get(index, 0) + 1
-        self.latency_sum_ms += latency_ms
-
-    def add_bad(self, time_ms: int) -> None:
-        """Note the time of a bad event."""
-        if not self.first_bad_ms or time_ms < self.first_bad_ms:
-            self.first_bad_ms = time_ms
-
-    def merge(self, other: "Counts") -> None:
-        """Add other increments of the same key."""
-        self.decided += other.decided
-        self.requests += other.requests
-        self.errors += other.errors
-        self.slow += other.slow
-        self.client_cancelled += other.client_cancelled
-        self.client_errors += other.client_errors
-        for index, count in other.latency.items():
-            self.latency[index] = self.latency.get(index, 0) + count
-        self.latency_zero += other.latency_zero
-        self.latency_sum_ms += other.latency_sum_ms
-        if other.first_bad_ms:
-            self.add_bad(other.first_bad_ms)
-        self.forced += other.forced
-
-
-class SlotKey(NamedTuple):
-    """One slot of one lane's evidence: what a sample shift is shared by."""
-
-    experiment: str
-    epoch: int
-    kind: int  # BadEventKind
-    slot: int  # of FIRST_BAD_SLOT_S since the epoch began
-
-
-@dataclass(slots=True)
-class FirstBad:
-    """Units by variant whose first bad event of a slot is new; a hash sample of 1 in 2^shift."""
-
-    shift: int = 0
-    units: dict[str, set[int]] = field(default_factory=dict)
-
-
-class ExposureKey(NamedTuple):
-    """What exposures are batched by."""
-
-    experiment: str
-    epoch: int
-    variant: str
-    stratum: int
-    forced: bool
-
-
-class Exposure(NamedTuple):
-    """One stamped and served request."""
-
-    time_ms: int
-    unit_hash: int
-    request_hash: int  # 0 = it had no id
-
-
-@dataclass(slots=True)
-class TargetCounts:
-    """Answers and missing answers of one target; the fields are TargetDelta's."""
-
-    answered: int = 0
-    no_snapshot: int = 0
-    shed: int = 0
-    no_unit: int = 0
-    not_in_segment: int = 0
-    invalid_unit: int = 0
-    duplicate_unit: int = 0
-    waiting: int = 0
-    held_out: int = 0
-    not_in_layer: int = 0
-    invalid_token: int = 0
-    peer: int = 0
-    unstamped: dict[str, int] = field(default_factory=dict)
-
-    def merge(self, other: "TargetCounts") -> None:
-        """Add other increments of the same target."""
-        for name in ANSWER_COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for reason, count in other.unstamped.items():
-            self.unstamped[reason] = self.unstamped.get(reason, 0) + count
-
-
-ANSWER_COUNTS: Final = (
-    "answered", "no_snapshot", "shed", "no_unit", "not_in_segment", "invalid_unit",
-    "duplicate_unit", "waiting", "held_out", "not_in_layer", "invalid_token", "peer",
-)  # fmt: skip
 # Outcomes that have a count of their own beside `answered`.
 _OUTCOME_FIELDS: Final = {
     Outcome.NO_SNAPSHOT: "no_snapshot",
@@ -207,42 +77,51 @@ _OUTCOME_FIELDS: Final = {
 _FLAG_FIELDS: Final = ((DUPLICATE_UNIT, "duplicate_unit"), (INVALID_TOKEN, "invalid_token"))
 
 
-@dataclass(slots=True)
-class FoldDelta:
-    """All increments between two takes. False when there are none.
+class Seen:
+    """Request ids of one experiment that were there lately, in two generations."""
+
+    __slots__ = ("current", "older")
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.current: set[int] = set()
+        self.older: set[int] = set()
+
+
+class Lane:
+    """One arm of one epoch at hand: what `logfold` needs to count a served request there.
 
     Attributes:
-        counts: By key.
-        first_bad: New first bad events by slot.
-        targets: Answers by target; "" is the Envoy as a whole.
-        exposures: Rows in order of arrival.
-        exposures_dropped: Beyond EXPOSURES_MAX.
-        repeated_requests: Entries whose request id had been exposed before.
-        malformed_stamps: Entries whose stamp or marker no sidecar wrote.
+        given: Whose arm; its unit hash means nothing.
+        facts: What is known of the epoch.
+        limit_ms: A longer answer is slow.
+        seen: Request ids of the experiment.
+        rows: Exposures of the arm, not forced.
+        bucket: Time bucket of `counts`, in units of BUCKET_MS.
+        counts: Increments of that bucket.
     """
 
-    counts: dict[CountKey, Counts] = field(default_factory=dict)
-    first_bad: dict[SlotKey, FirstBad] = field(default_factory=dict)
-    targets: dict[str, TargetCounts] = field(default_factory=dict)
-    exposures: dict[ExposureKey, list[Exposure]] = field(default_factory=dict)
-    exposures_dropped: int = 0
-    repeated_requests: int = 0
-    malformed_stamps: int = 0
+    __slots__ = ("bucket", "counts", "facts", "given", "limit_ms", "rows", "seen")
 
-    def __bool__(self) -> bool:
-        return bool(
-            self.counts
-            or self.first_bad
-            or self.targets
-            or self.exposures
-            or self.exposures_dropped
-            or self.repeated_requests
-            or self.malformed_stamps
-        )
+    def __init__(
+        self, given: Assignment, facts: EpochFacts | None, seen: Seen, rows: ExposureRows
+    ) -> None:
+        self.given = given
+        self.facts = facts
+        self.limit_ms = _limit_ms(facts)
+        self.seen = seen
+        self.rows = rows
+        self.bucket = -1
+        self.counts = Counts()
 
 
 class Fold:
-    """Folds entries and answers, or merges what other folds took."""
+    """Folds entries and answers, or merges what other folds took.
+
+    Attributes:
+        lanes: Kept by `logfold`, by the bytes of a stamp without its unit hash. Empty again
+            whenever what a lane holds is no longer what counts.
+    """
 
     def __init__(self) -> None:
         """Nothing folded, no epoch known."""
@@ -252,6 +131,7 @@ class Fold:
         self._exposures = 0
         self._requests = _RecentRequests()
         self._bad = _FirstBadEvents()
+        self.lanes: dict[bytes, Lane] = {}
 
     def know(self, epochs: Mapping[tuple[str, int], EpochFacts]) -> None:
         """Learn a plan's epochs; earlier ones stay known, as their entries are still on the way."""
@@ -260,6 +140,7 @@ class Fold:
             self._epochs[key] = facts
         while len(self._epochs) > KNOWN_EPOCHS_MAX:
             del self._epochs[next(iter(self._epochs))]
+        self.lanes.clear()
 
     def add(self, entry: Entry, *, shadow: bool) -> None:
         """Fold one entry.
@@ -307,8 +188,7 @@ class Fold:
         for slot, first_bad in delta.first_bad.items():
             self._bad.merge(slot, first_bad)
         for exposure_key, rows in delta.exposures.items():
-            for row in rows:
-                self._expose(exposure_key, row)
+            self._merge_rows(exposure_key, rows)
         mine.exposures_dropped += delta.exposures_dropped
         mine.repeated_requests += delta.repeated_requests
         mine.malformed_stamps += delta.malformed_stamps
@@ -317,11 +197,69 @@ class Fold:
         """Hand out everything since the last take."""
         taken, self._delta = self._delta, FoldDelta()
         taken.first_bad = self._bad.take()
+        taken.exposures = {key: rows for key, rows in taken.exposures.items() if rows}
         for tally, count in self._answers.items():
             _count_answers(taken.targets.setdefault(tally.target, TargetCounts()), tally, count)
         self._answers = {}
         self._exposures = 0
+        self.lanes.clear()
         return taken
+
+    # -- The short way: see logfold ---------------------------------------------------------------
+
+    def room(self) -> int:
+        """So many exposures can be added to lanes before a limit needs looking at."""
+        return min(EXPOSURES_MAX - self._exposures, RECENT_REQUESTS_MAX - self._requests.count)
+
+    def lane(self, given: Assignment) -> Lane:
+        """The lane of an assignment that is not forced; good until `lanes` is emptied."""
+        experiment, epoch, variant, stratum = given[:4]
+        key = ExposureKey(experiment, epoch, variant, stratum, forced=False)
+        rows = self._delta.exposures.setdefault(key, ExposureRows())
+        facts = self._epochs.get((experiment, epoch))
+        return Lane(given, facts, self._requests.of(experiment), rows)
+
+    def turn(self, lane: Lane, start_ms: int) -> Counts:
+        """Point a lane at the time bucket of `start_ms`."""
+        experiment, epoch, variant, stratum = lane.given[:4]
+        lane.bucket = start_ms // BUCKET_MS
+        lane.counts = self._counts(experiment, epoch, variant, stratum, ROLE_SERVED, start_ms)
+        return lane.counts
+
+    def add_bad(
+        self,
+        lane: Lane,
+        unit_hash: int,
+        start_ms: int,
+        latency_ms: float,
+        *,
+        failed: bool,
+        gone: bool,
+        status: int,
+    ) -> None:
+        """Count a served request, in the lane's bucket, that was not simply good."""
+        slow = _count(
+            lane.counts,
+            start_ms,
+            latency_ms,
+            failed=failed,
+            gone=gone,
+            status=status,
+            waited_ms=latency_ms,
+            limit_ms=lane.limit_ms,
+        )
+        if lane.facts is not None and (failed or slow):
+            self._note_bad(lane.given, lane.facts, unit_hash, start_ms, failed=failed, slow=slow)
+
+    def exposed(self, added: int, repeated: int) -> None:
+        """So many rows were added to lanes, and so many left out as their request id was known."""
+        self._exposures += added
+        self._requests.count += added
+        self._delta.repeated_requests += repeated
+
+    def malformed(self) -> None:
+        """Count an entry whose stamp no sidecar wrote."""
+        self._delta.malformed_stamps += 1
 
     # -- Entries ----------------------------------------------------------------------------------
 
@@ -334,56 +272,41 @@ class Fold:
             counts.forced += 1
             return
         facts = self._epochs.get((experiment, epoch))
-        failed, slow = self._count(counts, entry, entry.latency_ms, facts)
-        if facts is None or not (failed or slow):
-            return
-        slot = min(max(0, (entry.start_ms - facts.start_ms) // _SLOT_MS), _SLOT_LAST)
-        if failed and BAD_EVENT_KIND_ERROR in facts.kinds:
-            key = SlotKey(experiment, epoch, BAD_EVENT_KIND_ERROR, slot)
-            self._bad.add(key, variant, unit_hash)
-        if slow and BAD_EVENT_KIND_SLOW in facts.kinds:
-            key = SlotKey(experiment, epoch, BAD_EVENT_KIND_SLOW, slot)
-            self._bad.add(key, variant, unit_hash)
+        failed, slow = _count_entry(counts, entry, entry.latency_ms, facts)
+        if facts is not None and (failed or slow):
+            self._note_bad(given, facts, unit_hash, entry.start_ms, failed=failed, slow=slow)
+
+    def _note_bad(
+        self,
+        given: Assignment,
+        facts: EpochFacts,
+        unit_hash: int,
+        start_ms: int,
+        *,
+        failed: bool,
+        slow: bool,
+    ) -> None:
+        slot = min(max(0, (start_ms - facts.start_ms) // _SLOT_MS), _SLOT_LAST)
+        for bad, kind in ((failed, BAD_EVENT_KIND_ERROR), (slow, BAD_EVENT_KIND_SLOW)):
+            if bad and kind in facts.kinds:
+                key = SlotKey(given.experiment, given.epoch, kind, slot)
+                self._bad.add(key, given.variant, unit_hash)
 
     def _add_shadow(self, entry: Entry) -> None:
         experiment, epoch, variant = parse_shadow(entry.shadow_of)
         counts = self._counts(experiment, epoch, variant, 0, ROLE_SHADOW, entry.start_ms)
         # Nobody downstream waits for a copy: its time ends with the upstream's last byte.
-        self._count(counts, entry, entry.upstream_ms, self._epochs.get((experiment, epoch)))
+        _count_entry(counts, entry, entry.upstream_ms, self._epochs.get((experiment, epoch)))
 
     def _add_unstamped(self, entry: Entry) -> None:
         reason = unstamped_reason(entry)
         if reason is not None:
             self.unstamped({reason: 1}, target=target_of(entry))
 
-    @staticmethod
-    def _count(
-        counts: Counts, entry: Entry, latency_ms: float | None, facts: EpochFacts | None
-    ) -> tuple[bool, bool]:
-        """Count one entry; whether it failed and whether it was slow."""
-        counts.requests += 1
-        failed = is_error(entry)
-        if failed:
-            counts.errors += 1
-        elif is_client_gone(entry):
-            counts.client_cancelled += 1
-        elif 400 <= entry.status < 500:
-            counts.client_errors += 1
-        if latency_ms is not None:
-            counts.add_latency(latency_ms)
-        limit_ms = facts.slow_after_ms if facts is not None else None
-        # A client that gave up after the limit waited longer than the limit, too.
-        waited_ms = latency_ms if latency_ms is not None else entry.duration_ms
-        slow = limit_ms is not None and waited_ms > limit_ms
-        counts.slow += slow
-        if failed or slow:
-            counts.add_bad(entry.start_ms)
-        return failed, slow
-
     def _counts(
         self, experiment: str, epoch: int, variant: str, stratum: int, role: int, time_ms: int
     ) -> Counts:
-        bucket_s = time_ms // _BUCKET_MS * TIME_BUCKET_S
+        bucket_s = time_ms // BUCKET_MS * TIME_BUCKET_S
         key = CountKey(experiment, epoch, variant, stratum, role, bucket_s)
         counts = self._delta.counts.get(key)
         if counts is None:
@@ -397,13 +320,94 @@ class Fold:
         return targets.setdefault(target, TargetCounts())
 
     def _expose(self, key: ExposureKey, row: Exposure) -> None:
-        if row.request_hash and not self._requests.is_new((key.experiment, row.request_hash)):
+        if row.request_hash and not self._is_new(key.experiment, row.request_hash):
             self._delta.repeated_requests += 1
         elif self._exposures >= EXPOSURES_MAX:
             self._delta.exposures_dropped += 1
         else:
             self._exposures += 1
-            self._delta.exposures.setdefault(key, []).append(row)
+            self._delta.exposures.setdefault(key, ExposureRows()).append(row)
+
+    def _is_new(self, experiment: str, hashed: int) -> bool:
+        seen = self._requests.of(experiment)
+        if hashed in seen.current or hashed in seen.older:
+            return False
+        if self._requests.count >= RECENT_REQUESTS_MAX:
+            self._requests.age()
+            self.lanes.clear()
+            seen = self._requests.of(experiment)
+        self._requests.count += 1
+        seen.current.add(hashed)
+        return True
+
+    def _merge_rows(self, key: ExposureKey, rows: ExposureRows) -> None:
+        """`_expose` of all; at once when none of them needs a look of its own."""
+        seen, hashes = self._requests.of(key.experiment), set(rows.requests)
+        if (
+            len(rows) <= self.room()
+            and len(hashes) == len(rows)
+            and 0 not in hashes
+            and hashes.isdisjoint(seen.current)
+            and hashes.isdisjoint(seen.older)
+        ):
+            seen.current |= hashes
+            self.exposed(len(rows), 0)
+            self._delta.exposures.setdefault(key, ExposureRows()).extend(rows)
+            return
+        for row in rows:
+            self._expose(key, row)
+
+
+def _limit_ms(facts: EpochFacts | None) -> float:
+    limit_ms = facts.slow_after_ms if facts is not None else None
+    return inf if limit_ms is None else limit_ms
+
+
+def _count_entry(
+    counts: Counts, entry: Entry, latency_ms: float | None, facts: EpochFacts | None
+) -> tuple[bool, bool]:
+    """Count one entry; whether it failed and whether it was slow."""
+    failed = is_error(entry)
+    slow = _count(
+        counts,
+        entry.start_ms,
+        latency_ms,
+        failed=failed,
+        gone=is_client_gone(entry),
+        status=entry.status,
+        # A client that gave up after the limit waited longer than the limit, too.
+        waited_ms=entry.duration_ms if latency_ms is None else latency_ms,
+        limit_ms=_limit_ms(facts),
+    )
+    return failed, slow
+
+
+def _count(
+    counts: Counts,
+    start_ms: int,
+    latency_ms: float | None,
+    *,
+    failed: bool,
+    gone: bool,
+    status: int,
+    waited_ms: float,
+    limit_ms: float,
+) -> bool:
+    """Count one request; whether it was slow."""
+    counts.requests += 1
+    if failed:
+        counts.errors += 1
+    elif gone:
+        counts.client_cancelled += 1
+    elif 400 <= status < 500:
+        counts.client_errors += 1
+    if latency_ms is not None:
+        counts.add_latency(latency_ms)
+    slow = waited_ms > limit_ms
+    counts.slow += slow
+    if failed or slow:
+        counts.add_bad(start_ms)
+    return slow
 
 
 def _count_answers(counts: TargetCounts, tally: Tally, count: int) -> None:
@@ -418,20 +422,25 @@ def _count_answers(counts: TargetCounts, tally: Tally, count: int) -> None:
 class _RecentRequests:
     """Which request ids were there lately: two generations, the older one forgotten whole."""
 
-    __slots__ = ("_current", "_older")
+    __slots__ = ("_seen", "count")
 
     def __init__(self) -> None:
-        self._current: set[tuple[str, int]] = set()
-        self._older: set[tuple[str, int]] = set()
+        self._seen: dict[str, Seen] = {}
+        self.count = 0  # of the current generation, over all experiments
 
-    def is_new(self, key: tuple[str, int]) -> bool:
-        """Whether the key was not there, which it is from now on."""
-        if key in self._current or key in self._older:
-            return False
-        if len(self._current) >= RECENT_REQUESTS_MAX:
-            self._older, self._current = self._current, set()
-        self._current.add(key)
-        return True
+    def of(self, experiment: str) -> Seen:
+        """Those of one experiment."""
+        seen = self._seen.get(experiment)
+        if seen is None:
+            seen = self._seen[experiment] = Seen()
+        return seen
+
+    def age(self) -> None:
+        """Begin a new generation; what `of` gave before is no longer good."""
+        for seen in self._seen.values():
+            seen.older, seen.current = seen.current, set()
+        self._seen = {name: seen for name, seen in self._seen.items() if seen.older}
+        self.count = 0
 
 
 @dataclass(slots=True)

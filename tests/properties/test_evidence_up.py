@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sidecar import accesslog, fold, snapshotfile
 from sidecar.accesslog import Entry
 from sidecar.deltas import MalformedDelta, decode, encode
-from sidecar.fold import FirstBad, Fold, FoldDelta, SlotKey
+from sidecar.fold import Fold
+from sidecar.increments import ExposureRows, FirstBad, FoldDelta, SlotKey
 from sidecar.processor import MalformedRequest, process
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot
@@ -74,8 +75,7 @@ def folded(found: Sequence[Entry]) -> FoldDelta:
 
 def canonical(delta: FoldDelta) -> FoldDelta:
     """Rows come in order of arrival; as a set they are the same."""
-    for rows in delta.exposures.values():
-        rows.sort()
+    delta.exposures = {k: ExposureRows(sorted(rows)) for k, rows in delta.exposures.items()}
     return delta
 
 

@@ -6,11 +6,12 @@ import pytest
 
 from sidecar import deltas
 from sidecar.deltas import DeltaLog, MalformedDelta, decode, encode, to_message
-from sidecar.fold import (
+from sidecar.increments import (
     CountKey,
     Counts,
     Exposure,
     ExposureKey,
+    ExposureRows,
     FirstBad,
     FoldDelta,
     SlotKey,
@@ -43,7 +44,7 @@ def full() -> FoldDelta:
             "": TargetCounts(answered=1),
             "fraud": TargetCounts(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, {"timeout": 10}),
         },
-        exposures={KEY: [Exposure(20, 1, 2**64 - 1), Exposure(10, 0, 0)]},
+        exposures={KEY: ExposureRows([Exposure(20, 1, 2**64 - 1), Exposure(10, 0, 0)])},
         exposures_dropped=11,
         repeated_requests=12,
         malformed_stamps=13,
@@ -67,7 +68,7 @@ def test_bytes_are_the_same_when_keys_were_met_in_another_order() -> None:
 
 def test_exposures_go_into_two_batches_when_their_times_are_far_apart() -> None:
     rows = [Exposure(5, 1, 1), Exposure(2**40, 2, 2), Exposure(7, 3, 3)]
-    delta = FoldDelta(exposures={KEY: rows})
+    delta = FoldDelta(exposures={KEY: ExposureRows(rows)})
     message = to_message(delta)
     assert len(message.exposures) == 2
     assert sorted(decode(message.SerializeToString()).exposures[KEY]) == sorted(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.evidence import Evidence
-from sidecar.fold import CountKey, Counts, FoldDelta, TargetCounts
+from sidecar.increments import CountKey, Counts, FoldDelta, TargetCounts
 from sidecar.unstamped import SETTLE_MS
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED
 

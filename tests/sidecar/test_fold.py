@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from sidecar import accesslog, fold
-from sidecar.fold import (
+from sidecar.fold import Fold
+from sidecar.hashing import request_hash
+from sidecar.increments import (
     CountKey,
     Counts,
     ExposureKey,
     FirstBad,
-    Fold,
     FoldDelta,
     SlotKey,
     TargetCounts,
 )
-from sidecar.hashing import request_hash
 from sidecar.outcome import DUPLICATE_UNIT, INVALID_TOKEN, Outcome, Tally
 from sidecar.plan import EpochFacts
 from tests.sidecar.samples import EPOCH_START_MS, build, entry, snapshot, stamp

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from sidecar.counters import CounterFile
+from sidecar.logfold import ENTRIES_AT_ONCE
 from sidecar.plan import Plan
 from sidecar.protocol import PeerError
-from sidecar.work import ENTRIES_AT_ONCE, Work
+from sidecar.work import Work
 from tests.integration.extproc import entry_of, request_of
 from tests.sidecar.test_config import KEY, snapshot
 from turnout.contract import ACCESS_LOG_SERVED
