@@ -25,6 +25,7 @@ from control.metrics import CountCalls, Metrics, Sample, serve_metrics
 from control.otlp import SERVICE as OTLP_SERVICE
 from control.otlp import OtlpReceiver
 from control.rollout.controller import Controller, Settings
+from control.rollout.holdouts import Holdouts
 from control.rollout.ledger import Ledger
 from control.rollout.resources import Resources
 from control.rollout.tenants import Tenants
@@ -33,6 +34,7 @@ from control.samples import samples
 from control.services.config import ConfigService
 from control.services.errors import finish
 from control.services.experiments import ExperimentService
+from control.services.holdouts import HoldoutService
 from control.services.outcomes import OutcomeService
 from control.services.sidecars import AuditService, SidecarService
 from control.services.targets import TargetService
@@ -202,6 +204,10 @@ class ControlPlane:
         experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(
             ExperimentService(self.controller, resources, self.tenants, self.watches, self.store),
             server,
+        )
+        holdouts = Holdouts(self.controller, new_id=clock.new_id, new_salt=clock.new_salt)
+        experiment_service_pb2_grpc.add_HoldoutServiceServicer_to_server(
+            HoldoutService(self.controller, holdouts, self.tenants), server
         )
         experiment_service_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditService(self.store, self.ledger), server

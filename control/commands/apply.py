@@ -36,7 +36,7 @@ def apply(
     ] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Create or update the resources in files: targets first, then experiments.
+    """Create or update the resources in files: holdout and targets first, then experiments.
 
     Prints what became of each: created, configured or unchanged. All files are checked before
     anything is sent; it stops at the first resource that the control plane refuses. A file with
@@ -57,7 +57,7 @@ def apply(
     """  # noqa: D301 - click reads the escape
     with refuse():
         documents = [document for _, document in read_documents(files, tenant=tenant)]
-    documents.sort(key=lambda document: document.kind != "Target")  # stable: else as written
+    documents.sort(key=lambda document: document.kind == "Experiment")  # stable: else as written
     results: list[Resource] = []
     missing = Missing()
     with connected(control) as client:

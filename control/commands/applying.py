@@ -11,19 +11,28 @@ from typing import NamedTuple
 import grpc
 
 from control.commands.client import Client, request_id
-from control.model import Document, experiment_with_defaults, target_with_defaults
+from control.model import (
+    Document,
+    experiment_with_defaults,
+    holdout_name,
+    target_with_defaults,
+)
 from turnout.v1alpha1.experiment_pb2 import Experiment, ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import (
     CreateExperimentRequest,
     CreateTargetRequest,
     GetExperimentRequest,
+    GetHoldoutRequest,
     GetTargetRequest,
+    Holdout,
+    HoldoutSpec,
     UpdateExperimentRequest,
+    UpdateHoldoutRequest,
     UpdateTargetRequest,
 )
 from turnout.v1alpha1.target_pb2 import Target, TargetSpec
 
-Resource = Target | Experiment
+Resource = Target | Experiment | Holdout
 
 
 class Change(NamedTuple):
@@ -42,6 +51,8 @@ class Change(NamedTuple):
     @property
     def label(self) -> str:
         """As in "target/fraud"."""
+        if isinstance(self.wanted, Holdout):
+            return "holdout"
         return f"{self.document.kind.lower()}/{self.document.name}"
 
     @property
@@ -56,6 +67,8 @@ class Change(NamedTuple):
         """True when there is nothing to send."""
         if self.current is None or self.wanted.etag != self.current.etag:
             return False
+        if isinstance(self.current, Holdout) or isinstance(self.wanted, Holdout):
+            return bool(self.current.spec == self.wanted.spec)
         same_labels = self.current.labels == self.wanted.labels
         return same_labels and self.current.spec == filled(self.wanted).spec
 
@@ -93,6 +106,12 @@ def plan(client: Client, document: Document, tenant: str) -> Change:
         name = f"{parent}/targets/{document.name}"
         wanted = Target(name=name, labels=document.labels, spec=document.spec)
         current = _found(client, client.targets.GetTarget, GetTargetRequest(name=name))
+    elif isinstance(document.spec, HoldoutSpec):
+        name = holdout_name(document.tenant or tenant)
+        wanted = Holdout(name=name, spec=document.spec)
+        held: Holdout = client.call(client.holdouts.GetHoldout, GetHoldoutRequest(name=name))
+        current = held if held.etag else None
+        wanted.spec.salt = wanted.spec.salt or held.spec.salt
     else:
         assert isinstance(document.spec, ExperimentSpec)
         name = f"{parent}/experiments/{document.name}"
@@ -116,10 +135,16 @@ def send(client: Client, change: Change, *, validate_only: bool) -> Resource:
     if change.same:
         assert change.current is not None
         return change.current
-    if change.current is None:
-        return _create(client, change, validate_only=validate_only)
     wanted = change.wanted
     changed: Resource
+    if isinstance(wanted, Holdout):
+        held = UpdateHoldoutRequest(
+            holdout=wanted, validate_only=validate_only, request_id=request_id()
+        )
+        changed = client.call(client.holdouts.UpdateHoldout, held)
+        return changed
+    if change.current is None:
+        return _create(client, change, validate_only=validate_only)
     if isinstance(wanted, Target):
         update = UpdateTargetRequest(
             target=wanted, validate_only=validate_only, request_id=request_id()
@@ -140,6 +165,8 @@ def filled(resource: Resource) -> Resource:
         target.CopyFrom(resource)
         target.spec.CopyFrom(target_with_defaults(resource.spec))
         return target
+    if isinstance(resource, Holdout):
+        return resource
     experiment = Experiment()
     experiment.CopyFrom(resource)
     experiment.spec.CopyFrom(experiment_with_defaults(resource.spec))
@@ -148,6 +175,7 @@ def filled(resource: Resource) -> Resource:
 
 def _create(client: Client, change: Change, *, validate_only: bool) -> Resource:
     wanted, document = change.wanted, change.document
+    assert not isinstance(wanted, Holdout)
     parent = "/".join(wanted.name.split("/")[:2])
     created: Resource
     if isinstance(wanted, Target):

@@ -28,7 +28,11 @@ from control.commands.files import (
 from control.model import ResourceName, is_label
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceStub
-from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceStub, TargetServiceStub
+from turnout.v1alpha1.experiment_service_pb2_grpc import (
+    ExperimentServiceStub,
+    HoldoutServiceStub,
+    TargetServiceStub,
+)
 
 EXIT_NOT_FOUND: Final = 4
 EXIT_CONFLICT: Final = 5
@@ -122,6 +126,7 @@ class Client:
         )
         self.targets = TargetServiceStub(self.channel)
         self.experiments = ExperimentServiceStub(self.channel)
+        self.holdouts = HoldoutServiceStub(self.channel)
         self.sidecars = SidecarServiceStub(self.channel)
 
     def __enter__(self) -> Client:

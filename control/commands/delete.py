@@ -89,6 +89,10 @@ def _doomed(what: list[str], files: list[Path], tenant: str, etag: str) -> list[
         raise typer.BadParameter("files have metadata.etag", param_hint="--etag")
     with refuse():
         documents = [document for _, document in read_documents(files, tenant=tenant)]
+    if any(document.kind == "Holdout" for document in documents):
+        raise typer.BadParameter(
+            "a holdout cannot be deleted: apply it with fraction: 0", param_hint="--file"
+        )
     documents.sort(key=lambda document: document.kind == "Target")  # stable: else as written
     return [
         Doomed(

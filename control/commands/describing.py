@@ -10,15 +10,18 @@ from google.protobuf.message import Message
 from control.commands.output import percent, split_of, state_of
 from control.model import plain, to_yaml
 from control.model.render import enum_text, time_text
+from turnout.v1alpha1.common_pb2 import Unit
 from turnout.v1alpha1.experiment_pb2 import (
     Check,
     Condition,
     Decision,
     Experiment,
+    ExperimentSpec,
     Lane,
     Step,
 )
-from turnout.v1alpha1.target_pb2 import Baseline, Target
+from turnout.v1alpha1.experiment_service_pb2 import Holdout
+from turnout.v1alpha1.target_pb2 import Baseline, RequestMatch, Target
 
 
 def experiment(resource: Experiment, decisions: Sequence[Decision]) -> str:
@@ -32,8 +35,16 @@ def experiment(resource: Experiment, decisions: Sequence[Decision]) -> str:
     lines = [
         *_head("Experiment", resource),
         f"Target:      {resource.spec.target}",
+        f"Unit:        {_unit(resource.spec.unit)}",
+        f"Layer:       {_layer(resource.spec)}",
         f"State:       {state_of(status)}",
     ]
+    if status.holdout_fraction:
+        lines.append(
+            f"Held out:    {percent(status.holdout_fraction)} of the units, since its start"
+        )
+    if forced := sum(len(item.units) for item in resource.spec.overrides):
+        lines.append(f"Overrides:   {forced} units have a variant by name")
     if status.reason:
         lines.append(f"Why:         {status.reason}")
     if status.winner:
@@ -61,6 +72,7 @@ def target(resource: Target) -> str:
         *_head("Target", resource),
         f"Hosts:       {', '.join(match.hosts)}",
         f"Path prefix: {match.path_prefix}",
+        *_model_match(match),
         f"Baseline:    {_baseline(resource.spec.baseline)}",
     ]
     status = resource.status
@@ -72,6 +84,17 @@ def target(resource: Target) -> str:
     running = [name.rpartition("/")[2] for name in status.running_experiments]
     lines.append(f"Running:     {', '.join(running) or 'nothing'}")
     lines += ["Spec:", *_indented(to_yaml([plain(resource.spec)]).splitlines())]
+    return "\n".join(lines)
+
+
+def holdout(resource: Holdout) -> str:
+    """A holdout as a page of text."""
+    share = percent(resource.spec.fraction)
+    lines = [
+        f"Holdout:     {resource.name}",
+        f"Revision:    {resource.revision}" + (f" (etag {resource.etag})" if resource.etag else ""),
+        f"Fraction:    {share} of the units are left alone by experiments that start from now on",
+    ]
     return "\n".join(lines)
 
 
@@ -100,6 +123,32 @@ def check_row(check: Check) -> tuple[object, ...]:
         check.candidate_value,
         check.sentence,
     )
+
+
+def _unit(unit: Unit) -> str:
+    """Where the unit comes from: "header x-user-id"."""
+    shown = plain(unit)
+    shown.pop("noUnit", None)
+    ((kind, value),) = shown.items() or [("none", "")]
+    if kind == "jwtClaim":
+        trust = "unverified" if unit.jwt_claim.unverified else "verified"
+        return f"claim {unit.jwt_claim.claim} of a {trust} token"
+    if kind == "session":
+        return f"session, cookie {unit.session.cookie}"
+    if kind == "random":
+        return "random: each request by itself"
+    return f"{'query parameter' if kind == 'queryParameter' else kind} {value}"
+
+
+def _layer(spec: ExperimentSpec) -> str:
+    return f"{spec.layer.name}, reserves {percent(spec.layer.reserve)}"
+
+
+def _model_match(match: RequestMatch) -> list[str]:
+    if not match.model_name:
+        return []
+    version = f", version {match.model_version}" if match.model_version else ""
+    return [f"Model:       {match.model_name}{version}"]
 
 
 def _head(kind: str, resource: Target | Experiment) -> list[str]:

@@ -59,7 +59,7 @@ def diff(
     with _failing_as(EXIT_DIFF_FAILED):
         with refuse():
             documents = read_documents(files, tenant=tenant)
-        documents.sort(key=lambda found: found[1].kind != "Target")  # stable: as apply does
+        documents.sort(key=lambda found: found[1].kind == "Experiment")  # stable: as apply does
         different, refusal = False, 0
         missing = Missing()
         with connected(control) as client:

@@ -36,7 +36,7 @@ from control.commands.output import (
     summary,
     why,
 )
-from control.model import document_of, plain, to_yaml
+from control.model import document_of, holdout_name, plain, to_yaml
 from control.model.render import enum_text
 from turnout.completing import any_names, experiment_names
 from turnout.v1alpha1.config_service_pb2 import ListSidecarsRequest, Sidecar
@@ -45,7 +45,9 @@ from turnout.v1alpha1.experiment_service_pb2 import (
     ExperimentResults,
     GetExperimentRequest,
     GetExperimentResultsRequest,
+    GetHoldoutRequest,
     GetTargetRequest,
+    Holdout,
     ListDecisionsRequest,
     ListExperimentsRequest,
     ListTargetsRequest,
@@ -87,13 +89,16 @@ def get(
     tenant: TenantOption = DEFAULT_TENANT,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """List targets or experiments, or print one.
+    """List targets or experiments, or print one, or the tenant's holdout.
 
-    `turnout get experiments`, `turnout get target fraud -o yaml`. What -o yaml prints can be edited
-    and given to `turnout apply`, which refuses it when the resource has changed meanwhile.
+    `turnout get experiments`, `turnout get target fraud -o yaml`, `turnout get holdout`. What
+    -o yaml prints can be edited and given to `turnout apply`, which refuses it when the resource
+    has changed meanwhile.
     """
     resources: list[Any]
-    if len(what) == 1 and what[0].lower() in ("target", "targets", "experiment", "experiments"):
+    if is_holdout(what):
+        resources, kind = [held(control, tenant)], "holdout"
+    elif len(what) == 1 and what[0].lower() in ("target", "targets", "experiment", "experiments"):
         kind = collection(what[0])
         with connected(control) as client:
             resources = _all(client, kind, check_tenant(tenant))
@@ -104,6 +109,8 @@ def get(
             resources = [_one(client, kind, str(name))]
     if output is not Format.TABLE:
         print_data([document_of(resource) for resource in resources], output)
+    elif kind == "holdout":
+        print_table(("TENANT", "FRACTION", "REVISION"), [_holdout_row(resources[0])])
     elif kind == "targets":
         print_table(
             ("NAME", "HOSTS", "PATH", "BASELINE", "MODEL", "RUNNING", "REVISION"),
@@ -114,6 +121,28 @@ def get(
             ("NAME", "TARGET", "STATE", "STEP", "SPLIT", "EPOCH", "WHY"),
             [_experiment_row(experiment) for experiment in resources],
         )
+
+
+def is_holdout(words: list[str]) -> bool:
+    """True for the word that means the tenant's holdout."""
+    return [word.lower() for word in words] == ["holdout"]
+
+
+def held(control: str, tenant: str) -> Holdout:
+    """A tenant's holdout.
+
+    Raises:
+        typer.Exit: The control plane does not say.
+    """
+    request = GetHoldoutRequest(name=holdout_name(check_tenant(tenant)))
+    with connected(control) as client:
+        found: Holdout = client.call(client.holdouts.GetHoldout, request)
+    return found
+
+
+def _holdout_row(holdout: Holdout) -> tuple[object, ...]:
+    tenant = holdout.name.split("/")[1]
+    return tenant, percent(holdout.spec.fraction), holdout.revision
 
 
 def _one(client: Client, kind: str, name: str) -> Target | Experiment:
@@ -184,7 +213,13 @@ def describe(
     tenant: TenantOption = DEFAULT_TENANT,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Tell an experiment's or a target's state, its conditions, the last decision and why."""
+    """Tell an experiment's or a target's state, its conditions, the last decision and why.
+
+    `turnout describe holdout` tells who is held out of everything.
+    """
+    if is_holdout(what):
+        _describe_holdout(held(control, tenant), output)
+        return
     name = reference(what, tenant)
     with connected(control) as client:
         resource = _one(client, name.collection, str(name))
@@ -201,6 +236,13 @@ def describe(
         print_line(describing.target(resource))
     else:
         print_line(describing.experiment(resource, decisions))
+
+
+def _describe_holdout(holdout: Holdout, output: Format) -> None:
+    if output is Format.TABLE:
+        print_line(describing.holdout(holdout))
+    else:
+        print_data([document_of(holdout)], output)
 
 
 # -- watch -----------------------------------------------------------------------------------------

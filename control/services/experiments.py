@@ -14,6 +14,7 @@ from control import views
 from control.refusals import Fault, invalid, not_found, shorten, unimplemented
 from control.rollout.controller import Controller
 from control.rollout.decide import Command
+from control.rollout.forcing import create_token
 from control.rollout.observe import results
 from control.rollout.resources import Resources
 from control.rollout.tenant import Tenant
@@ -226,8 +227,11 @@ class ExperimentService(ExperimentServiceServicer):
     async def CreateForceToken(
         self, request: api.CreateForceTokenRequest, context: Context
     ) -> api.ForceToken:
-        """Refuse: force tokens are not implemented."""
-        raise unimplemented(["forceToken"])
+        """Sign a token that gives its bearer a variant."""
+        name = name_of(request.name, "experiments")
+        call = call_of(request, context, f"{SERVICE}.CreateForceToken")
+        tenant = self._controller.known(name.tenant, request.name)
+        return await create_token(self._controller, tenant, name.id, request, call)
 
     async def _verb(
         self,

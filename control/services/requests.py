@@ -249,7 +249,7 @@ def actor_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 def merged(current: Resource, sent: Resource, mask: FieldMask) -> Resource:
-    """`current` with the masked fields of `sent`; an empty mask takes labels and spec.
+    """`current` with the masked fields of `sent`; an empty mask takes labels (if any) and spec.
 
     Paths are relative to the resource: "labels", "spec", or below "spec" through singular messages
     (snake_case or lowerCamelCase).
@@ -260,7 +260,8 @@ def merged(current: Resource, sent: Resource, mask: FieldMask) -> Resource:
     result = type(current)()
     result.CopyFrom(current)
     faults = []
-    for path in mask.paths or ("labels", "spec"):
+    whole = [name for name in ("labels", "spec") if name in current.DESCRIPTOR.fields_by_name]
+    for path in mask.paths or whole:
         fields = _walk(result, path)
         if fields is None:
             faults.append(

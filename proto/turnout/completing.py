@@ -18,6 +18,7 @@ PAGE_SIZE: Final = 500
 # Set by the scripts.
 COMPLETE_VARIABLE: Final = "_TURNOUT_COMPLETE"
 KINDS: Final = ("experiments", "targets")
+HOLDOUT: Final = ("holdout", "the tenant's holdout")  # one, without a name
 
 HELP: Final = """Print the script that lets a shell complete commands, options and names.
 
@@ -78,7 +79,7 @@ def any_names(ctx: typer.Context, incomplete: str) -> Words:
     if said:
         return _beginning(_names(ctx, _collection(str(said[0]))), incomplete)
     kinds = [(kind, f"all {kind}") for kind in KINDS]
-    return _beginning([*kinds, *_names(ctx, "experiments")], incomplete)
+    return _beginning([*kinds, HOLDOUT, *_names(ctx, "experiments")], incomplete)
 
 
 def experiments_and_targets(ctx: typer.Context, incomplete: str) -> Words:

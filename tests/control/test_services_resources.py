@@ -269,7 +269,6 @@ def changed(text: str, wanted: str) -> str:
     return EXPERIMENT_SPEC.replace(text, wanted, 1)
 
 
-UNIT = "unit: {header: x-user-id}"
 CANARY = "- canary: {split: {v2: 0.05}, for: 3600s}"
 UNIMPLEMENTED = {
     "spec.steps[0].approval": changed(CANARY, "- approval: {groups: [leads], need: 1}"),
