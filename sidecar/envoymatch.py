@@ -103,7 +103,7 @@ def _namings(target: TargetPlan) -> list[Json]:
     by_path = _path_match(target, version=False)
     named: list[Json] = [] if by_path is None else [by_path]
     named += [
-        {"prefix": target.path_prefix or "/", "headers": [_exact(name, target.model_name)]}
+        {"prefix": target.path_prefix or "/", "headers": [exact_header(name, target.model_name)]}
         for name in MODEL_NAME_HEADERS
     ]
     if not target.model_version:
@@ -111,14 +111,15 @@ def _namings(target: TargetPlan) -> list[Json]:
     by_path = _path_match(target, version=True)
     versioned: list[Json] = [] if by_path is None else [by_path]
     versioned += [
-        match | {"headers": [*match.get("headers", ()), _exact(name, target.model_version)]}
+        match | {"headers": [*match.get("headers", ()), exact_header(name, target.model_version)]}
         for match in named
         for name in MODEL_VERSION_HEADERS
     ]
     return versioned
 
 
-def _exact(header: str, value: str) -> Json:
+def exact_header(header: str, value: str) -> Json:
+    """A header that has exactly this value."""
     return {"name": header, "string_match": {"exact": value}}
 
 

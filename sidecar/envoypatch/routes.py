@@ -13,12 +13,18 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from sidecar.envoymatch import target_hosts, targets_in_order
+from sidecar.envoymatch import (
+    exact_header,
+    match_rank,
+    model_prefixes,
+    target_hosts,
+    targets_in_order,
+)
 from sidecar.envoypatch.roundtrip import Tree, default, drop, field, key, listed, put
 from sidecar.envoyroutes import added_header, mirror_policy, request_value, session_cookie
-from sidecar.envoyyaml import TYPE, seconds
+from sidecar.envoyyaml import TYPE, Json, seconds
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan
 
@@ -76,34 +82,76 @@ def strays(route_config: Tree, baselines: Mapping[str, str]) -> Iterator[str]:
 
 
 def _in_order(targets: Sequence[TargetPlan]) -> list[TargetPlan]:
-    """The order in which the sidecar looks: longest path first."""
+    """The order in which the sidecar looks: models first, then the longest path."""
     hosts = {host for t in targets for host in target_hosts(t)}
     ranked: dict[str, TargetPlan] = {}
     for host in sorted(hosts, key=lambda h: (h.startswith("*"), -len(h), h)):
         ranked.update({t.name: t for t in targets_in_order(targets, host) if t.name not in ranked})
-    return sorted(ranked.values(), key=lambda t: -len(t.path_prefix or "/"))
+    return sorted(ranked.values(), key=lambda t: match_rank(t)[:3])
+
+
+class _Part(NamedTuple):
+    """Requests of a target: all of a prefix, or those that name its model in one way.
+
+    Attributes:
+        target: Whose.
+        path_prefix: What their paths begin with; at a model's name more may begin so.
+        headers: Conditions on their headers.
+    """
+
+    target: TargetPlan
+    path_prefix: str
+    headers: tuple[Json, ...] = ()
+
+
+def _parts(target: TargetPlan) -> list[_Part]:
+    """A target's parts, as routes without expressions can tell them."""
+    wanted = target.path_prefix or "/"
+    if not target.model_name:
+        return [_Part(target, wanted)]
+    named = _by_path(target, version=False)
+    named += [
+        _Part(target, wanted, (exact_header(name, target.model_name),))
+        for name in contract.MODEL_NAME_HEADERS
+    ]
+    if not target.model_version:
+        return named
+    return _by_path(target, version=True) + [
+        part._replace(headers=(*part.headers, exact_header(name, target.model_version)))
+        for part in named
+        for name in contract.MODEL_VERSION_HEADERS
+    ]
+
+
+def _by_path(target: TargetPlan, *, version: bool) -> list[_Part]:
+    wanted = target.path_prefix or "/"
+    stems = dict.fromkeys(p.rstrip("/:") for p in model_prefixes(target, version=version))
+    longer = [max(stem, wanted, key=len) for stem in stems
+              if stem.startswith(wanted) or wanted.startswith(stem)]  # fmt: skip
+    return [_Part(target, prefix) for prefix in dict.fromkeys(longer)]
 
 
 def _with_ours(
     routes: Sequence[Tree], targets: Sequence[TargetPlan], served: set[str]
 ) -> Iterator[Tree]:
-    done: set[str] = set()
+    parts = [part for target in targets for part in _parts(target)]
+    done: list[_Part] = []
     for route in routes:
         _take_back(route)
         whole = None
-        for target in targets:
-            meeting = _meeting(route, target) if target.name not in done else None
+        for part in parts:
+            meeting = _meeting(route, part.path_prefix) if part not in done else None
             if meeting is None:
                 continue
-            served.add(target.name)
-            if _covers(route, target):
-                done.add(target.name)
-            if meeting == "within":
-                whole = whole or target
+            served.add(part.target.name)
+            if _covers(route, part.path_prefix):
+                done.append(part)
+            if meeting == "within" and not part.headers:
+                whole = whole or part.target
                 continue
-            narrow = _narrowed(route, target)
-            yield _stamped(narrow, target)
-            yield _default(_named(narrow, f"{target.name}/baseline"), target)
+            narrow = _narrowed(route, part, shorter=meeting == "wider")
+            yield _stamped(narrow, part.target)
+            yield _default(_named(narrow, f"{part.target.name}/baseline"), part.target)
         if whole is not None:
             # Before the copy is made: the next patch would find it there, in another order.
             _give_time(field(route, "route"), whole)
@@ -141,12 +189,11 @@ def _meet(host: str, domain: str) -> bool:
     return host == domain
 
 
-def _meeting(route: Tree, target: TargetPlan) -> str | None:
-    """How a route's paths and the target's meet: "within" the target, "wider", or not at all."""
+def _meeting(route: Tree, wanted: str) -> str | None:
+    """How a route's paths and a target's prefix meet: "within" it, "wider", or not at all."""
     action = field(route, "route")
     if not isinstance(action, dict) or field(action, "cluster_header") == contract.HEADER_UPSTREAM:
         return None
-    wanted = target.path_prefix or "/"
     match = field(route, "match") or {}
     for kind in ("prefix", "path_separated_prefix"):
         given = field(match, kind)
@@ -179,33 +226,38 @@ def _literal_head(match: Tree) -> str | None:
     return None if template is None else re.split(r"[{*]", str(template))[0]
 
 
-def _covers(route: Tree, target: TargetPlan) -> bool:
-    """Whether no request of the target gets past this route."""
+def _covers(route: Tree, wanted: str) -> bool:
+    """Whether no request below a path prefix gets past this route."""
     match = field(route, "match") or {}
     prefix = field(match, "prefix")
     plain = not any(field(match, name) for name in _CONDITIONS)
-    return plain and prefix is not None and (target.path_prefix or "/").startswith(str(prefix))
+    return plain and prefix is not None and wanted.startswith(str(prefix))
 
 
 # -- What is made of them --------------------------------------------------------------------------
 
 
-def _narrowed(route: Tree, target: TargetPlan) -> Tree:
+def _narrowed(route: Tree, part: _Part, *, shorter: bool) -> Tree:
+    """Theirs for a part of a target; `shorter`: the path that it matches is shorter."""
     narrow = copy.deepcopy(route)
-    match = narrow[key(narrow, "match")]
+    match = default(narrow, "match", {})
+    if part.headers:
+        put(match, "headers", [*listed(match, "headers"), *part.headers])
+    if not shorter:
+        return narrow
     kind = "prefix" if field(match, "prefix") is not None else "path_separated_prefix"
     given = str(field(match, kind))
     spelled = key(match, kind)
     # The mapping is made anew so that `prefix` stands where theirs stood.
     narrow[key(narrow, "match")] = {
-        ("prefix" if name == spelled else name): (target.path_prefix if name == spelled else value)
+        ("prefix" if name == spelled else name): (part.path_prefix if name == spelled else value)
         for name, value in match.items()
     }
     action = narrow[key(narrow, "route")]
     rewrite = field(action, "prefix_rewrite")
     if rewrite is not None:
         # Envoy replaces what was matched, and more is matched now.
-        put(action, "prefix_rewrite", f"{rewrite}{target.path_prefix[len(given) :]}")
+        put(action, "prefix_rewrite", f"{rewrite}{part.path_prefix[len(given) :]}")
     return narrow
 
 

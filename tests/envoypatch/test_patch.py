@@ -125,6 +125,44 @@ def test_a_route_within_the_target_asks_itself() -> None:
     ]
 
 
+def test_a_target_with_a_model_asks_where_a_request_may_name_it() -> None:
+    named = target("iris")
+    named.model_name = "iris"
+    found = routed([route(prefix="/v2"), route(prefix="/")], named)
+    assert found[:3] == [
+        f"iris/stamped /v2/models/iris -> {STAMP}",
+        "iris/baseline /v2/models/iris -> v1*",
+        f"iris/stamped /v2 -> {STAMP}",
+    ]
+    assert "/v2 -> v1" in found
+    assert f"iris/stamped /v1/models/iris -> {STAMP}" in found
+    assert found[-1] == "/ -> v1"
+    table: Tree = {"virtual_hosts": [{"domains": ["*"], "routes": [route(prefix="/")]}]}
+    add_routes(table, [named])
+    headers = [r["match"]["headers"] for r in table["virtual_hosts"][0]["routes"][2 * 2 : -1]]
+    asked = {tuple(h["name"] for h in given) for given in headers}
+    assert ("seldon-model", STAMP) in asked
+    assert ("seldon-model",) in asked
+    assert all(h["string_match"] == {"exact": "iris"} for given in headers for h in given[:1])
+
+
+def test_a_version_goes_before_its_model_and_a_prefix_that_hides_both_after_them() -> None:
+    named, versioned = target("iris"), target("iris-2")
+    named.model_name = versioned.model_name = "iris"
+    versioned.model_version = "2"
+    found = routed([route(prefix="/")], target("all", "/v2"), named, versioned)
+    paths = [line for line in found if line.endswith(STAMP) and " / " not in line]
+    assert paths == [
+        f"iris-2/stamped /v2/models/iris/versions/2 -> {STAMP}",
+        f"iris-2/stamped /v1/models/iris/versions/2 -> {STAMP}",
+        f"iris-2/stamped /v2/models/iris -> {STAMP}",
+        f"iris-2/stamped /v1/models/iris -> {STAMP}",
+        f"iris/stamped /v2/models/iris -> {STAMP}",
+        f"iris/stamped /v1/models/iris -> {STAMP}",
+        f"all/stamped /v2 -> {STAMP}",
+    ]
+
+
 def test_the_longest_path_goes_first_when_targets_share_a_route() -> None:
     targets = (target("all", "/m"), target("one", "/m/one"))
     assert routed([route(prefix="/")], *targets) == [
