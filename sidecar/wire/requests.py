@@ -1,0 +1,431 @@
+"""Streams and their calls: requests in, answers out, memory and windows between.
+
+Owns everything of a connection that concerns a stream, on the general path. Refuses frames:
+`connection` reads those and holds the fast path, which does what this does, for the one sequence
+that Envoy sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.wire import frames
+from sidecar.wire.calls import (
+    HEADERS_OK,
+    ONLY_OK,
+    TRAILERS_OK,
+    Call,
+    Method,
+    PeerError,
+    Refused,
+    Status,
+    health,
+    health_answer,
+    prefixed,
+)
+from sidecar.wire.frames import (
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES_MAX,
+    WINDOW_DEFAULT,
+    WINDOW_MAX,
+    ConnectionFault,
+    ErrorCode,
+    FrameType,
+    StreamFault,
+)
+from sidecar.wire.heads import Head
+from sidecar.wire.limits import (
+    ANSWER_S,
+    BUFFERED_BYTES_MAX,
+    CLOSED_REMEMBERED,
+    MESSAGE_S,
+    PREFIX_BYTES,
+    RESETS_BURST,
+    RESETS_PER_S,
+    STREAM_WINDOW,
+    STREAMS_MAX,
+    UNSENT_BYTES_MAX,
+    Bucket,
+)
+from sidecar.wire.states import StreamState
+from sidecar.wire.streams import Stream
+
+_PAGE_HEAD: Final = b"\x88\x0f\x10\x0atext/plain"
+_PAGE: Final = b"The worker answers.\n"
+
+Process = Callable[[bytes], bytes | None]
+Healthy = Callable[[], bool]
+Fold = Callable[[int, bytes, str], None]
+
+
+class Requests:
+    """The streams of one connection."""
+
+    def __init__(self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool) -> None:
+        """No streams yet; see `Connection`."""
+        self._process = process
+        self._healthy = healthy
+        self._fold = fold
+        self._strict = strict
+        self._now_s = 0.0
+        self._out: list[bytes] = []
+        self._last_id = 0
+        # Streams that are not answered; those that we have answered and the peer has not ended,
+        # with what came since; and how others ended.
+        self._streams: dict[int, Stream] = {}
+        self._answered: dict[int, int] = {}
+        self._closed: dict[int, StreamState] = {}
+        self._resets = Bucket(RESETS_BURST, RESETS_PER_S)
+        self._window = WINDOW_DEFAULT
+        self._stream_window = WINDOW_DEFAULT
+        self._blocked: dict[int, Stream] = {}
+        self._unsent_bytes = 0
+        self._data_frames = 0
+        self._buffered_bytes = 0
+        self._reserved_bytes = 0
+        self._starved: dict[int, Stream] = {}
+        self._watched: dict[int, bytes] = {}
+        self._logs: dict[int, Stream] = {}
+        self._leaving = False
+
+    # -- What the shell asks -----------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call is open."""
+        return not self._streams and not self._logs
+
+    def folded(self, stream_id: int, log_name: str, error: PeerError | None = None) -> None:
+        """The shell has folded a stream's message: the next one, or the end.
+
+        Args:
+            stream_id: As given to `fold`.
+            log_name: What the stream's log is called from now on.
+            error: Why the message could not be read.
+        """
+        stream = self._logs[stream_id]
+        self._buffered_bytes -= len(stream.log.popleft())
+        stream.log_name = log_name
+        stream.folding = False
+        live = self._streams.get(stream_id) is stream
+        if error is not None:
+            self._buffered_bytes -= sum(map(len, stream.log))
+            stream.log.clear()
+            if live:
+                self._refuse(stream, Refused(Status.INVALID_ARGUMENT, str(error)))
+                live = False
+        if stream.log:
+            self._fold_next(stream)
+            return
+        del self._logs[stream_id]
+        if live and stream.state is StreamState.HALF_CLOSED_REMOTE:
+            self._answer(stream, b"")
+        elif live:
+            self._give_window(stream)
+        self._feed_the_starved()
+
+    def look_at_health(self) -> None:
+        """Tell watchers when the health has changed."""
+        for stream_id, told in list(self._watched.items()):
+            now = health_answer(serving=self._healthy() and not self._leaving)
+            if now != told:
+                self._watched[stream_id] = now
+                self._send(self._streams[stream_id], prefixed(now), None)
+
+    # -- Opening -----------------------------------------------------------------------------------
+
+    def _open(self, stream_id: int, head: Head, *, ended: bool) -> Method | None:
+        """A new stream whose headers are well-formed; None when it is refused already."""
+        if len(self._streams) + len(self._answered) >= STREAMS_MAX:
+            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "too many streams")
+        if self._unsent_bytes > UNSENT_BYTES_MAX:
+            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "answers are not read")
+        try:
+            call = Call(head, pages=self._strict)
+        except Refused as refused:
+            self._refuse_bare(stream_id, refused.block(alone=True), ended=ended)
+            return None
+        stream = Stream(
+            stream_id,
+            call,
+            window=self._stream_window,
+            body_left=head.length,
+            now_s=self._now_s,
+        )
+        self._streams[stream_id] = stream
+        if ended:
+            self._take_end(stream)
+        return call.method
+
+    # -- Requests ----------------------------------------------------------------------------------
+
+    def _take_data(self, stream: Stream, data: bytes, length: int) -> None:
+        """DATA of an open stream.
+
+        Args:
+            stream: It.
+            data: Without padding.
+            length: With padding: what flow control counts.
+        """
+        stream.allowance -= length
+        if stream.allowance < 0:
+            raise StreamFault(stream.id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
+        if stream.body_left >= 0:
+            stream.body_left -= len(data)
+            if stream.body_left < 0:
+                raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "more than content-length")
+        if stream.method is Method.PAGE:
+            return
+        self._release(stream, len(data))
+        self._buffered_bytes += len(data)
+        messages = stream.messages
+        messages.add(data)
+        try:
+            # Never anything after our trailers: what follows an answered request is not looked at.
+            while stream.id in self._streams and (message := messages.next()) is not None:
+                self._buffered_bytes -= len(message) + PREFIX_BYTES
+                stream.message_by_s = 0.0
+                self._take_message(stream, message)
+        except Refused as refused:
+            self._refuse(stream, refused)
+            return
+        if stream.id in self._streams:
+            self._after_data(stream)
+
+    def _after_data(self, stream: Stream) -> None:
+        """Bound the memory and the time of what has not come yet."""
+        if self._buffered_bytes > BUFFERED_BYTES_MAX:
+            refused = Refused(Status.RESOURCE_EXHAUSTED, "too much is unfinished")
+            self._refuse(stream, refused)
+            return
+        if stream.messages.held and not stream.message_by_s:
+            stream.message_by_s = self._now_s + MESSAGE_S
+        if stream.method is Method.ACCESS_LOGS:
+            self._give_window(stream)
+
+    def _take_message(self, stream: Stream, message: bytes) -> None:
+        method = stream.method
+        if method is Method.PROCESS:
+            try:
+                answer = self._process(message)
+            except PeerError as error:
+                self._refuse(stream, Refused(Status.INVALID_ARGUMENT, str(error)))
+                return
+            self._answer(stream, answer)
+        elif method is Method.ACCESS_LOGS:
+            self._buffered_bytes += len(message)
+            stream.log.append(message)
+            self._fold_next(stream)
+        elif stream.id not in self._watched:
+            self._take_health_request(stream, message)
+
+    def _take_health_request(self, stream: Stream, message: bytes) -> None:
+        try:
+            health(message)
+        except Refused as refused:
+            self._refuse(stream, refused)
+            return
+        answer = health_answer(serving=self._healthy() and not self._leaving)
+        if stream.method is Method.CHECK:
+            self._answer(stream, answer)
+            return
+        self._watched[stream.id] = answer
+        self._send_head(stream)
+        self._send(stream, prefixed(answer), None)
+
+    def _take_end(self, stream: Stream) -> None:
+        """The peer has ended its half."""
+        if stream.body_left > 0:
+            raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "less than content-length")
+        stream.state = StreamState.HALF_CLOSED_REMOTE
+        stream.message_by_s = 0.0
+        if stream.trailers is not None:
+            return  # Answered, but for windows.
+        if stream.method is Method.PAGE:
+            self._send_head(stream, _PAGE_HEAD)
+            self._send(stream, _PAGE, b"")
+        elif stream.messages.held:
+            self._refuse(stream, Refused(Status.INTERNAL, "the stream ended within a message"))
+        elif stream.method is Method.PROCESS:
+            self._answer(stream, None)
+        elif stream.method is Method.ACCESS_LOGS:
+            if not stream.folding:
+                self._answer(stream, b"")
+        elif stream.id not in self._watched:
+            self._refuse(stream, Refused(Status.INTERNAL, "no request"))
+
+    def _fold_next(self, stream: Stream) -> None:
+        if not stream.folding:
+            stream.folding = True
+            self._logs[stream.id] = stream
+            self._fold(stream.id, stream.log[0], stream.log_name)
+
+    # -- The peer's windows ------------------------------------------------------------------------
+
+    def _give_window(self, stream: Stream) -> None:
+        """Let an access log go on: its usual window, and the rest of a large message.
+
+        Nothing while messages wait to be folded: that is the stream's backpressure. A large
+        message gets its memory as a whole or waits, so that two of them never wait for each other.
+        """
+        if stream.log or stream.state is not StreamState.OPEN:
+            return
+        increment = 0
+        missing = stream.messages.missing
+        if missing > stream.allowance:
+            more = missing - stream.allowance
+            if self._buffered_bytes + self._reserved_bytes + more > BUFFERED_BYTES_MAX:
+                self._starved[stream.id] = stream
+                stream.message_by_s = 0.0
+                return
+            self._starved.pop(stream.id, None)
+            stream.message_by_s = self._now_s + MESSAGE_S
+            stream.reserved += more
+            self._reserved_bytes += more
+            increment = more
+        elif not missing and stream.allowance < STREAM_WINDOW // 2:
+            increment = STREAM_WINDOW - stream.allowance
+        if increment:
+            stream.allowance += increment
+            self._out.append(frames.window_update(stream.id, increment))
+
+    def _release(self, stream: Stream, length: int) -> None:
+        """Reserved memory becomes used memory."""
+        used = min(stream.reserved, length)
+        stream.reserved -= used
+        self._reserved_bytes -= used
+
+    def _feed_the_starved(self) -> None:
+        for stream in list(self._starved.values()):
+            self._give_window(stream)
+
+    # -- Answers -----------------------------------------------------------------------------------
+
+    def _answer(self, stream: Stream, message: bytes | None) -> None:
+        """One message and status 0; None = status 0 alone (Trailers-Only)."""
+        if message is None:
+            self._out.append(_headers(stream.id, ONLY_OK, END_STREAM))
+            self._finish(stream)
+            return
+        self._send_head(stream)
+        self._send(stream, prefixed(message), TRAILERS_OK)
+
+    def _refuse(self, stream: Stream, refused: Refused) -> None:
+        """End a call that cannot be served any further."""
+        block = refused.block(alone=not stream.headed)
+        self._drop(stream)
+        ended = stream.state is StreamState.HALF_CLOSED_REMOTE
+        self._refuse_bare(stream.id, block, ended=ended)
+
+    def _refuse_bare(self, stream_id: int, block: bytes, *, ended: bool) -> None:
+        """Answer by one block; the peer may stop sending (RFC 9113 section 8.1)."""
+        self._out.append(_headers(stream_id, block, END_STREAM))
+        if not ended:
+            self._out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+        state = StreamState.CLOSED_BY_PEER if ended else StreamState.CLOSED_BY_US
+        self._remember(stream_id, state)
+
+    def _send_head(self, stream: Stream, block: bytes = HEADERS_OK) -> None:
+        stream.headed = True
+        self._out.append(_headers(stream.id, block, 0))
+
+    def _send(self, stream: Stream, data: bytes, trailers: bytes | None) -> None:
+        stream.unsent += data
+        stream.trailers = trailers
+        self._unsent_bytes += len(data)
+        self._pump(stream)
+
+    def _pump(self, stream: Stream) -> None:
+        """Send what the windows allow (RFC 9113 section 6.9)."""
+        unsent = stream.unsent
+        while unsent and self._window > 0 and stream.window > 0:
+            part = bytes(unsent[: min(self._window, stream.window, FRAME_BYTES_MAX)])
+            del unsent[: len(part)]
+            self._window -= len(part)
+            stream.window -= len(part)
+            self._unsent_bytes -= len(part)
+            self._data_frames += 1
+            last = not unsent and stream.trailers == b""
+            flags = END_STREAM if last else 0
+            self._out.append(frames.frame(FrameType.DATA, flags, stream.id, part))
+        if unsent:
+            if stream.id not in self._blocked:
+                self._blocked[stream.id] = stream
+                stream.answer_by_s = self._now_s + ANSWER_S
+            return
+        self._blocked.pop(stream.id, None)
+        stream.answer_by_s = 0.0
+        if stream.trailers is not None:
+            if stream.trailers:
+                self._out.append(_headers(stream.id, stream.trailers, END_STREAM))
+            self._finish(stream)
+
+    def _pump_all(self) -> None:
+        """The connection's window has grown: in the order in which the streams came to wait."""
+        for stream in list(self._blocked.values()):
+            if self._window <= 0:
+                return
+            self._pump(stream)
+
+    def _resize_windows(self, size: int) -> None:
+        """SETTINGS_INITIAL_WINDOW_SIZE moves every open stream's window (section 6.9.2)."""
+        change = size - self._stream_window
+        self._stream_window = size
+        for stream in self._streams.values():
+            stream.window += change
+            if stream.window > WINDOW_MAX:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflows")
+
+    # -- Ends --------------------------------------------------------------------------------------
+
+    def _finish(self, stream: Stream) -> None:
+        """We have ended our half."""
+        ended = stream.state is StreamState.HALF_CLOSED_REMOTE
+        self._drop(stream)
+        if not ended:
+            self._answered[stream.id] = 0
+        elif stream.method is not Method.PROCESS:
+            # The fast path remembers none, so that it has nothing to remember.
+            self._remember(stream.id, StreamState.CLOSED_BY_PEER)
+
+    def _reset(self, stream_id: int, code: ErrorCode) -> None:
+        """Reset a stream; the peer made us do so, so it is counted (CVE-2025-8671)."""
+        self._out.append(frames.rst_stream(stream_id, code))
+        self._end_by_reset(stream_id, StreamState.CLOSED_BY_US)
+        self._count_reset()
+
+    def _end_by_reset(self, stream_id: int, state: StreamState) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            self._drop(stream)
+        self._answered.pop(stream_id, None)
+        self._remember(stream_id, state)
+
+    def _count_reset(self) -> None:
+        if not self._resets.take(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+
+    def _drop(self, stream: Stream) -> None:
+        """Forget an open stream; access logs that came whole are still folded."""
+        del self._streams[stream.id]
+        self._blocked.pop(stream.id, None)
+        self._starved.pop(stream.id, None)
+        self._watched.pop(stream.id, None)
+        self._unsent_bytes -= len(stream.unsent)
+        self._buffered_bytes -= stream.messages.held
+        self._release(stream, stream.reserved)
+        stream.messages.clear()
+        if self._starved:
+            self._feed_the_starved()
+
+    def _remember(self, stream_id: int, state: StreamState) -> None:
+        closed = self._closed
+        closed[stream_id] = state
+        if len(closed) > CLOSED_REMEMBERED:
+            del closed[next(iter(closed))]
+
+
+def _headers(stream_id: int, block: bytes, flags: int) -> bytes:
+    return frames.frame(FrameType.HEADERS, END_HEADERS | flags, stream_id, block)
