@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from sidecar.envoyfilter import extension
 from sidecar.envoyroutes import route_configuration
 from sidecar.envoyyaml import TYPE, Json, assignment, is_ip, resources, seconds, socket_address
+from turnout import contract
 from turnout.v1alpha1.common_pb2 import Upstream
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
 
@@ -40,6 +41,7 @@ def documents(
     *,
     enabled: Collection[tuple[str, int]],
     extra_clusters: Iterable[ClusterPlan] = (),
+    local: str = "",
 ) -> Files:
     """Print the three watched files.
 
@@ -49,14 +51,16 @@ def documents(
             filter off.
         extra_clusters: Clusters to keep although the snapshot no longer names them: clusters leave
             last.
+        local: Where Envoy intercepts what is meant for the pod beside it: the address that the
+            resources have for that pod. "" = Envoy is called by its own address.
 
     Raises:
         UnsupportedMatch: A target's header predicates need too many routes.
     """
     return Files(
-        cds=resources(clusters(snapshot, extra_clusters)),
-        rds=resources([route_configuration(snapshot, frozenset(enabled))]),
-        ecds=resources([extension(snapshot)]),
+        cds=resources(clusters(snapshot, extra_clusters, local=local)),
+        rds=resources([route_configuration(snapshot, frozenset(enabled), local=local)]),
+        ecds=resources([extension(snapshot, transparent=bool(local))]),
     )
 
 
@@ -74,17 +78,37 @@ def cluster_plans(
     return [found[name] for name in sorted(found) if name]
 
 
-def clusters(snapshot: Snapshot, extra_clusters: Iterable[ClusterPlan] = ()) -> list[Json]:
+def clusters(
+    snapshot: Snapshot, extra_clusters: Iterable[ClusterPlan] = (), *, local: str = ""
+) -> list[Json]:
     """Envoy clusters for all upstreams given by address."""
     baselines = {target.baseline.cluster for target in snapshot.targets}
-    return [
-        _cluster(plan, candidate=plan.cluster not in baselines)
+    found = [
+        _local_cluster(plan.cluster, _http_options(http2=plan.upstream.http2))
+        if plan.upstream.address == local
+        else _cluster(plan, candidate=plan.cluster not in baselines, marked=bool(local))
         for plan in cluster_plans(snapshot, extra_clusters)
         if plan.upstream.address
     ]
+    if local:
+        found.append(_local_cluster(contract.LOCAL_CLUSTER, _downstream_options()))
+    return found
 
 
-def _cluster(plan: ClusterPlan, *, candidate: bool) -> Json:
+def _local_cluster(name: str, options: Json) -> Json:
+    """The pod that the client has called: no name, no load balancing, no health of its own."""
+    return {
+        "@type": TYPE + "envoy.config.cluster.v3.Cluster",
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "1s",
+        "circuit_breakers": {"thresholds": [_breakers(UPSTREAM_LIMIT)]},
+        "typed_extension_protocol_options": options,
+    }
+
+
+def _cluster(plan: ClusterPlan, *, candidate: bool, marked: bool) -> Json:
     host, port = split_address(plan.upstream.address)
     cluster: Json = {
         "@type": TYPE + "envoy.config.cluster.v3.Cluster",
@@ -93,7 +117,7 @@ def _cluster(plan: ClusterPlan, *, candidate: bool) -> Json:
         "dns_lookup_family": "V4_PREFERRED",
         "connect_timeout": "1s",
         "circuit_breakers": {"thresholds": [_breakers(UPSTREAM_LIMIT)]},
-        "health_checks": [_health_check(plan.upstream)],
+        "health_checks": [_health_check(plan.upstream, marked=marked)],
         "load_assignment": assignment(plan.cluster, [socket_address(host, port)]),
         "typed_extension_protocol_options": _http_options(http2=plan.upstream.http2),
     }
@@ -105,7 +129,7 @@ def _cluster(plan: ClusterPlan, *, candidate: bool) -> Json:
     return cluster
 
 
-def _health_check(upstream: Upstream) -> Json:
+def _health_check(upstream: Upstream, *, marked: bool) -> Json:
     check: Json = {
         "timeout": "2s",
         "interval": "1s",
@@ -120,6 +144,10 @@ def _health_check(upstream: Upstream) -> Json:
     http: Json = {"path": upstream.health_path, "host": upstream.address}
     if upstream.http2:
         http["codec_client_type"] = "HTTP2"
+    if marked:
+        # An Envoy that intercepts beside that pod lets it pass (`envoyroutes`).
+        mark = {"key": contract.HEADER_HOP, "value": contract.HOP_HEALTH}
+        http["request_headers_to_add"] = [{"header": mark}]
     return check | {"http_health_check": http}
 
 
@@ -134,11 +162,21 @@ def _breakers(limit: int) -> Json:
 
 def _http_options(*, http2: bool) -> Json:
     protocol: Json = {"http2_protocol_options": {}} if http2 else {"http_protocol_options": {}}
+    return _protocol_options({"explicit_http_config": protocol})
+
+
+def _downstream_options() -> Json:
+    """Speak to the pod as the client spoke to us."""
+    both: Json = {"http_protocol_options": {}, "http2_protocol_options": {}}
+    return _protocol_options({"use_downstream_protocol_config": both})
+
+
+def _protocol_options(protocol: Json) -> Json:
     return {
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "common_http_protocol_options": {"idle_timeout": seconds(UPSTREAM_IDLE_S)},
-            "explicit_http_config": protocol,
+            **protocol,
         }
     }
 

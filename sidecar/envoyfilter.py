@@ -29,12 +29,20 @@ JWT_HEADER: Final = "authorization"
 MESSAGE_TIMEOUT_S: Final = 0.05
 
 
-def extension(snapshot: Snapshot) -> Json:
-    """The filter as an ECDS resource."""
+def extension(snapshot: Snapshot, *, transparent: bool = False) -> Json:
+    """The filter as an ECDS resource.
+
+    Args:
+        snapshot: A valid snapshot.
+        transparent: Other sidecars intercept, too: a worker must see and make their marks.
+    """
+    headers = forwarded_headers(snapshot)
+    if transparent:
+        headers = sorted({*headers, contract.HEADER_HOP, contract.HEADER_REQUEST_ID})
     return {
         "@type": TYPE + "envoy.config.core.v3.TypedExtensionConfig",
         "name": contract.EXT_PROC_FILTER,
-        "typed_config": _ext_proc(forwarded_headers(snapshot), forwarded_metadata(snapshot)),
+        "typed_config": _ext_proc(headers, forwarded_metadata(snapshot)),
     }
 
 

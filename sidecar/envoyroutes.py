@@ -23,15 +23,20 @@ SECRET_HEADERS: Final = (
 )
 STREAM_IDLE_MIN_S: Final = 300.0
 
+# What is no target's must be passed on as if nobody were between.
+_NO_LIMITS: Final[Json] = {"timeout": "0s", "idle_timeout": "0s"}
 _STAMPED: Final[Json] = {"name": contract.HEADER_UPSTREAM, "present_match": True}
 
 
-def route_configuration(snapshot: Snapshot, enabled: Collection[tuple[str, int]]) -> Json:
+def route_configuration(
+    snapshot: Snapshot, enabled: Collection[tuple[str, int]], *, local: str = ""
+) -> Json:
     """All routes.
 
     Args:
         snapshot: A valid snapshot.
         enabled: (experiment, epoch) whose start gate is open.
+        local: The address of the pod beside an Envoy that intercepts; "" = Envoy does not.
     """
     running = _running(snapshot, enabled)
     hosts = sorted({"*", *(host for target in snapshot.targets for host in target_hosts(target))})
@@ -41,7 +46,7 @@ def route_configuration(snapshot: Snapshot, enabled: Collection[tuple[str, int]]
         "ignore_port_in_host_matching": True,
         # Whoever serves: a token that gives its bearer a variant is no business of a model's.
         "request_headers_to_remove": [contract.HEADER_FORCE],
-        "virtual_hosts": [_virtual_host(snapshot, host, running) for host in hosts],
+        "virtual_hosts": [_virtual_host(snapshot, host, running, local) for host in hosts],
     }
 
 
@@ -62,14 +67,19 @@ def _routes_it(experiment: ExperimentPlan) -> bool:
 
 
 def _virtual_host(
-    snapshot: Snapshot, host: str, running: Mapping[str, Sequence[ExperimentPlan]]
+    snapshot: Snapshot, host: str, running: Mapping[str, Sequence[ExperimentPlan]], local: str
 ) -> Json:
     routes = [
         route
         for target in targets_in_order(snapshot.targets, host)
-        for route in _routes(target, running.get(target.name, ()))
+        for route in _routes(target, running.get(target.name, ()), transparent=bool(local))
     ]
-    return {"name": host, "domains": [host], "routes": [*routes, _no_target()]}
+    if local:
+        checked = [_health_route(path) for path in _health_paths(snapshot, local)]
+        routes = [*checked, *routes, _passing_route("none", {"prefix": "/"}, _NO_LIMITS, on=False)]
+    else:
+        routes.append(_no_target())
+    return {"name": host, "domains": [host], "routes": routes}
 
 
 def _no_target() -> Json:
@@ -82,11 +92,49 @@ def _no_target() -> Json:
     }
 
 
-def _routes(target: TargetPlan, running: Sequence[ExperimentPlan]) -> Iterator[Json]:
+def _routes(
+    target: TargetPlan, running: Sequence[ExperimentPlan], *, transparent: bool
+) -> Iterator[Json]:
     for match in matches(target):
         if running:
             yield from _stamped_routes(target, match, running)
+        if transparent:
+            # A peer has decided, or says so: if a worker does not believe the mark, it stamps, and
+            # the routes above take the request. Without a worker the pod that was called serves.
+            marked = {"name": contract.HEADER_HOP, "present_match": True}
+            asked = match | {"headers": [*match.get("headers", []), marked]}
+            yield _passing_route(f"{target.name}/peer", asked, _action(target), on=bool(running))
         yield _baseline_route(target, match, on=bool(running))
+
+
+# -- Transparent proxying --------------------------------------------------------------------------
+
+
+def _passing_route(name: str, match: Json, action: Json, *, on: bool) -> Json:
+    """To the pod that the client has called."""
+    route: Json = {
+        "name": f"{contract.ROUTE_NAME_PREFIX}{name}",
+        "match": match,
+        "route": action | {"cluster": contract.LOCAL_CLUSTER},
+        "request_headers_to_remove": [contract.HEADER_HOP],
+    }
+    if not on:
+        route["typed_per_filter_config"] = _filter_off()
+    return route
+
+
+def _health_route(path: str) -> Json:
+    """A peer's health check asks about this pod, whatever the targets would make of it."""
+    mark = {"name": contract.HEADER_HOP, "string_match": {"exact": contract.HOP_HEALTH}}
+    return _passing_route("health", {"path": path, "headers": [mark]}, _NO_LIMITS, on=False)
+
+
+def _health_paths(snapshot: Snapshot, local: str) -> list[str]:
+    """Health paths of all upstreams that are the pod beside this Envoy."""
+    plans = [target.baseline for target in snapshot.targets]
+    plans += [v.cluster for e in snapshot.experiments for v in e.variants]
+    upstreams = [plan.upstream for plan in plans if plan.upstream.address == local]
+    return sorted({u.health_path for u in upstreams if u.health_path})
 
 
 def _stamped_routes(
@@ -177,6 +225,7 @@ def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
         "route": _action(target) | {"cluster": target.baseline.cluster},
         # Attribution: only an applied stamp says which variant answered, never the upstream itself.
         "response_headers_to_remove": [contract.HEADER_VARIANT],
+        "request_headers_to_remove": [contract.HEADER_HOP],
     }
     if on:
         route["request_headers_to_add"] = [added_header(contract.HEADER_UNSTAMPED, "1")]

@@ -81,6 +81,8 @@ CLOCK_SKEW_S: Final = 60  # issued that far in the future is still believed
 # mark = <Unix seconds in hex>.<mac in hex>
 # mac = BLAKE2b(seconds in hex + NUL + tenant + NUL + request id, key = tenant key, digest 8 bytes,
 # person = HOP_PERSON). Good for HOP_SECONDS_MAX either way.
+# In place of a mark, on the health checks of an Envoy that intercepts.
+HOP_HEALTH: Final = "health"
 HOP_PERSON: Final = b"turnout-hop"
 HOP_MAC_BYTES: Final = 8
 HOP_SECONDS_MAX: Final = 60
@@ -146,6 +148,8 @@ ACCESS_LOG_SHADOW: Final = "turnout_shadow"
 ACCESS_LOG_CALL_STATUS: Final = "c"
 WORKERS_CLUSTER: Final = "turnout_workers"
 OTLP_CLUSTER: Final = "turnout_otlp"
+# Transparent proxying: wherever the client's connection was going to, as the kernel knows it.
+LOCAL_CLUSTER: Final = "turnout_local"
 CLUSTER_PREFIX: Final = "turnout."
 # Routes are named turnout/<target>/<stamped|baseline>.
 ROUTE_NAME_PREFIX: Final = "turnout/"
