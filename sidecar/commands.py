@@ -93,6 +93,13 @@ def run(
     otlp: Annotated[
         str, typer.Option(help="HOST:PORT that takes this sidecar's own spans (OTLP/gRPC).")
     ] = "",
+    local: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT that resources give the pod beside an Envoy that intercepts what is "
+            "meant for it (turnout envoy bootstrap --transparent)."
+        ),
+    ] = "",
     server: Annotated[
         ServerKind, typer.Option(help="The workers' server; grpcio is the reference, and slower.")
     ] = SERVER_DEFAULT,
@@ -116,6 +123,7 @@ def run(
             metrics=metrics,
             otlp=otlp,
             server=server,
+            local=local,
             log=Style(log_format, log_level),
         )
     except OptionError as error:

@@ -49,6 +49,7 @@ class Conductor:
         *,
         envoy_dir: EnvoyDir | None,
         admin: Admin | None,
+        local: str = "",
         on_look: Callable[[EnvoyState], None],
         on_step: Callable[[], None],
     ) -> None:
@@ -60,6 +61,7 @@ class Conductor:
             gate: The order.
             envoy_dir: None = Envoy's files are written by somebody else.
             admin: None = the gate is off.
+            local: The address of the pod beside an Envoy that intercepts; "" = it does not.
             on_look: Takes every look at Envoy.
             on_step: Called after every step: gates may have moved.
         """
@@ -68,6 +70,7 @@ class Conductor:
         self._gate = gate
         self._dir = envoy_dir
         self._admin = admin
+        self._local = local
         self._on_look = on_look
         self._on_step = on_step
         self._clusters: dict[str, ClusterPlan] = {}
@@ -192,11 +195,19 @@ class Conductor:
             return
         self.admin_error, self.rejections = "", self._refusals.observe(state)
         self._gate.observe(
-            state.healthy_hosts, filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
+            self._usable(state), filter_reloads=state.filter_reloads, now_ms=monotonic_ms()
         )
         self._route_updates = state.route_updates
         self._own_routes = state.has_own_routes
         self._on_look(state)
+
+    def _usable(self, state: EnvoyState) -> Mapping[str, int]:
+        """Hosts by cluster; the pod beside Envoy has none until it is called, and is there."""
+        if not self._local:
+            return state.healthy_hosts
+        plans = self._clusters.values()
+        beside = {plan.cluster: 1 for plan in plans if plan.upstream.address == self._local}
+        return {**state.healthy_hosts, **beside}
 
     def _order_late(self) -> None:
         """Order after the routes, or after ROUTES_FIRST_S whatever Envoy does."""
@@ -261,7 +272,9 @@ class Conductor:
         if self._dir is not None:
             extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]
             # Long texts take long to print: not on the loop that hands out plans.
-            texts = await asyncio.to_thread(documents, filtered, enabled=(), extra_clusters=extra)
+            texts = await asyncio.to_thread(
+                documents, filtered, enabled=(), extra_clusters=extra, local=self._local
+            )
             await self._write(CLUSTERS_FILE, texts.cds)
             filter_changed = await self._write(FILTER_FILE, texts.ecds)
         self._gate.clusters_written(names)
@@ -281,7 +294,9 @@ class Conductor:
             return False
         if self._dir is not None:
             routed = self._routed(routes)
-            texts = await asyncio.to_thread(documents, routed, enabled=routes.enabled)
+            texts = await asyncio.to_thread(
+                documents, routed, enabled=routes.enabled, local=self._local
+            )
             await self._write(ROUTES_FILE, texts.rds)
         self._gate.routes_written(routes)
         self._routes_lost, self._steps = False, steps

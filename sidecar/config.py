@@ -52,8 +52,13 @@ def judge(payload: bytes, tenant: str) -> Snapshot:
 class Config:
     """The configuration that serves; changed by `serve` only."""
 
-    def __init__(self) -> None:
-        """Nothing to serve."""
+    def __init__(self, *, transparent: bool = False) -> None:
+        """Nothing to serve.
+
+        Args:
+            transparent: Envoy intercepts what is meant for the pod beside it.
+        """
+        self._transparent = transparent
         self.payload = b""
         self.key = b""
         self.snapshot = Snapshot()
@@ -135,6 +140,7 @@ class Config:
             open_gates=open_gates,
             slots=self._slots.assign(keys, self._generation),
             defaults=dict(defaults or {}),
+            transparent=self._transparent,
         )
 
     @property

@@ -48,6 +48,7 @@ class PlanOrder:
         open_gates: (experiment, epoch) whose start gate is open; None = no gate, all are open.
         slots: (experiment, epoch, variant) -> slot in the decided counters.
         defaults: Target -> cluster of requests without a variant; empty = the routes know it.
+        transparent: Whether Envoy intercepts, so that peers' marks are read and made.
     """
 
     generation: int
@@ -57,6 +58,7 @@ class PlanOrder:
     open_gates: frozenset[tuple[str, int]] | None = None
     slots: dict[tuple[str, int, str], int] = field(default_factory=dict)
     defaults: dict[str, str] = field(default_factory=dict)
+    transparent: bool = False
 
     def encode(self) -> bytes:
         """A frame's payload."""
@@ -69,6 +71,7 @@ class PlanOrder:
                 "open": gates,
                 "slots": [[*key, slot] for key, slot in self.slots.items()],
                 "defaults": self.defaults,
+                "transparent": self.transparent,
             }
         ).encode()
         return _U32.pack(len(meta)) + meta + self.snapshot
@@ -88,6 +91,7 @@ class PlanOrder:
             open_gates=None if gates is None else frozenset((name, epoch) for name, epoch in gates),
             slots={(name, epoch, variant): slot for name, epoch, variant, slot in meta["slots"]},
             defaults=meta["defaults"],
+            transparent=meta["transparent"],
         )
 
 

@@ -50,6 +50,8 @@ class Options(NamedTuple):
         log: How supervisor and workers log.
         otlp: HOST:PORT that takes the supervisor's own spans, "" = it makes none.
         server: Which server the workers run.
+        local: The address that resources give the pod beside an Envoy that intercepts, "" = it does
+            not.
     """
 
     listen: Listen
@@ -66,6 +68,7 @@ class Options(NamedTuple):
     log: Style = PLAIN
     otlp: str = ""
     server: ServerKind = SERVER_DEFAULT
+    local: str = ""
 
 
 def check(
@@ -83,6 +86,7 @@ def check(
     log: Style = PLAIN,
     otlp: str = "",
     server: ServerKind = SERVER_DEFAULT,
+    local: str = "",
 ) -> Options:
     """Check the options of one command line.
 
@@ -108,6 +112,11 @@ def check(
         address("--control", control)
     if otlp:
         address("--otlp", otlp)
+    if local:
+        address("--local", local)
+        if envoy_dir is None:
+            rule = "needs --envoy-dir: the routes of an Envoy that intercepts are written by us"
+            raise OptionError("--local", local, rule)
     return Options(
         listen=_listen(listen, workers),
         workers=workers,
@@ -123,6 +132,7 @@ def check(
         log=log,
         otlp=otlp,
         server=server,
+        local=local,
     )
 
 

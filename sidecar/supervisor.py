@@ -80,7 +80,7 @@ class Supervisor:
         self.owns = False
         # Another has taken over: what is left is to drain and to write down the last counts.
         self.handed_over = False
-        self.config = Config()
+        self.config = Config(transparent=bool(options.local))
         identity = Identity(options.node, options.instance_id, options.tenant, __version__)
         self.subscription = Subscription(identity, judge=partial(judge, tenant=options.tenant))
         self.deltas = DeltaLog(options.instance_id)
@@ -101,6 +101,7 @@ class Supervisor:
             self.gate,
             envoy_dir=EnvoyDir(options.envoy_dir) if options.envoy_dir else None,
             admin=Admin(options.envoy_admin) if options.envoy_admin else None,
+            local=options.local,
             on_look=self._on_look,
             on_step=self._tell,
         )
