@@ -97,7 +97,7 @@ def run(
         str,
         typer.Option(
             help="HOST:PORT that resources give the pod beside an Envoy that intercepts what is "
-            "meant for it (turnout envoy bootstrap --transparent)."
+            "meant for it (turnout envoy bootstrap --local)."
         ),
     ] = "",
     server: Annotated[
