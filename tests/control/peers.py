@@ -23,6 +23,7 @@ from turnout.v1alpha1.experiment_pb2 import Experiment, State
 from turnout.v1alpha1.experiment_service_pb2_grpc import (
     AuditServiceStub,
     ExperimentServiceStub,
+    HoldoutServiceStub,
     TargetServiceStub,
 )
 from turnout.v1alpha1.outcome_service_pb2_grpc import OutcomeServiceStub
@@ -92,6 +93,7 @@ class Api:
         self.channel = grpc.aio.insecure_channel(address)
         self.targets = TargetServiceStub(self.channel)
         self.experiments = ExperimentServiceStub(self.channel)
+        self.holdouts = HoldoutServiceStub(self.channel)
         self.sidecars = SidecarServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
         self.outcomes = OutcomeServiceStub(self.channel)
