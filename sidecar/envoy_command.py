@@ -14,7 +14,7 @@ import typer
 
 from sidecar import envoyfiles
 from sidecar.envoybootstrap import BootstrapOptions, bootstrap
-from sidecar.envoycheck_command import lint_command, patch_command
+from sidecar.envoycheck_command import lint_command, patch_command, tell_findings
 from sidecar.envoyinputs import (
     EXIT_FAILED,
     EXIT_INVALID,
@@ -22,6 +22,7 @@ from sidecar.envoyinputs import (
     address_of,
     baselines_of,
     fail,
+    load_filters,
     load_snapshot,
     socket_of,
     write_file,
@@ -57,17 +58,30 @@ def bootstrap_command(
         float, typer.Option(min=0, max=100, help="Percentage of requests traced.")
     ] = 1.0,
     node: Annotated[str, typer.Option(help="Envoy's node id and service name.")] = "turnout",
+    local: Annotated[
+        str,
+        typer.Option(
+            help="The listener intercepts what clients send to the pod beside it "
+            "(envoy/transparent): the HOST:PORT that resources give that pod, for the sidecar, too."
+        ),
+    ] = "",
+    filters: Annotated[
+        Path | None,
+        typer.Option(help="YAML list of HTTP filters to run before Turnout's: jwt_authn, ..."),
+    ] = None,
 ) -> None:
     """Write bootstrap.yaml, and the first cds/, rds/ and ecds/ files, with which Envoy can start.
 
     These route every target to its baseline with the filter off; a sidecar given the same
-    --envoy-dir replaces them. Exit codes: 0 written, 1 a file cannot be read or written, 2 usage,
-    3 a resource is invalid.
+    --envoy-dir replaces them. A unit that is a verified claim needs jwt_authn among --filters.
+    Exit codes: 0 written, 1 a file cannot be read or written, 2 usage, 3 a resource is invalid.
     """
     host, port = address_of(listen, "--listen")
     if not is_ip(host):
         raise typer.BadParameter(f"{host!r} is not an IP address", param_hint="--listen")
     otlp_host, otlp_port = address_of(otlp, "--otlp") if otlp else ("", 0)
+    if local:
+        address_of(local, "--local")
     directory = envoy_dir.resolve()
     options = BootstrapOptions(
         listen_host=host,
@@ -80,16 +94,21 @@ def bootstrap_command(
         otlp_port=otlp_port,
         sampling=sampling,
         node=node,
+        filters=load_filters(filters),
+        transparent=bool(local),
     )
-    baselines = baselines_of(load_snapshot(files or [], snapshot))
+    plan = load_snapshot(files or [], snapshot)
+    baselines = baselines_of(plan)
     try:
-        documents = envoyfiles.documents(baselines, enabled=())
+        documents = envoyfiles.documents(baselines, enabled=(), local=local)
         write_file(directory / envoyfiles.CLUSTERS_FILE, documents.cds)
         write_file(directory / envoyfiles.ROUTES_FILE, documents.rds)
         write_file(directory / envoyfiles.FILTER_FILE, documents.ecds)
-        write_file(out / "bootstrap.yaml", bootstrap(options))
+        text = bootstrap(options)
+        write_file(out / "bootstrap.yaml", text)
     except UnsupportedMatch as error:
         fail(str(error), EXIT_INVALID)
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILED)
     typer.echo(f"{out / 'bootstrap.yaml'}: {len(baselines.targets)} target(s)")
+    tell_findings(out / "bootstrap.yaml", text, plan)

@@ -33,6 +33,9 @@ RUNTIME: Final = {
 
 _CALL_STATUS: Final = f"%FILTER_STATE({contract.EXT_PROC_FILTER}:FIELD:request_header_call_status)%"
 
+# SO_MARK of Envoy's connections to pods; envoy/transparent/intercept has the same number.
+ENVOY_MARK: Final = 0x7B
+
 
 class BootstrapOptions(NamedTuple):
     """What an Envoy needs to know to start beside a sidecar.
@@ -48,6 +51,8 @@ class BootstrapOptions(NamedTuple):
         otlp_port: Its port.
         sampling: Percentage of requests that are traced, 0..100.
         node: Envoy's node id.
+        filters: HTTP filters that run before ours, as jwt_authn does where a unit is a claim.
+        transparent: Whether the listener gets what is meant for the pod beside it.
     """
 
     listen_host: str
@@ -60,6 +65,8 @@ class BootstrapOptions(NamedTuple):
     otlp_port: int = 0
     sampling: float = 1.0
     node: str = "turnout"
+    filters: tuple[Json, ...] = ()
+    transparent: bool = False
 
 
 def bootstrap(options: BootstrapOptions) -> str:
@@ -110,6 +117,7 @@ def _listener(options: BootstrapOptions) -> Json:
     return {
         "name": "turnout",
         "address": socket_address(options.listen_host, options.listen_port),
+        **(_INTERCEPTING if options.transparent else {}),
         "filter_chains": [
             {
                 "filters": [
@@ -121,6 +129,28 @@ def _listener(options: BootstrapOptions) -> Json:
             }
         ],
     }
+
+
+# Connections that the kernel redirects (TPROXY) keep both addresses: the one that was called says
+# where the local pod is, and Envoy speaks to it in the client's name.
+_INTERCEPTING: Final[Json] = {
+    "transparent": True,
+    "listener_filters": [
+        {
+            "name": "envoy.filters.listener.original_dst",
+            "typed_config": {
+                "@type": TYPE + "envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
+            },
+        },
+        {
+            "name": "envoy.filters.listener.original_src",
+            "typed_config": {
+                "@type": TYPE + "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
+                "mark": ENVOY_MARK,
+            },
+        },
+    ],
+}
 
 
 def _connection_manager(options: BootstrapOptions) -> Json:
@@ -152,8 +182,11 @@ def _connection_manager(options: BootstrapOptions) -> Json:
             "route_config_name": contract.ROUTE_CONFIG_NAME,
             "config_source": watched(options.envoy_dir, ROUTES_FILE),
         },
-        "http_filters": [ext_proc_filter(options.envoy_dir), _router()],
+        "http_filters": [*options.filters, ext_proc_filter(options.envoy_dir), _router()],
     }
+    if options.transparent:
+        # The model sees the caller's address, and after a peer's Envoy x-forwarded-for has it.
+        manager["use_remote_address"] = True
     if options.otlp_host:
         manager["tracing"] = _tracing(options)
     return manager

@@ -163,5 +163,10 @@ def _write_first(path: Path, text: str) -> None:
 def _tell_rest(out: Path, text: str, plan: Snapshot) -> None:
     for note in notes(text, str(out), plan):
         typer.echo(note, err=True)
+    tell_findings(out, text, plan)
+
+
+def tell_findings(out: Path, text: str, plan: Snapshot) -> None:
+    """Print what a file that was just written still lacks for a plan."""
     for finding in envoylint.lint({str(out): text.encode()}, envoylint.Needs.of(plan)):
         typer.echo(_lines(finding), err=True)

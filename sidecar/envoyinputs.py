@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import typer
+import yaml
 from google.protobuf.message import DecodeError
 
 from sidecar import envoyfiles
@@ -60,6 +61,26 @@ def _builder() -> Any:
     if not points:
         fail("-f needs the control plane's package; give --snapshot", EXIT_FAILED)
     return points[0].load()
+
+
+def load_filters(file: Path | None) -> tuple[dict[str, Any], ...]:
+    """Read HTTP filters, a list in YAML.
+
+    Raises:
+        typer.Exit: The file cannot be read, or has no such list.
+    """
+    if file is None:
+        return ()
+    try:
+        found = yaml.safe_load(file.read_bytes())
+    except OSError as error:
+        fail(f"{file}: {error.strerror or error}", EXIT_FAILED)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        fail(f"{file}: {' '.join(str(error).split())}", EXIT_INVALID)
+    entries = found if isinstance(found, list) else [None]
+    if not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        fail(f"{file}: must be a list of Envoy's HTTP filters, each with a name", EXIT_INVALID)
+    return tuple(entries)
 
 
 def baselines_of(snapshot: Snapshot) -> Snapshot:

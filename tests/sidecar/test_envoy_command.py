@@ -110,3 +110,42 @@ def test_bootstrap_refuses_an_option_when_it_is_malformed(
 def test_bootstrap_needs_resources_or_a_snapshot_and_not_both(tmp_path: Path, target: str) -> None:
     assert _run(tmp_path)[0] == 2
     assert _run(tmp_path, "-f", target, "--snapshot", target)[0] == 2
+
+
+JWT = """
+- name: envoy.filters.http.jwt_authn
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication
+    providers: {users: {issuer: i, payload_in_metadata: claims, local_jwks: {inline_string: "{}"}}}
+"""
+
+
+def test_bootstrap_runs_filters_before_ours_and_misses_those_that_a_claim_needs(
+    tmp_path: Path,
+) -> None:
+    plan = samples.snapshot()
+    plan.experiments[0].unit.Clear()
+    claim = plan.experiments[0].unit.jwt_claim
+    claim.claim, claim.payload_in_metadata = "sub", "claims"
+    path = tmp_path / "plan.snapshot"
+    path.write_bytes(encode(plan.SerializeToString()))
+    code, output = _run(tmp_path, "--snapshot", str(path))
+    assert code == 0
+    assert "claims-unverified: no jwt_authn before ext_proc keeps claims" in output
+    (tmp_path / "filters.yaml").write_text(JWT)
+    code, output = _run(tmp_path, "--snapshot", str(path), filters=str(tmp_path / "filters.yaml"))
+    assert code == 0
+    assert "claims-unverified" not in output
+    text = (tmp_path / "bootstrap.yaml").read_text()
+    assert text.index("envoy.filters.http.jwt_authn") < text.index("config_discovery")
+
+
+@pytest.mark.parametrize("text", ["a: 1", "- a", "[", "- {typed_config: {}}", "\xff", ""])
+def test_bootstrap_refuses_filters_that_are_no_list_of_filters(
+    tmp_path: Path, target: str, text: str
+) -> None:
+    (tmp_path / "filters.yaml").write_text(text, encoding="latin-1")
+    code, output = _run(tmp_path, "-f", target, filters=str(tmp_path / "filters.yaml"))
+    assert code == 3
+    assert "filters.yaml: " in output
+    assert not (tmp_path / "bootstrap.yaml").exists()
