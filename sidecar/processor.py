@@ -1,134 +1,179 @@
 """The life of one request: the bytes Envoy sent, to the bytes it gets back.
 
-Owns the order of the tests (target, unit, segment, bucket) and what each outcome is called. Refuses
-what is not a request-headers message. No clock, no chance (a random unit is asked of the caller),
-no state: counting is the caller's, with the outcome.
+Owns the order of the tests and what each outcome is called. No clock and no chance (both are asked
+of the caller), no state: counting is the caller's, with the outcome.
 
-Values are never decoded: a unit with invalid UTF-8 is a unit. Empty is no unit; longer than
-UNIT_BYTES_MAX is an invalid one. Of two unit headers the first counts.
+The order: target; hop mark, where sidecars intercept; the experiments' units; then in each layer,
+for each experiment: holdout, allow-list, force token, segment, layer, bucket. In a layer at most
+one experiment has a unit: one that forces it before all others. An experiment whose start gate is
+closed is not looked at. A token that is not believed, or that names nothing which may serve, is
+ignored and counted. Of several headers of one name the first is the unit, token or mark.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from google.protobuf.message import DecodeError
+from sidecar.answers import FILL_HOP, FILL_SESSION
+from sidecar.arms import Headers
+from sidecar.hashing import bucket_after
+from sidecar.matching import first_that_fits
+from sidecar.outcome import INVALID_TOKEN, Answer, Outcome, Tally
+from sidecar.plan import Plan
+from sidecar.requests import MalformedRequest, Page, page_of, read_headers
+from sidecar.tokens import ForceToken
+from sidecar.units import RANDOM_UNIT_BYTES, Request
+from turnout.contract import HEADER_FORCE, HEADER_HOP, HEADER_REQUEST_ID, UNIT_BYTES_MAX
 
-from sidecar.outcome import DUPLICATE_UNIT, Answer, Outcome
-from sidecar.plan import NO_SLOT, Experiment, Plan, Target
-from sidecar.predicates import REPEATED
-from turnout.contract import UNIT_BYTES_MAX
-from turnout.envoy.ext_proc_pb2 import ProcessingRequest
+__all__ = ["RANDOM_UNIT_BYTES", "MalformedRequest", "Verdict", "assign", "decide", "process"]
 
-RANDOM_UNIT_BYTES: Final = 16
+# What to send (None: Trailers-Only status 0, Envoy's own route serves), decided counters to raise,
+# and what the answer counts as. A plain tuple, as one is made for every request.
+Verdict = tuple[bytes | None, tuple[int, ...], Tally]
 
-
-class MalformedRequest(ValueError):
-    """The peer sent what is not a ProcessingRequest with request headers."""
+NO_SNAPSHOT: Final[Verdict] = (None, (), Tally("", Outcome.NO_SNAPSHOT))
+SHED: Final[Verdict] = (None, (), Tally("", Outcome.SHED))
+_NO_TARGET: Final[Verdict] = (None, (), Tally("", Outcome.NO_TARGET))
 
 
-# Answers that need no plan.
-ANSWER_NO_SNAPSHOT: Final = Answer(None, Outcome.NO_SNAPSHOT, "", (), 0)
-ANSWER_SHED: Final = Answer(None, Outcome.SHED, "", (), 0)
-_ANSWER_NO_TARGET: Final = Answer(None, Outcome.NO_TARGET, "", (), 0)
-
-
-def process(plan: Plan, request: bytes, *, random_unit: Callable[[], bytes]) -> Answer:
+def process(
+    plan: Plan,
+    request: bytes,
+    *,
+    random_unit: Callable[[], bytes],
+    now_s: Callable[[], float],
+) -> Answer:
     """Decide one request.
 
     Args:
         plan: The plan that serves.
         request: One encoded ProcessingRequest.
-        random_unit: Makes RANDOM_UNIT_BYTES fresh random bytes; called only for random units.
+        random_unit: Makes RANDOM_UNIT_BYTES fresh random bytes; called only when a unit needs them.
+        now_s: Unix time; called only for force tokens and hop marks.
 
     Raises:
         MalformedRequest: The bytes are not a ProcessingRequest with request headers.
     """
-    headers, repeated = read_headers(request)
-    target = plan.match(headers)
-    if target is None:
-        return _ANSWER_NO_TARGET
-    experiment = target.experiment
-    if experiment is None:
-        return _unstamped(Outcome.NO_EXPERIMENT, target)
-    if not experiment.open:
-        return _unstamped(Outcome.WAITING, target)
-    unit, duplicate = unit_of(experiment, headers, repeated, random_unit)
-    if not unit:
-        return _unstamped(Outcome.NO_UNIT, target, duplicate)
-    if len(unit) > UNIT_BYTES_MAX:
-        return _unstamped(Outcome.INVALID_UNIT, target, duplicate)
-    segment = experiment.segment
-    if segment is not None and not segment(headers):
-        return _unstamped(Outcome.NOT_IN_SEGMENT, target, duplicate)
-    arm = experiment.assign(unit)
-    response = arm.head + plan.hasher.hex_digits(unit) + arm.tail
-    slots = (arm.slot,) if arm.slot != NO_SLOT else ()
-    return Answer(response, Outcome.STAMPED, target.name, slots, DUPLICATE_UNIT * duplicate)
+    response, slots, tally = decide(plan, request, random_unit, now_s)
+    return Answer(response, tally.outcome, tally.target, slots, tally.flags)
 
 
-def _unstamped(outcome: Outcome, target: Target, duplicate_unit: bool = False) -> Answer:
-    return Answer(target.default, outcome, target.name, (), DUPLICATE_UNIT * duplicate_unit)
+def decide(
+    plan: Plan, request: bytes, random_unit: Callable[[], bytes], now_s: Callable[[], float]
+) -> Verdict:
+    """`process` without the making of an Answer: the hot path's form."""
+    found = plan.decoder.quick(request)
+    if found is not None:
+        return assign(plan, found[0], found[1], request, random_unit, now_s)
+    headers, first = read_headers(request)
+    page = page_of(plan.matcher, headers)
+    return _assign_fully(plan, page, headers, first, request, random_unit, now_s)
 
 
-def unit_of(
-    experiment: Experiment,
-    headers: Mapping[str, bytes],
-    repeated: Mapping[str, bytes] | None,
+def assign(
+    plan: Plan,
+    page: Page,
+    headers: Headers,
+    request: bytes,
     random_unit: Callable[[], bytes],
-) -> tuple[bytes, bool]:
-    """What is kept on one variant, and whether there were several of it.
+    now_s: Callable[[], float],
+) -> Verdict:
+    """What follows decoding, for a request without repeated headers.
 
     Args:
-        experiment: Whose unit.
-        headers: As `read_headers` gives them.
-        repeated: Likewise.
+        plan: The plan that serves.
+        page: As `Decoder.quick` found it.
+        headers: Likewise.
+        request: Encoded, for what is not in the headers.
         random_unit: As in `process`.
-
-    Returns:
-        The unit, empty when the request has none; True when the first of several was taken.
+        now_s: Likewise.
     """
-    if experiment.header:
-        if repeated is not None and experiment.header in repeated:
-            return repeated[experiment.header], True
-        return headers.get(experiment.header, b""), False
-    if experiment.random:
-        return random_unit(), False
-    return _cookie(experiment, headers.get("cookie", b""))
-
-
-def read_headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | None]:
-    """Values by name, repeated ones joined; and the first value of each repeated name.
-
-    Raises:
-        MalformedRequest: As `process`.
-    """
-    try:
-        message = ProcessingRequest.FromString(request)
-    except DecodeError as error:
-        raise MalformedRequest("not an encoded ProcessingRequest") from error
-    if not message.HasField("request_headers"):
-        raise MalformedRequest(f"no request headers but {message.WhichOneof('request')}")
-    headers: dict[str, bytes] = {}
-    first: dict[str, bytes] | None = None
-    for header in message.request_headers.headers.headers:
-        name = header.key
-        if name not in headers:
-            headers[name] = header.raw_value
+    target = page.target or first_that_fits(page.candidates, headers)
+    if target is None:
+        return _NO_TARGET
+    quick = target.quick
+    if quick is None or HEADER_FORCE in headers:
+        return _assign_fully(plan, page, headers, None, request, random_unit, now_s)
+    if quick.header:
+        unit = headers.get(quick.header)
+    else:
+        taken = quick.source.take(Request(headers, None, page.path, request), random_unit)
+        unit = taken.value
+        if taken.several or taken.issued:
+            # The unit that was drawn is kept: another would be drawn.
+            drawn = bytes.fromhex(unit.decode()) if taken.issued else b""
+            return _assign_fully(plan, page, headers, None, request, lambda: drawn, now_s)
+    if not unit:
+        return target.default, (), quick.no_unit
+    if len(unit) > UNIT_BYTES_MAX:
+        return target.default, (), quick.invalid_unit
+    if unit in quick.overridden:
+        return _assign_fully(plan, page, headers, None, request, lambda: unit, now_s)
+    if quick.holdout is not None and quick.holdout.holds(unit):
+        return target.default, (), quick.held_out
+    number = 0
+    for prefix, starts, members in quick.layers:
+        place = 0 if prefix is None else bisect_right(starts, bucket_after(prefix, unit))
+        member = members[place]
+        if member is None:
             continue
-        if first is None:
-            first = {}
-        first.setdefault(name, headers[name])
-        # RFC 9113 section 8.2.3 for cookies; the others are looked at one by one (`predicates`).
-        separator = b"; " if name == "cookie" else REPEATED
-        headers[name] += separator + header.raw_value
-    return headers, first
+        segment, salt, edges, codes = member
+        if segment is None or segment(headers, unit):
+            number += codes[bisect_right(edges, bucket_after(salt, unit))]
+    if not number:
+        return target.default, (), quick.why_not(headers, unit)
+    template = quick.templates.get(number) or target.template(number)
+    return plan.hasher.hex_digits(unit).join(template.parts), template.slots, template.tally
 
 
-def _cookie(experiment: Experiment, cookies: bytes) -> tuple[bytes, bool]:
-    """The first cookie of the unit's name, and whether there are more of that name."""
-    values = [
-        value.strip()
-        for name, equals, value in (pair.partition(b"=") for pair in cookies.split(b";"))
-        if equals and name.strip() == experiment.cookie
-    ]
-    return (values[0], len(values) > 1) if values else (b"", False)
+def _assign_fully(
+    plan: Plan,
+    page: Page,
+    headers: Headers,
+    first: Mapping[str, bytes] | None,
+    request: bytes,
+    random_unit: Callable[[], bytes],
+    now_s: Callable[[], float],
+) -> Verdict:
+    """Assign a request by the whole of the rules."""
+    target = page.target or first_that_fits(page.candidates, headers)
+    if target is None:
+        return _NO_TARGET
+    firsts = headers if first is None else {**headers, **first}
+    if plan.hop is not None and HEADER_HOP in firsts:
+        request_id = firsts.get(HEADER_REQUEST_ID, b"")
+        if plan.hop.is_good(firsts[HEADER_HOP], request_id, now_s()):
+            return None, (), target.tally(Outcome.PEER)
+    if not target.layers:
+        return target.default, (), target.idle
+    token, flags = _token(plan, firsts, now_s)
+    found = target.decide(Request(headers, first, page.path, request), token, random_unit)
+    flags |= found.flags
+    if not found.number:
+        return target.default, (), target.tally(found.furthest, flags)
+    template = target.template(found.number, found.issued)
+
+    def fill(place: int) -> bytes:
+        if place == FILL_HOP:
+            assert plan.hop is not None, "only then has an answer a place for it"
+            return plan.hop.make(firsts.get(HEADER_REQUEST_ID, b""), now_s())
+        if place == FILL_SESSION:
+            assert found.issued is not None, "likewise"
+            return found.units[found.issued].value
+        return plan.hasher.hex_digits(found.units[place].value)
+
+    tally = target.tally(Outcome.STAMPED, flags) if flags else template.tally
+    return template.filled(fill), template.slots, tally
+
+
+def _token(
+    plan: Plan, headers: Headers, now_s: Callable[[], float]
+) -> tuple[ForceToken | None, int]:
+    """The force token that is believed; and the flag of one that is not."""
+    text = headers.get(HEADER_FORCE)
+    if text is None:
+        return None, 0
+    token = plan.tokens.verify(text, now_s())
+    if token is None or not plan.serves(token.experiment, token.variant):
+        return None, INVALID_TOKEN
+    return token, 0

@@ -9,18 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 
+from sidecar import clock
 from sidecar.accesslog import MalformedMessage
 from sidecar.counters import CounterFile
 from sidecar.fold import Fold
 from sidecar.logfold import fold_message
-from sidecar.outcome import Answer, Tally
 from sidecar.plan import Plan
-from sidecar.processor import (
-    ANSWER_NO_SNAPSHOT,
-    RANDOM_UNIT_BYTES,
-    MalformedRequest,
-    process,
-)
+from sidecar.processor import NO_SNAPSHOT, RANDOM_UNIT_BYTES, MalformedRequest, decide
 from sidecar.protocol import PeerError
 
 
@@ -36,11 +31,20 @@ class Work:
 
     def process(self, request: bytes) -> bytes | None:
         """Answer one request, and count the answer."""
-        answer = self._answer(request)
-        for slot in answer.slots:
-            self._cells[slot] += 1
-        self.fold.answered(Tally(answer.target, answer.outcome, answer.flags))
-        return answer.response
+        plan = self.plan
+        if plan is None:
+            response, slots, tally = NO_SNAPSHOT
+        else:
+            try:
+                response, slots, tally = decide(plan, request, _random_unit, _now_s)
+            except MalformedRequest as error:
+                raise PeerError(str(error)) from error
+        if slots:
+            cells = self._cells
+            for slot in slots:
+                cells[slot] += 1
+        self.fold.answered(tally)
+        return response
 
     async def access_log(self, message: bytes, log_name: str) -> str:
         """Fold the entries of one message, a few at a time."""
@@ -66,15 +70,10 @@ class Work:
         self.plan = plan
         self.fold.know(plan.epochs)
 
-    def _answer(self, request: bytes) -> Answer:
-        plan = self.plan
-        if plan is None:
-            return ANSWER_NO_SNAPSHOT
-        try:
-            return process(plan, request, random_unit=_random_unit)
-        except MalformedRequest as error:
-            raise PeerError(str(error)) from error
-
 
 def _random_unit() -> bytes:
     return os.urandom(RANDOM_UNIT_BYTES)
+
+
+def _now_s() -> float:
+    return clock.now_ms() / 1000

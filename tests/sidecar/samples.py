@@ -15,6 +15,7 @@ from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan, 
 
 KEY = bytes(range(32))
 EPOCH_START_MS = 1_700_000_000_000
+NOW_S = 1_760_000_000.0
 Headers = Iterable[tuple[str, bytes]]
 
 
@@ -88,7 +89,7 @@ def request(*extra: tuple[str, bytes], path: bytes = b"/v2/x", host: bytes = b"a
 
 
 def ask(plan: Plan, *extra: tuple[str, bytes], **where: bytes) -> Answer:
-    return process(plan, request(*extra, **where), random_unit=no_random)
+    return process(plan, request(*extra, **where), random_unit=no_random, now_s=lambda: NOW_S)
 
 
 def no_random() -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from sidecar.hashing import bucket, unit_hash
 from sidecar.outcome import DUPLICATE_UNIT, Outcome
 from sidecar.processor import MalformedRequest, process
-from tests.sidecar.samples import ask, build, no_random, request, snapshot, stamped, variant
+from tests.sidecar.samples import NOW_S, ask, build, no_random, request, snapshot, stamped, variant
 from turnout.envoy.ext_proc_pb2 import HeaderValueOption, ProcessingRequest, ProcessingResponse
 
 
@@ -178,8 +178,14 @@ def test_unit_is_the_callers_random_bytes_when_the_experiment_is_random() -> Non
     message.experiments[0].unit.random = True
     plan = build(message)
     units = iter([bytes([n]) * 16 for n in range(100)])
+
+    def draw() -> bytes:
+        return next(units)
+
     seen = {
-        stamped(process(plan, request(), random_unit=lambda: next(units)))["x-variant"]
+        stamped(process(plan, request(), random_unit=lambda: next(units), now_s=lambda: NOW_S))[
+            "x-variant"
+        ]
         for _ in range(100)
     }
     assert seen == {b"control", b"v2"}
@@ -284,11 +290,11 @@ def test_headers_that_turnout_sets_change_nothing_when_a_client_sends_them() -> 
 )
 def test_request_is_refused_when_it_has_no_request_headers(data: bytes) -> None:
     with pytest.raises(MalformedRequest):
-        process(build(snapshot()), data, random_unit=no_random)
+        process(build(snapshot()), data, random_unit=no_random, now_s=lambda: NOW_S)
 
 
 def test_request_is_served_when_it_has_fields_we_do_not_know() -> None:
     attributes = b"\x4a\x03abc"  # field 9, length-delimited
     data = request(("x-user-id", b"u")) + attributes
-    answer = process(build(snapshot()), data, random_unit=no_random)
+    answer = process(build(snapshot()), data, random_unit=no_random, now_s=lambda: NOW_S)
     assert answer.outcome is Outcome.STAMPED

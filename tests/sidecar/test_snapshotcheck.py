@@ -69,22 +69,21 @@ RULES: list[tuple[str, Change, str]] = [
     ("no port", lambda m: put(tar(m).baseline.upstream, address="a"), "targets[0].baseline.upstream.address"),
     ("health path", lambda m: put(tar(m).baseline.upstream, health_path="x"), "targets[0].baseline.upstream.health_path"),
     ("same experiment", lambda m: m.experiments.add().CopyFrom(exp(m)), "experiments[1].name"),
-    ("shared target", second_experiment, "experiments[1].target"),
+    ("shared layer", second_experiment, "experiments[1].layer_ranges"),
     ("unknown target", lambda m: put(exp(m), target="other"), "experiments[0].target"),
     ("experiment name", lambda m: put(exp(m), name="a;b"), "experiments[0].name"),
     ("newline in a name", lambda m: put(exp(m), name="a\n"), "experiments[0].name"),
     ("epoch", lambda m: put(exp(m), epoch=0), "experiments[0].epoch"),
     ("epoch start", lambda m: put(exp(m), epoch_start_unix_ms=0), "experiments[0].epoch_start_unix_ms"),
-    ("layer", lambda m: put(exp(m), layer="ui"), "experiments[0].layer"),
-    ("part of a layer", lambda m: exp(m).layer_ranges.add(start=0, end=9), "experiments[0].layer_ranges"),
+    ("layer", lambda m: put(exp(m), layer="UI"), "experiments[0].layer"),
+    ("cluster outside of models", lambda m: put(exp(m), layer="ui"), "experiments[0].variants[0].cluster"),
+    ("part of a layer", lambda m: exp(m).layer_ranges.add(start=0, end=9), "experiments[0].layer_salt"),
     ("strata", lambda m: exp(m).strata.add(name="a"), "experiments[0].strata"),
     ("no salt", lambda m: put(exp(m), salt=""), "experiments[0].salt"),
     ("long salt", lambda m: put(exp(m), salt="s" * 129), "experiments[0].salt"),
     ("no unit", lambda m: exp(m).unit.Clear(), "experiments[0].unit"),
     ("two units", lambda m: put(exp(m).unit, cookie="c"), "experiments[0].unit"),
-    ("claim", lambda m: put(exp(m).unit, jwt_claim="sub"), "experiments[0].unit.jwt_claim"),
-    ("session", lambda m: put(exp(m).unit, session="s"), "experiments[0].unit.session"),
-    ("query", lambda m: put(exp(m).unit, query_parameter="q"), "experiments[0].unit.query_parameter"),
+    ("query", lambda m: m.experiments[0].unit.CopyFrom(Unit(query_parameter="q" * 65)), "experiments[0].unit.query_parameter"),
     ("cookie", lambda m: m.experiments[0].unit.CopyFrom(Unit(cookie="a b")), "experiments[0].unit.cookie"),
     ("no unit rule", lambda m: put(exp(m).unit, no_unit=9), "experiments[0].unit.no_unit"),
     ("pseudo unit", lambda m: put(exp(m).unit, header=":path"), "experiments[0].unit.header"),
@@ -147,7 +146,7 @@ def test_snapshot_is_refused_with_the_field_when_a_rule_is_broken(
 def test_all_violations_are_reported_when_several_rules_are_broken() -> None:
     message = snapshot()
     put(message, tenant="")
-    put(exp(message), epoch=0, salt="", layer="ui")
+    put(exp(message), epoch=0, salt="", layer="UI")
     var(message).parameters["a"] = "\n"
     put(var(message), name="v;2")
     fields = {violation.field for violation in validate(message)}

@@ -1,0 +1,206 @@
+"""Answers to Envoy as bytes, built but for what differs from request to request.
+
+Owns the encoding of a ProcessingResponse that stamps headers, and the answer of each combination of
+assignments: its first request builds it, later ones join its parts around the unit's hash. Refuses
+to decide anything: who gets what is the caller's.
+
+The bytes are written here and not by protobuf, because a combination that is not at hand has to be
+built while a request waits; `tests/sidecar/test_answers.py` holds the two against each other.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from sidecar.outcome import Outcome, Tally
+from turnout.contract import (
+    HEADER_HOP,
+    HEADER_PARAMETER_PREFIX,
+    HEADER_SET_COOKIE,
+    HEADER_SHADOW,
+    HEADER_SHADOW_VARIANT,
+    HEADER_STAMP,
+    HEADER_UPSTREAM,
+    HEADER_VARIANT,
+    HOP_MAC_BYTES,
+    LAYER_MODELS,
+    SESSION_ID_HEX_DIGITS,
+    STAMP_FIELD_SEPARATOR,
+    STAMP_SEPARATOR,
+    UNIT_HASH_HEX_DIGITS,
+)
+
+NO_SLOT: Final = -1
+_STRATUM_NONE: Final = "0"
+FORCED_MARK: Final = "f"
+# 8 hex digits of seconds (until the year 2106), a dot, the mac.
+HOP_MARK_BYTES: Final = 8 + 1 + 2 * HOP_MAC_BYTES
+# What is put in when a request is answered: hashes of the units 0, 1, ...; then these.
+FILL_SESSION: Final = -1
+FILL_HOP: Final = -2
+
+
+class Arm(NamedTuple):
+    """What one experiment gives to a unit.
+
+    Attributes:
+        experiment: Its name.
+        epoch: Its epoch.
+        layer: Its layer.
+        variant: Name of the variant.
+        cluster: Where the variant is served; "" in layers that route nothing.
+        parameters: Header name -> value, in the order of the names.
+        shadow: (variant, cluster) that gets a copy, None = no copy.
+        forced: By an override, not by its bucket.
+        unit: Number of the unit among the target's.
+        session: Name and Max-Age in seconds of the unit's session cookie, None = another unit.
+        slot: Decided counter, or NO_SLOT.
+    """
+
+    experiment: str
+    epoch: int
+    layer: str
+    variant: str
+    cluster: str
+    parameters: tuple[tuple[str, str], ...]
+    shadow: tuple[str, str] | None
+    forced: bool
+    unit: int
+    session: tuple[str, int] | None
+    slot: int
+
+
+class Template:
+    """The answer to one combination of assignments.
+
+    Attributes:
+        parts: Bytes around what is put in; one more than `fills`.
+        fills: What goes between them: numbers of units, FILL_SESSION, FILL_HOP.
+        alike: Only the hash of unit 0 goes in.
+        slots: Decided counters.
+        tally: What the answer counts as.
+    """
+
+    __slots__ = ("alike", "fills", "parts", "slots", "tally")
+
+    def __init__(
+        self, parts: Sequence[bytes], fills: Sequence[int], slots: Sequence[int], target: str
+    ) -> None:
+        self.parts = tuple(parts)
+        self.fills = tuple(fills)
+        self.alike = not any(fills)
+        self.slots = tuple(slots)
+        self.tally = Tally(target, Outcome.STAMPED)
+
+    def filled(self, fill: Callable[[int], bytes]) -> bytes:
+        """The answer with everything put in."""
+        pieces = [self.parts[0]]
+        for number, part in zip(self.fills, self.parts[1:], strict=True):
+            pieces += (fill(number), part)
+        return b"".join(pieces)
+
+
+def template(
+    target: str,
+    arms: Sequence[Arm],
+    *,
+    baseline: str,
+    issued: int | None = None,
+    hop: bool = False,
+) -> Template:
+    """Build the answer to one combination.
+
+    Args:
+        target: Name of the target.
+        arms: At most one for each layer, in the order of the layers; one at least.
+        baseline: Cluster that serves when no arm names one.
+        issued: Number of the unit whose session has just begun: its cookie is told.
+        hop: Sidecars intercept: mark what goes to another cluster than the baseline.
+    """
+    routed = next((arm for arm in arms if arm.layer == LAYER_MODELS), None)
+    cluster = routed.cluster if routed is not None else baseline
+    entries: list[tuple[str, bytes]] = []
+    fills = [arm.unit for arm in arms]
+    if routed is not None:
+        entries.append((HEADER_VARIANT, routed.variant.encode()))
+    entries.append((HEADER_STAMP, STAMP_SEPARATOR.encode().join(map(_stamp_entry, arms))))
+    entries.append((HEADER_UPSTREAM, cluster.encode()))
+    for arm in arms:
+        entries += _shadow_headers(arm)
+    for arm in arms:
+        entries += ((name, value.encode()) for name, value in arm.parameters)
+    session = next((arm.session for arm in arms if arm.unit == issued), None)
+    if session is not None:
+        name, max_age_s = session
+        tail = f"; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Lax"
+        place = b"\0" * SESSION_ID_HEX_DIGITS
+        entries.append((HEADER_SET_COOKIE, f"{name}=".encode() + place + tail.encode()))
+        fills.append(FILL_SESSION)
+    if hop and cluster != baseline:
+        entries.append((HEADER_HOP, b"\0" * HOP_MARK_BYTES))
+        fills.append(FILL_HOP)
+    slots = [arm.slot for arm in arms if arm.slot != NO_SLOT]
+    return Template(_parts(encode(entries), fills), fills, slots, target)
+
+
+def encode(headers: Iterable[tuple[str, bytes]]) -> bytes:
+    """A ProcessingResponse that sets headers and has Envoy choose the route again."""
+    mutation = b"".join(_set_header(name.encode(), value) for name, value in headers)
+    # CommonResponse.header_mutation; without clear_route_cache the stamped request takes the route
+    # that was chosen before the stamp.
+    common = b"\x12" + _counted(mutation) + b"\x28\x01"
+    # HeadersResponse.response in ProcessingResponse.request_headers.
+    return b"\x0a" + _counted(b"\x0a" + _counted(common))
+
+
+def _set_header(name: bytes, value: bytes) -> bytes:
+    """One HeaderMutation.set_headers: raw_value is the only one of the two that Envoy reads."""
+    header = b"\x0a" + _counted(name) + (b"\x1a" + _counted(value) if value else b"")
+    # append_action OVERWRITE_IF_EXISTS_OR_ADD: Envoy 1.40 ignores it and overwrites; said, so that
+    # it means the same elsewhere.
+    return b"\x0a" + _counted(b"\x0a" + _counted(header) + b"\x18\x02")
+
+
+def _counted(data: bytes) -> bytes:
+    """A length-delimited field's content: its length as a varint, and itself."""
+    length = len(data)
+    if length < 0x80:
+        return bytes((length,)) + data
+    digits = []
+    while length >= 0x80:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes((*digits, length)) + data
+
+
+def _stamp_entry(arm: Arm) -> bytes:
+    separator = STAMP_FIELD_SEPARATOR
+    named = separator.join((arm.experiment, str(arm.epoch), arm.variant, _STRATUM_NONE, ""))
+    forced = f"{separator}{FORCED_MARK}" if arm.forced else ""
+    return named.encode() + b"\0" * UNIT_HASH_HEX_DIGITS + forced.encode()
+
+
+def _shadow_headers(arm: Arm) -> list[tuple[str, bytes]]:
+    if arm.shadow is None:
+        return []
+    variant, cluster = arm.shadow
+    marker = STAMP_FIELD_SEPARATOR.join((arm.experiment, str(arm.epoch), variant))
+    return [(HEADER_SHADOW, cluster.encode()), (HEADER_SHADOW_VARIANT, marker.encode())]
+
+
+def parameter_headers(parameters: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """A variant's parameters as headers."""
+    return tuple(
+        (HEADER_PARAMETER_PREFIX + key.lower(), value) for key, value in sorted(parameters)
+    )
+
+
+def _parts(answer: bytes, fills: Sequence[int]) -> list[bytes]:
+    """Cut an answer where something goes in; no validated value holds a control character."""
+    widths = {FILL_SESSION: SESSION_ID_HEX_DIGITS, FILL_HOP: HOP_MARK_BYTES}
+    parts = []
+    for fill in fills:
+        width = widths.get(fill, UNIT_HASH_HEX_DIGITS)
+        part, place, answer = answer.partition(b"\0" * width)
+        assert place, "the answer has a place for everything that goes in"
+        parts.append(part)
+    return [*parts, answer]
