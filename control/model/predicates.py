@@ -21,13 +21,14 @@ PREDICATE_LEAVES_MAX: Final = 64
 PREDICATE_VALUES_MAX: Final = 256
 VALUE_BYTES_MAX: Final = 256
 REGEX_INSTRUCTIONS_MAX: Final = 100
+REGEX_BYTES_MAX: Final = 256 * 1024  # RE2's budget for one expression; its default is 8 MiB
 
-# One comparator: an operator and a version of Semantic Versioning 2.0.0 without build metadata,
-# which has no place in an order.
+# One comparator: an operator (= when there is none) and a version of Semantic Versioning 2.0.0
+# without build metadata, which has no place in an order.
 _NUMBER: Final = r"(?:0|[1-9][0-9]{0,17})"
 _IDENTIFIER: Final = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _COMPARATOR: Final = re.compile(
-    rf"(?:=|!=|<=|>=|<|>|\^|~){_NUMBER}\.{_NUMBER}\.{_NUMBER}"
+    rf"(?:=|!=|<=|>=|<|>|\^|~)?v?{_NUMBER}\.{_NUMBER}\.{_NUMBER}"
     rf"(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?"
 )
 _SEMVER_RULE: Final = (
@@ -137,8 +138,11 @@ def _check_regex(report: Report, path: str, expression: str) -> None:
     check_text(report, path, expression, VALUE_BYTES_MAX)
     if len(expression.encode()) > VALUE_BYTES_MAX:
         return
+    # As the sidecar compiles it.
     options: Any = re2.Options()
     options.log_errors = False
+    options.never_capture = True
+    options.max_mem = REGEX_BYTES_MAX
     try:
         compiled: Any = re2.compile(expression, options)
     except re2.error as error:
@@ -168,7 +172,10 @@ def _check_range(report: Report, path: str, limits: NumberRange) -> None:
 
 def _check_semver(report: Report, path: str, constraints: str) -> None:
     check_text(report, path, constraints, VALUE_BYTES_MAX)
-    for part in constraints.split():
+    parts = constraints.split()
+    if constraints and not parts:
+        report.add(path, constraints, _SEMVER_RULE)
+    for part in parts:
         if not _COMPARATOR.fullmatch(part):
             report.add(path, part, _SEMVER_RULE)
 
