@@ -74,6 +74,7 @@ from sidecar.wire.limits import (
     CONNECTION_WINDOW,
     CONTINUATIONS_MAX,
     CONTROL_REPLIES_MAX,
+    DECODE_BYTES,
     DECODES_PER_TURN,
     EMPTY_DATA_IN_A_ROW_MAX,
     HEADER_BLOCK_BYTES_MAX,
@@ -111,6 +112,8 @@ _ODD_MASK: Final = 0x8000_0001
 _DATA_WORD_MAX: Final = FRAME_BYTES_MAX << 8
 _MESSAGE_AT: Final = FRAME_HEADER_BYTES + PREFIX_BYTES
 _WORD_BYTES: Final = 4
+# RFC 7541's, until a setting changes it.
+_TABLE_BYTES_DEFAULT: Final = 4_096
 _PING_BYTES: Final = 8
 _PRIORITY_BYTES: Final = 5
 _SETTING_BYTES: Final = 6
@@ -150,6 +153,7 @@ class Connection(Requests):
         self._noise = 0
         self._window_updates = 0
         self._final_id = STREAM_ID_MAX
+        self._shrunk = False
         self.closed = False
         self.unfinished = False
         self._takers: list[Callable[[int, int, bytes], None]] = [
@@ -199,15 +203,16 @@ class Connection(Requests):
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        self._decodes = 0
         try:
             at = 0
             if self._state is ConnectionState.PREFACE:
                 at = self._take_preface(data)
             if self._state is not ConnectionState.PREFACE:
                 at = self._take_frames(data, at)
-            self._rest = data[at:]
-            self._refill()
+            if at != len(data):
+                self._rest = data[at:]
+            if self._allowance < CONNECTION_WINDOW // 2:
+                self._refill()
         except ConnectionFault as fault:
             self._fail(fault)
 
@@ -269,6 +274,7 @@ class Connection(Requests):
         process, answered, out = self._process, self._answered, self._out
         prefixes, prefix_bytes, room = self._fast()
         self.unfinished = False
+        self._decodes = 0
         for _ in range(STEPS_PER_TURN):
             if size - at < FRAME_HEADER_BYTES:
                 return at
@@ -343,7 +349,7 @@ class Connection(Requests):
             if self._decodes >= DECODES_PER_TURN:
                 break
             prefixes, prefix_bytes, room = self._fast()
-        self.unfinished = True
+        self.unfinished = size - at >= FRAME_HEADER_BYTES
         return at
 
     def _fast(self) -> tuple[tuple[bytes, ...], int, int]:
@@ -356,6 +362,7 @@ class Connection(Requests):
             self._state is not ConnectionState.OPEN
             or self._final_id != STREAM_ID_MAX
             or self._unsent_bytes > UNSENT_BYTES_MAX
+            or self._shrink
         ):
             return (), 0, room
         return self._heads.prefixes, self._heads.prefix_bytes, room
@@ -510,8 +517,7 @@ class Connection(Requests):
         if state is StreamState.IDLE:
             self._take_request(block)
             return
-        self._decodes += 1
-        fields = self._heads.decode(bytes(block.data))
+        fields = self._decode(bytes(block.data))
         if action is Action.RESET_CLOSED:
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "headers after the end")
         if action is Action.DISCARD:
@@ -527,14 +533,17 @@ class Connection(Requests):
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "depends on itself")
         self._on_end(stream_id)
 
+    def _decode(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        self._decodes += 1 + len(data) // DECODE_BYTES
+        return self._heads.decode(data)
+
     def _take_request(self, block: _Block) -> None:
         """The headers of a new stream."""
         stream_id, data = block.stream_id, bytes(block.data)
         self._last_id = stream_id
         head = self._heads.known(data)
         if head is None:
-            self._decodes += 1
-            fields = self._heads.decode(data)
+            fields = self._decode(data)
             try:
                 head = head_of(fields)
             except Malformed as error:
@@ -543,7 +552,10 @@ class Connection(Requests):
         if block.depends_on_itself:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "depends on itself")
         if stream_id > self._final_id:
-            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "after GOAWAY")
+            # Not processed, and said so: the peer may try again elsewhere at once (section 8.7).
+            self._out.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+            self._remember(stream_id, StreamState.CLOSED_BY_US)
+            return
         if self._open(stream_id, head, ended=block.ended) is Method.PROCESS:
             self._heads.learn(data)
 
@@ -636,6 +648,9 @@ class Connection(Requests):
             if value > WINDOW_MAX:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "an initial window too large")
             self._resize_windows(value)
+        elif name == Setting.HEADER_TABLE_SIZE and value < _TABLE_BYTES_DEFAULT:
+            self._shrink = self._shrink or not self._shrunk
+            self._shrunk = True
         elif name == Setting.ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1")
         elif name == Setting.MAX_FRAME_SIZE and not FRAME_BYTES_MAX <= value <= FRAME_BYTES_LIMIT:
@@ -686,9 +701,8 @@ class Connection(Requests):
         """Keep the connection's window open: streams, not it, hold the peer back."""
         if self._allowance < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
-        if self._allowance < CONNECTION_WINDOW // 2:
-            self._out.append(frames.window_update(0, CONNECTION_WINDOW - self._allowance))
-            self._allowance = CONNECTION_WINDOW
+        self._out.append(frames.window_update(0, CONNECTION_WINDOW - self._allowance))
+        self._allowance = CONNECTION_WINDOW
 
     def _look_at_streams(self, now_s: float) -> None:
         """End what nobody waits for any more, and what comes or goes too slowly."""

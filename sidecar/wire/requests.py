@@ -52,6 +52,7 @@ from sidecar.wire.limits import (
 from sidecar.wire.states import StreamState
 from sidecar.wire.streams import Stream
 
+_TABLE_SIZE_0: Final = b"\x20"
 _PAGE_HEAD: Final = b"\x88\x0f\x10\x0atext/plain"
 _PAGE: Final = b"The worker answers.\n"
 
@@ -89,6 +90,9 @@ class Requests:
         self._watched: dict[int, bytes] = {}
         self._logs: dict[int, Stream] = {}
         self._leaving = False
+        # The peer has asked for a smaller header table. We never use one, but must say so, once
+        # (RFC 7541 section 4.2).
+        self._shrink = False
 
     # -- What the shell asks -----------------------------------------------------------------------
 
@@ -106,7 +110,7 @@ class Requests:
             error: Why the message could not be read.
         """
         stream = self._logs[stream_id]
-        self._buffered_bytes -= len(stream.log.popleft())
+        self._buffered_bytes -= len(stream.log.pop(0))
         stream.log_name = log_name
         stream.folding = False
         live = self._streams.get(stream_id) is stream
@@ -176,8 +180,8 @@ class Requests:
             stream.body_left -= len(data)
             if stream.body_left < 0:
                 raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "more than content-length")
-        if stream.method is Method.PAGE:
-            return
+        if stream.method is Method.PAGE or stream.trailers is not None:
+            return  # Nothing is read of it, or the answer waits for its window.
         self._release(stream, len(data))
         self._buffered_bytes += len(data)
         messages = stream.messages
@@ -306,7 +310,7 @@ class Requests:
     def _answer(self, stream: Stream, message: bytes | None) -> None:
         """One message and status 0; None = status 0 alone (Trailers-Only)."""
         if message is None:
-            self._out.append(_headers(stream.id, ONLY_OK, END_STREAM))
+            self._send_block(stream.id, ONLY_OK, END_STREAM)
             self._finish(stream)
             return
         self._send_head(stream)
@@ -321,15 +325,21 @@ class Requests:
 
     def _refuse_bare(self, stream_id: int, block: bytes, *, ended: bool) -> None:
         """Answer by one block; the peer may stop sending (RFC 9113 section 8.1)."""
-        self._out.append(_headers(stream_id, block, END_STREAM))
+        self._send_block(stream_id, block, END_STREAM)
         if not ended:
             self._out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
         state = StreamState.CLOSED_BY_PEER if ended else StreamState.CLOSED_BY_US
         self._remember(stream_id, state)
 
+    def _send_block(self, stream_id: int, block: bytes, flags: int) -> None:
+        if self._shrink:
+            block = _TABLE_SIZE_0 + block
+            self._shrink = False
+        self._out.append(frames.frame(FrameType.HEADERS, END_HEADERS | flags, stream_id, block))
+
     def _send_head(self, stream: Stream, block: bytes = HEADERS_OK) -> None:
         stream.headed = True
-        self._out.append(_headers(stream.id, block, 0))
+        self._send_block(stream.id, block, 0)
 
     def _send(self, stream: Stream, data: bytes, trailers: bytes | None) -> None:
         stream.unsent += data
@@ -359,7 +369,7 @@ class Requests:
         stream.answer_by_s = 0.0
         if stream.trailers is not None:
             if stream.trailers:
-                self._out.append(_headers(stream.id, stream.trailers, END_STREAM))
+                self._send_block(stream.id, stream.trailers, END_STREAM)
             self._finish(stream)
 
     def _pump_all(self) -> None:
@@ -425,7 +435,3 @@ class Requests:
         closed[stream_id] = state
         if len(closed) > CLOSED_REMEMBERED:
             del closed[next(iter(closed))]
-
-
-def _headers(stream_id: int, block: bytes, flags: int) -> bytes:
-    return frames.frame(FrameType.HEADERS, END_HEADERS | flags, stream_id, block)

@@ -5,8 +5,6 @@ Owns nothing but the fields; `requests` moves them.
 
 from __future__ import annotations
 
-from collections import deque
-
 from sidecar.wire.calls import MESSAGE_BYTES_MAX, Call, Messages, Method
 from sidecar.wire.limits import MESSAGE_S, STREAM_WINDOW
 from sidecar.wire.states import StreamState
@@ -75,6 +73,6 @@ class Stream:
         self.unsent = bytearray()
         self.trailers: bytes | None = None
         self.headed = False
-        self.log: deque[bytes] = deque()
+        self.log: list[bytes] = []
         self.log_name = ""
         self.folding = False
