@@ -490,6 +490,11 @@ class Stage:
         assert self._envoy is not None
         return (await self._envoy.ext_proc()).get("failure_mode_allowed", 0)
 
+    async def message_timeouts(self) -> int:
+        """Those of them that waited in vain for an answer."""
+        assert self._envoy is not None
+        return (await self._envoy.ext_proc()).get("message_timeouts", 0)
+
     def load(
         self, request: Callable[[int], Request], *, connections: int = 4, pause_s: float = 0.004
     ) -> Load:
