@@ -19,14 +19,21 @@ from control.model import (
     shadow_at,
     split_at,
     unimplemented_experiment,
-    unimplemented_target,
     validate_experiment,
     validate_target,
 )
 from sidecar.envoyfiles import documents
 from sidecar.envoymatch import UnsupportedMatch
 from sidecar.snapshotcheck import validate
-from turnout.v1alpha1.common_pb2 import Predicate, Unit, Upstream
+from turnout.v1alpha1.common_pb2 import (
+    JwtClaim,
+    NumberRange,
+    Percentage,
+    Predicate,
+    Session,
+    Unit,
+    Upstream,
+)
 from turnout.v1alpha1.experiment_pb2 import (
     CanaryStep,
     ExperimentSpec,
@@ -53,6 +60,18 @@ VALUES: Final = ["a", "a b", "\N{SNOWMAN}", "v" * 256]
 BAD_VALUES: Final = ["v" * 257, "a\0b", "\r\n", " a"]
 PARAMETERS: Final = [("threshold", "0.7"), ("k" * 48, "v" * 256), ("a.b", "~")]
 BAD_PARAMETERS: Final = [("", "1"), ("a b", "1"), ("k" * 49, "1"), ("a", "\n"), ("a", "v" * 257)]
+REGEXES: Final = ["[a-z]+", "(a|b)*", "^$", "a{99}", "(?i)x", "\N{SNOWMAN}+"]
+BAD_REGEXES: Final = ["", "(", "(?=a)", "(a)\\1", "a{200}", "\\pL{9}", "[z-a]", "a" * 257]
+SEMVERS: Final = ["1.2.3", ">=1.2.0 <2.0.0-rc.1", "^0.1.0", "~v1.2.3", "!=1.0.0-a.0"]
+BAD_SEMVERS: Final = ["", " ", "1.2", ">= 1.2.0", "^01.0.0", "=1.0.0-00", "=1.0.0-a..b", "latest"]
+SALTS: Final = ["beta", "a b", "~" * 64]
+BAD_SALTS: Final = ["", "s", "x" * 65, "ü", "a\n"]
+UNIT_NAMES: Final = ["u", "user id", "ü", "q" * 64]
+BAD_UNIT_NAMES: Final = ["", "q" * 65, "a\0"]
+CLAIMS: Final = ["sub", "realm.user", "c" * 128]
+BAD_CLAIMS: Final = ["", ".", "a..b", "c" * 129, "a\n"]
+MODELS: Final = ["", "fraud", "a.b_c-D9", "m" * 64]
+BAD_MODELS: Final = ["a/b", "..", "m m", "m" * 129, "ü"]
 CLUSTERS: Final = ["mine", "outbound|80||a.b", "c" * 255]
 BAD_CLUSTERS: Final = ["a b", "a\n", "c" * 256, "turnout.fraud.1", "ü"]
 
@@ -73,6 +92,24 @@ def upstreams() -> st.SearchStrategy[Upstream]:
 
 
 def leaves() -> st.SearchStrategy[Predicate]:
+    header = mostly(HEADERS, BAD_HEADERS)
+    return st.one_of(
+        routed_leaves(),
+        st.builds(lambda h, v: Predicate(header=h, regex=v), header, mostly(REGEXES, BAD_REGEXES)),
+        st.builds(lambda h, v: Predicate(header=h, semver=v), header, mostly(SEMVERS, BAD_SEMVERS)),
+        st.builds(lambda h, v: Predicate(header=h, range=v), header, ranges()),
+        mostly(SALTS, BAD_SALTS).map(
+            lambda salt: Predicate(percentage=Percentage(salt=salt, fraction=0.3))
+        ),
+    )
+
+
+def ranges() -> st.SearchStrategy[NumberRange]:
+    limits = st.none() | st.sampled_from([-1.0, 0.0, 18.5, 1e300, float("inf"), float("nan")])
+    return st.builds(lambda low, high: NumberRange(min=low, max=high), limits, limits)
+
+
+def routed_leaves() -> st.SearchStrategy[Predicate]:
     header, value = mostly(HEADERS, BAD_HEADERS), mostly(VALUES, BAD_VALUES)
     return st.one_of(
         st.builds(lambda h, v: Predicate(header=h, equals=v), header, st.just("") | value),
@@ -98,6 +135,8 @@ def predicates() -> st.SearchStrategy[Predicate]:
 @st.composite
 def targets(draw: st.DrawFn) -> TargetSpec:
     match = RequestMatch(
+        model_name=draw(mostly(MODELS, BAD_MODELS)),
+        model_version=draw(st.just("") | mostly(MODELS, BAD_MODELS)),
         hosts=draw(st.lists(mostly(HOSTS, BAD_HOSTS), max_size=2)),
         path_prefix=draw(mostly(PATHS, BAD_PATHS)),
         methods=draw(st.lists(mostly(["GET", "POST"], ["get", "", "G T"]), max_size=2)),
@@ -116,6 +155,23 @@ def experiments(draw: st.DrawFn) -> ExperimentSpec:
             mostly(HEADERS, BAD_HEADERS).map(lambda name: Unit(header=name)),
             mostly(["uid", "__Host-a"], ["", "a b", "a=b", "ü"]).map(lambda n: Unit(cookie=n)),
             st.just(Unit(random=True)),
+            mostly(UNIT_NAMES, BAD_UNIT_NAMES).map(lambda name: Unit(query_parameter=name)),
+            mostly(CLAIMS, BAD_CLAIMS).map(
+                lambda name: Unit(jwt_claim=JwtClaim(claim=name, unverified=True))
+            ),
+            st.builds(
+                lambda name, where, header: Unit(
+                    jwt_claim=JwtClaim(claim=name, payload_in_metadata=where, header=header)
+                ),
+                mostly(CLAIMS, BAD_CLAIMS),
+                mostly(["claims"], ["", "p" * 257]),
+                mostly([""], HEADERS),
+            ),
+            st.builds(
+                lambda name, age: Unit(session=Session(cookie=name, max_age=Duration(seconds=age))),
+                mostly(["", "sid", "__Host-a"], ["a b", "a=b", "x" * 65]),
+                st.sampled_from([60, 3600, 8760 * 3600, 0, 59, 8760 * 3600 + 1]),
+            ),
         )
     )
     names = ["control", *draw(st.lists(mostly(LABELS, BAD_LABELS), min_size=1, max_size=3))]
@@ -135,10 +191,23 @@ def experiments(draw: st.DrawFn) -> ExperimentSpec:
     )
     if draw(st.booleans()):
         spec.segment.CopyFrom(draw(predicates()))
+    spec.layer.reserve = draw(st.sampled_from([1.0, 0.5, 1e-6, 0.0, 1e-7, 1.1]))
+    for _ in range(draw(st.integers(0, 2))):
+        units = draw(st.lists(mostly(["a", "b", "c", "u" * 256], ["", "u" * 257]), max_size=3))
+        spec.overrides.add(units=units, variant=draw(st.sampled_from([*names, "nobody"])))
+    if draw(st.integers(0, 3)) == 0:
+        route_nothing(spec)
     if draw(st.booleans()):
         guardrail = spec.metrics.guardrails.add(metric="latency_p95")
         guardrail.slo.FromMilliseconds(draw(st.sampled_from([1, 200, 3_600_000, 0])))
     return spec
+
+
+def route_nothing(spec: ExperimentSpec) -> None:
+    """Put it into a layer of parameters; a shadow step there stays one, which is refused."""
+    spec.layer.name = "prices"
+    for variant in spec.variants:
+        variant.ClearField("upstream")
 
 
 def check(target: TargetSpec, spec: ExperimentSpec) -> bool:
@@ -146,7 +215,6 @@ def check(target: TargetSpec, spec: ExperimentSpec) -> bool:
     if (
         validate_target("risk", "fraud", target)
         or validate_experiment("risk", "fraud-v2", spec, target, {})
-        or unimplemented_target(target)
         or unimplemented_experiment(spec)
     ):
         return False
@@ -157,6 +225,8 @@ def check(target: TargetSpec, spec: ExperimentSpec) -> bool:
         epoch_start_ms=1,
         allocation=snapshots.grow({}, split_at(spec, 0), control=spec.control),
         shadow=shadow_at(spec, 0),
+        layer_ranges=snapshots.reserve([], spec.layer.reserve),
+        holdout=("h", 0.1),
     )
     message = snapshots.build("risk", 1, {"fraud": target}, [running])
     assert validate(message) == []
@@ -180,6 +250,7 @@ def test_good_values_are_accepted_by_both(address: str, header: str) -> None:
     target = TargetSpec(match=RequestMatch(hosts=HOSTS), baseline=Baseline())
     target.baseline.upstream.address = address
     spec = ExperimentSpec(target="fraud", unit=Unit(header=header), control="control", salt="s")
+    spec.layer.reserve = 1.0
     spec.variants.add(name="control")
     spec.variants.add(name="v2", parameters=dict(PARAMETERS)).upstream.address = address
     spec.steps.add().canary.CopyFrom(CanaryStep(split={"v2": 0.5}, dwell=Duration(seconds=1)))
