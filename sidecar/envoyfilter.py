@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sidecar.envoyyaml import TYPE, Json, seconds
+from sidecar.units import JWT_AUTHN_NAMESPACE, JWT_DEFAULT_HEADER
 from turnout import contract
 from turnout.v1alpha1.common_pb2 import JwtClaim, Predicate
 from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot
 
 EXT_PROC: Final = "envoy.extensions.filters.http.ext_proc.v3."
-# Where Envoy's JWT filter keeps the payload of a token that it has verified.
-JWT_AUTHN: Final = "envoy.filters.http.jwt_authn"
 # What the sidecar may set, and nothing else: a bug in it cannot touch a client's headers.
 MUTABLE_HEADERS: Final = (
     r"^(x-variant|x-turnout|x-turnout-(upstream|shadow|shadow-variant|set-cookie)"
@@ -22,8 +21,6 @@ MUTABLE_HEADERS: Final = (
 )
 # What a target's match can read. Envoy sends pseudo-headers only when they are listed.
 PSEUDO_HEADERS: Final = (":authority", ":method", ":path")
-# Where an unverified token is looked for when the unit names no header.
-JWT_HEADER: Final = "authorization"
 
 # A hung worker costs a request at most this (50 ms was tried).
 MESSAGE_TIMEOUT_S: Final = 0.05
@@ -67,7 +64,7 @@ def forwarded_headers(snapshot: Snapshot) -> list[str]:
 def forwarded_metadata(snapshot: Snapshot) -> list[str]:
     """Namespaces of Envoy's dynamic metadata that the plan reads: verified claims."""
     wanted = any(is_verified(e.unit.jwt_claim) for e in snapshot.experiments)
-    return [JWT_AUTHN] if wanted else []
+    return [JWT_AUTHN_NAMESPACE] if wanted else []
 
 
 def forwarded_inputs(snapshot: Snapshot) -> frozenset[str]:
@@ -83,7 +80,7 @@ def is_verified(claim: JwtClaim) -> bool:
 
 def token_header(claim: JwtClaim) -> str:
     """The header with the token of an unverified claim; "" where there is none."""
-    return (claim.header or JWT_HEADER) if claim.claim and claim.unverified else ""
+    return (claim.header or JWT_DEFAULT_HEADER) if claim.claim and claim.unverified else ""
 
 
 def _experiment_headers(experiment: ExperimentPlan) -> Iterator[str]:

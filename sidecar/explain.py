@@ -1,61 +1,52 @@
 """Why a request gets its variant: the life of one request, told step by step.
 
-Owns the words. The answer itself is `processor.process`'s, and every step is judged by the function
-that judges it there; nothing is decided here. No clock, no chance (a random unit is an argument).
+Owns the story. The answer itself is `processor.process`'s, and every step is judged by the function
+that judges it there; nothing is decided here. No clock, no chance (both are arguments).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from sidecar.assignment import Target
+from sidecar.envoyfilter import is_verified
+from sidecar.explainteller import Assigned, Step, Teller
+from sidecar.explainwords import Conditions, shown, stamped_headers
+from sidecar.matching import Matcher, first_that_fits
 from sidecar.outcome import Answer, Outcome
-from sidecar.plan import Experiment, Plan, Target
-from sidecar.predicates import REPEATED, compile_predicate
-from sidecar.processor import process, read_headers, unit_of
+from sidecar.plan import Plan
+from sidecar.processor import process
+from sidecar.requests import page_of, read_headers
+from sidecar.tokens import ForceToken
+from sidecar.units import JWT_AUTHN_NAMESPACE, Request
 from turnout.contract import (
-    BUCKET_COUNT,
-    HEADER_PARAMETER_PREFIX,
+    HEADER_FORCE,
     HEADER_SHADOW,
     HEADER_SHADOW_VARIANT,
-    HEADER_STAMP,
     HEADER_UPSTREAM,
     HEADER_VARIANT,
+    LAYER_MODELS,
     RESERVED_HEADER_PREFIXES,
     RESERVED_HEADERS,
     STAMP_FIELD_SEPARATOR,
     TENANT_KEY_BYTES,
-    UNIT_BYTES_MAX,
-    UNIT_HASH_HEX_DIGITS,
 )
-from turnout.envoy.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
-from turnout.v1alpha1.common_pb2 import Predicate
-from turnout.v1alpha1.snapshot_pb2 import (
-    BucketRange,
-    ClusterPlan,
-    ExperimentPlan,
-    Snapshot,
-    TargetPlan,
-)
+from turnout.envoy.ext_proc_pb2 import ProcessingRequest
+from turnout.v1alpha1.common_pb2 import Tombstone
+from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, ExperimentPlan, Snapshot, TargetPlan
 
 # The unit's pseudonym needs the tenant's key, which no snapshot has: it is not shown.
 _NO_KEY: Final = bytes(TENANT_KEY_BYTES)
-_HASH_SHOWN: Final = "<unit hash>"
-VALUE_CHARACTERS_MAX: Final = 120
-
-
-class Step(NamedTuple):
-    """One question about the request.
-
-    Attributes:
-        name: What is asked: target, experiment, gate, unit, segment, bucket, variant, ...
-        passed: False ends the story: the request is served by the baseline.
-        sentence: The answer, with its facts.
-    """
-
-    name: str
-    passed: bool
-    sentence: str
+_WHY: Final[Mapping[Outcome, str]] = {
+    Outcome.NO_EXPERIMENT: "no experiment runs on this target",
+    Outcome.WAITING: "the experiment waits for healthy upstreams",
+    Outcome.NO_UNIT: "it has no unit",
+    Outcome.INVALID_UNIT: "its unit is too long",
+    Outcome.HELD_OUT: "its unit is held out of all experiments",
+    Outcome.NOT_IN_SEGMENT: "it is not in the segment",
+    Outcome.NOT_IN_LAYER: "its unit's place in the layer is not the experiment's",
+}
 
 
 class Explanation(NamedTuple):
@@ -65,28 +56,22 @@ class Explanation(NamedTuple):
         outcome: As the sidecar counts it.
         sentence: The whole in one.
         target: That matched, "" = none.
-        experiment: That was looked at, "" = none.
-        epoch: The experiment's, 0 = none.
-        unit: Printable; "" = none.
-        bucket: In [0, BUCKET_COUNT), None when it was not reached.
-        bucket_range: The variant's range that has the bucket: [start, end).
-        variant: That serves; "" when the request is not enrolled.
-        upstream: Envoy's cluster that serves; the baseline's when the request is not enrolled.
+        assigned: Every experiment of the target, in the order of the stamp.
+        main: The one among them that says most: that routes, or else stamps, or came furthest.
+        variant: That serves; "" when no experiment routes the request.
+        upstream: Envoy's cluster that serves; the baseline's when no experiment routes it.
         address: Of that cluster; "" when no target matched or Envoy has it from elsewhere.
         shadow: Variant that gets a copy, "" = none.
         shadow_upstream: Its cluster.
-        headers: That are stamped, the unit's hash left out.
+        headers: That are stamped, the units' hashes left out.
         steps: In the order in which they are asked.
     """
 
     outcome: str
     sentence: str
     target: str
-    experiment: str
-    epoch: int
-    unit: str
-    bucket: int | None
-    bucket_range: tuple[int, int] | None
+    assigned: tuple[Assigned, ...]
+    main: Assigned
     variant: str
     upstream: str
     address: str
@@ -102,6 +87,9 @@ def explain(
     *,
     open_gates: Collection[tuple[str, int]] | None = None,
     random_unit: Callable[[], bytes],
+    now_s: Callable[[], float],
+    tenant_key: bytes | None = None,
+    claims: Mapping[str, Any] | None = None,
 ) -> Explanation:
     """Say what a sidecar with this snapshot does with a request, and why.
 
@@ -109,25 +97,82 @@ def explain(
         snapshot: The configuration.
         headers: In their order, lower-case names, pseudo-headers among them.
         open_gates: (experiment, epoch) of those that may enrol; None = all.
-        random_unit: As in `processor.process`.
+        random_unit: As in `processor.process`; called once.
+        now_s: Unix time, for force tokens.
+        tenant_key: Verifies force tokens; None = they are left out.
+        claims: What Envoy's jwt_authn has verified; None = nothing.
 
     Raises:
         InvalidSnapshot: With every violation.
     """
-    plan = Plan.build(snapshot, tenant_key=_NO_KEY, dead={}, open_gates=open_gates, slots={})
-    request = encode_request(headers)
+    asked = [h for h in headers if tenant_key is not None or h[0] != HEADER_FORCE]
+    return explain_request(
+        snapshot,
+        encode_request(asked, verified(snapshot, claims or {})),
+        open_gates=open_gates,
+        random_unit=random_unit,
+        now_s=now_s,
+        tenant_key=tenant_key or _NO_KEY,
+        unread_token=len(asked) < len(headers),
+    )
+
+
+def explain_request(
+    snapshot: Snapshot,
+    request: bytes,
+    *,
+    dead: Mapping[str, int] | None = None,
+    open_gates: Collection[tuple[str, int]] | None = None,
+    random_unit: Callable[[], bytes],
+    now_s: Callable[[], float],
+    tenant_key: bytes,
+    unread_token: bool = False,
+) -> Explanation:
+    """`explain` for a request as Envoy sends it.
+
+    Args:
+        snapshot: The configuration.
+        request: An encoded ProcessingRequest with request headers.
+        dead: Experiment -> highest epoch that must never serve, beside the tombstones.
+        open_gates: As there.
+        random_unit: As there.
+        now_s: As there.
+        tenant_key: As there.
+        unread_token: There was a force token that nobody here can verify.
+
+    Raises:
+        InvalidSnapshot: With every violation.
+    """
+    plan = Plan.build(
+        snapshot, tenant_key=tenant_key, dead=dead or {}, open_gates=open_gates, slots={}
+    )
     drawn = random_unit()
-    answer = process(plan, request, random_unit=lambda: drawn)
-    return _Story(snapshot, plan, request, answer, drawn).told()
+    answer = process(plan, request, random_unit=lambda: drawn, now_s=now_s)
+    return _Story(snapshot, plan, request, answer, drawn, now_s).told(unread_token=unread_token)
 
 
-def encode_request(headers: Sequence[tuple[str, bytes]]) -> bytes:
-    """A request as Envoy sends it, without what it takes from clients."""
+def verified(snapshot: Snapshot, claims: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of jwt_authn with these claims, wherever the plan looks for them."""
+    wanted = (e.unit.jwt_claim for e in snapshot.experiments)
+    return {claim.payload_in_metadata: dict(claims) for claim in wanted if is_verified(claim)}
+
+
+def encode_request(
+    headers: Sequence[tuple[str, bytes]], metadata: Mapping[str, Any] | None = None
+) -> bytes:
+    """A request as Envoy sends it, without what it takes from clients.
+
+    Args:
+        headers: In their order, lower-case names.
+        metadata: Of jwt_authn, by `payload_in_metadata`.
+    """
     message = ProcessingRequest()
     message.request_headers.headers.SetInParent()
     for name, value in headers:
         if not is_taken(name):
             message.request_headers.headers.headers.add(key=name, raw_value=value)
+    if metadata:
+        message.metadata_context.filter_metadata[JWT_AUTHN_NAMESPACE].update(dict(metadata))
     return message.SerializeToString()
 
 
@@ -137,43 +182,48 @@ def is_taken(name: str) -> bool:
 
 
 class _Story:
-    """One request's steps; each is written once, in the order of `processor.process`."""
+    """One request's steps; each is written once, in the order of `processor`."""
 
     def __init__(
-        self, snapshot: Snapshot, plan: Plan, request: bytes, answer: Answer, drawn: bytes
+        self,
+        snapshot: Snapshot,
+        plan: Plan,
+        request: bytes,
+        answer: Answer,
+        drawn: bytes,
+        now_s: Callable[[], float],
     ) -> None:
         self._snapshot = snapshot
         self._plan = plan
         self._answer = answer
+        self._now_s = now_s
         self._drawn = drawn
-        self._headers, self._repeated = read_headers(request)
+        self._headers, self._first = read_headers(request)
+        page = page_of(plan.matcher, self._headers)
+        self._target = first_that_fits(page.candidates, self._headers)
+        self._request = Request(self._headers, self._first, page.path, request)
+        self._words = Conditions(self._headers)
         self._steps: list[Step] = []
-        self._unit = b""
-        self._bucket: int | None = None
 
-    def told(self) -> Explanation:
-        target = self._plan.match(self._headers)
-        experiment = self._walk(target)
-        message = self._message(experiment)
-        stamped = _stamped(self._answer)
-        plan = next((t for t in self._snapshot.targets if target and t.name == target.name), None)
-        baseline = plan.baseline if plan else ClusterPlan()
-        variant = stamped.get(HEADER_VARIANT, "")
-        cluster = next(
-            (v.cluster for v in message.variants if stamped and v.name == variant), baseline
-        )
+    def told(self, *, unread_token: bool) -> Explanation:
+        self._ask_target()
+        if unread_token:
+            self._say("token", "not read: that needs the tenant's key", passed=False)
+        assigned = tuple(self._walk(self._target)) if self._target is not None else ()
+        stamped = stamped_headers(self._answer.response)
+        baseline = self._baseline()
+        upstream = stamped.get(HEADER_UPSTREAM, baseline.cluster)
+        clusters = {v.cluster.cluster: v.cluster for e in self._messages() for v in e.variants}
+        cluster = clusters.get(upstream, baseline) if stamped else baseline
         marker = stamped.get(HEADER_SHADOW_VARIANT, "")
         return Explanation(
             outcome=self._answer.outcome.name,
-            sentence=self._sentence(variant, cluster),
+            sentence=self._sentence(assigned, cluster),
             target=self._answer.target,
-            experiment=message.name,
-            epoch=message.epoch,
-            unit=shown(self._unit),
-            bucket=self._bucket,
-            bucket_range=self._range(message, variant),
-            variant=variant,
-            upstream=stamped.get(HEADER_UPSTREAM, baseline.cluster),
+            assigned=assigned,
+            main=_main(assigned),
+            variant=stamped.get(HEADER_VARIANT, ""),
+            upstream=upstream,
             address=cluster.upstream.address,
             shadow=marker.rpartition(STAMP_FIELD_SEPARATOR)[2],
             shadow_upstream=stamped.get(HEADER_SHADOW, ""),
@@ -183,23 +233,29 @@ class _Story:
 
     # -- steps, in the order of the request's life ---------------------------------------------
 
-    def _walk(self, target: Target | None) -> Experiment | None:
-        """Ask one question after the other; the experiment that was looked at."""
-        self._ask_target(target)
-        if target is None or not self._ask_experiment(target):
-            return None
-        experiment = target.experiment
-        assert experiment is not None
-        enrolled = (
-            self._ask_gate(experiment)
-            and self._ask_unit(experiment)
-            and self._ask_segment(experiment)
-        )
-        if enrolled:
-            self._ask_bucket(experiment)
-        return experiment
+    def _walk(self, target: Target) -> Iterator[Assigned]:
+        """Ask of each experiment one question after the other."""
+        for grave in self._graves(target):
+            self._say("experiment", grave, passed=False)
+        if not target.experiments:
+            if not self._steps or self._steps[-1].name != "experiment":
+                self._say("experiment", f"none runs on {target.name}", passed=False)
+            return
+        decision = None
+        if target.layers:
+            token = self._ask_token()
+            decision = target.decide(self._request, token, lambda: self._drawn)
+        arms = {arm.experiment: arm for arm in target.arms(decision.number)} if decision else {}
+        bound = {b.experiment.name: b for layer in target.layers for b in layer.members}
+        for experiment in target.experiments:
+            message = self._message(experiment.name)
+            teller = Teller(experiment, message, arms, self._words)
+            assigned = teller.told(bound.get(experiment.name), decision)
+            self._steps += teller.steps
+            yield assigned
 
-    def _ask_target(self, target: Target | None) -> None:
+    def _ask_target(self) -> None:
+        target = self._target
         if target is None:
             if not self._snapshot.targets:
                 self._say("target", "there is no target", passed=False)
@@ -208,228 +264,120 @@ class _Story:
             return
         plan = next(plan for plan in self._snapshot.targets if plan.name == target.name)
         hosts = ", ".join(plan.hosts) or "*"
-        parts = [f"host {self._header(':authority')} fits {hosts}"]
-        parts.append(f"path begins with {target.path_prefix.decode()}")
+        parts = [f"host {self._words.value(':authority')} fits {hosts}"]
+        parts.append(f"path begins with {plan.path_prefix or '/'}")
+        if plan.model_name:
+            parts.append(f"path or header names {_model(plan)}")
         if plan.methods:
-            parts.append(f"method {self._header(':method')} is one of {', '.join(plan.methods)}")
-        parts += [text for text, _ in self._judged(plan.headers)]
-        others = [other.name for other in self._snapshot.targets if self._fits_less(other, target)]
+            method = self._words.value(":method")
+            parts.append(f"method {method} is one of {', '.join(plan.methods)}")
+        parts += [text for text, _ in self._words.judged(plan.headers)]
+        others = [p.name for p in self._snapshot.targets if p.name != plan.name and self._fits(p)]
         less = f" (fits less exactly: {', '.join(others)})" if others else ""
         self._say("target", f"{target.name}: {'; '.join(parts)}{less}")
 
-    def _ask_experiment(self, target: Target) -> bool:
-        experiment = target.experiment
-        if experiment is not None:
-            message = self._message(experiment)
-            shares = ", ".join(
-                f"{variant.name} {_percent(_size(variant.ranges))}" for variant in message.variants
-            )
-            self._say("experiment", f"{message.name}, epoch {message.epoch}: {shares}")
-            return True
-        dead = [plan for plan in self._snapshot.experiments if plan.target == target.name]
-        for plan in dead:
-            graves = [t for t in self._snapshot.tombstones if t.experiment == plan.name]
-            grave = max(graves, key=lambda tombstone: tombstone.epoch)
-            reason = f": {grave.reason}" if grave.reason else ""
-            self._say(
-                "experiment",
-                f"{plan.name} was rolled back (epoch {grave.epoch}){reason}",
-                passed=False,
-            )
-        if not dead:
-            self._say("experiment", f"none runs on {target.name}", passed=False)
-        return False
+    def _ask_token(self) -> ForceToken | None:
+        """The token that is believed, as `processor` believes it."""
+        firsts = self._headers if self._first is None else {**self._headers, **self._first}
+        text = firsts.get(HEADER_FORCE)
+        if text is None:
+            return None
+        token = self._plan.tokens.verify(text, self._now_s())
+        if token is None:
+            self._say("token", "forged, expired or another tenant's: ignored", passed=False)
+            return None
+        gives = f"gives {token.variant} of {token.experiment}"
+        if not self._plan.serves(token.experiment, token.variant):
+            self._say("token", f"{gives}, which does not run: ignored", passed=False)
+            return None
+        whose = f" to the unit {shown(token.unit)} alone" if token.unit else ""
+        self._say("token", f"{gives}{whose}")
+        return token
 
-    def _ask_gate(self, experiment: Experiment) -> bool:
-        if not experiment.open:
-            text = f"{experiment.name} waits for healthy upstreams and enrols nobody, in either arm"
-            self._say("gate", text, passed=False)
-        return experiment.open
-
-    def _ask_unit(self, experiment: Experiment) -> bool:
-        self._unit, several = unit_of(
-            experiment, self._headers, self._repeated, lambda: self._drawn
-        )
-        if experiment.random:
-            source = "a random one for each request: the next may get another variant"
-        elif experiment.header:
-            source = f"header {experiment.header}"
-        else:
-            source = f"cookie {experiment.cookie.decode()}"
-        if not self._unit:
-            text = f"{source} is not there or empty: a request without a unit is not enrolled"
-            self._say("unit", text, passed=False)
-            return False
-        if len(self._unit) > UNIT_BYTES_MAX:
-            text = f"{source} has {len(self._unit)} bytes, at most {UNIT_BYTES_MAX} are a unit"
-            self._say("unit", text, passed=False)
-            return False
-        note = " (there are several: the first counts)" if several else ""
-        self._say("unit", f"{shown(self._unit)} ({source}){note}")
-        return True
-
-    def _ask_segment(self, experiment: Experiment) -> bool:
-        message = self._message(experiment)
-        if experiment.segment is None:
-            return True
-        passed = experiment.segment(self._headers)
-        judged = self._judged([message.segment])
-        self._say("segment", "; ".join(text for text, _ in judged), passed=passed)
-        return passed
-
-    def _ask_bucket(self, experiment: Experiment) -> None:
-        message = self._message(experiment)
-        bucket = self._bucket = experiment.bucket(self._unit)
-        salt = f"salt {shown(message.salt.encode())}"
-        self._say("bucket", f"{bucket} of {BUCKET_COUNT} (hash of {salt} and the unit)")
-        stamped = _stamped(self._answer)
-        variant = stamped[HEADER_VARIANT]
-        found = self._range(message, variant)
-        assert found is not None, "the answer's variant owns the unit's bucket"
-        role = "control" if message.variants[0].name == variant else "candidate"
-        place = f"has buckets {found[0]}..{found[1] - 1}"
-        self._say("variant", f"{variant} ({role}) {place}, so the unit is its own")
-        if message.HasField("shadow"):
-            self._ask_shadow(message, variant, bucket)
-
-    def _ask_shadow(self, message: ExperimentPlan, variant: str, bucket: int) -> None:
-        shadow = message.shadow
-        share = _percent(_size(shadow.ranges))
-        if HEADER_SHADOW in _stamped(self._answer):
-            text = f"copied to {shadow.variant} ({share} of the units are), which answers nobody"
-        elif variant == shadow.variant:
-            text = f"not copied: {variant} serves it already"
-        else:
-            text = f"not copied: bucket {bucket} is not in the {share} that go to {shadow.variant}"
-        self._say("shadow", text)
+    def _graves(self, target: Target) -> Iterator[str]:
+        """Experiments of the snapshot that were rolled back."""
+        alive = {experiment.name for experiment in target.experiments}
+        for plan in self._snapshot.experiments:
+            if plan.target == target.name and plan.name not in alive:
+                graves = [t for t in self._snapshot.tombstones if t.experiment == plan.name]
+                grave = max(graves, key=lambda tombstone: tombstone.epoch, default=Tombstone())
+                reason = f": {grave.reason}" if grave.reason else ""
+                yield f"{plan.name} was rolled back (epoch {grave.epoch or plan.epoch}){reason}"
 
     # -- words ---------------------------------------------------------------------------------
 
-    def _sentence(self, variant: str, cluster: ClusterPlan) -> str:
+    def _sentence(self, assigned: Sequence[Assigned], cluster: ClusterPlan) -> str:
         outcome = self._answer.outcome
         upstream = cluster.cluster
         if address := cluster.upstream.address:
             upstream = f"{upstream} ({address})"
         if outcome is Outcome.NO_TARGET:
             return "No target matches: Envoy's own routes decide."
-        if outcome is Outcome.STAMPED:
-            return f"Variant {variant} serves it, at {upstream}."
-        why = {
-            Outcome.NO_EXPERIMENT: "no experiment runs on this target",
-            Outcome.NO_UNIT: "it has no unit",
-            Outcome.INVALID_UNIT: "its unit is too long",
-            Outcome.NOT_IN_SEGMENT: "it is not in the segment",
-            Outcome.WAITING: "the experiment waits for healthy upstreams",
-        }[outcome]
-        return f"The baseline serves it, at {upstream}, outside the experiment: {why}."
+        if outcome is not Outcome.STAMPED:
+            return (
+                f"The baseline serves it, at {upstream}, outside the experiment: {_WHY[outcome]}."
+            )
+        got = [one for one in assigned if one.variant]
+        more = ", ".join(f"{a.variant} of {a.experiment}" for a in got if a.layer != LAYER_MODELS)
+        routed = next((one for one in got if one.layer == LAYER_MODELS), None)
+        if routed is None:
+            return f"The baseline serves it, at {upstream}, with the parameters of {more}."
+        also = f", with the parameters of {more}" if more else ""
+        return f"Variant {routed.variant} serves it, at {upstream}{also}."
 
     def _say(self, name: str, sentence: str, *, passed: bool = True) -> None:
         self._steps.append(Step(name, passed, sentence))
 
-    def _message(self, experiment: Experiment | None) -> ExperimentPlan:
-        if experiment is None:
-            return ExperimentPlan()
-        return next(m for m in self._snapshot.experiments if m.name == experiment.name)
+    def _messages(self) -> list[ExperimentPlan]:
+        name = self._target.name if self._target is not None else ""
+        return [e for e in self._snapshot.experiments if e.target == name]
 
-    def _range(self, message: ExperimentPlan, variant: str) -> tuple[int, int] | None:
-        if self._bucket is None:
-            return None
-        ranges = next(v.ranges for v in message.variants if v.name == variant)
-        return next((r.start, r.end) for r in ranges if r.start <= self._bucket < r.end)
+    def _message(self, name: str) -> ExperimentPlan:
+        return next(m for m in self._snapshot.experiments if m.name == name)
 
-    def _header(self, name: str) -> str:
-        value = self._headers.get(name)
-        return "(none)" if value is None else shown(value)
-
-    def _judged(self, predicates: Sequence[Predicate]) -> list[tuple[str, bool]]:
-        """Every condition in words, and whether it holds."""
-        found = []
-        for predicate in predicates:
-            holds = compile_predicate(predicate)(self._headers)
-            found.append((f"{self._condition(predicate)}: {'yes' if holds else 'no'}", holds))
-        return found
-
-    def _condition(self, predicate: Predicate) -> str:
-        for word, parts in (("all of", predicate.all), ("any of", predicate.any)):
-            if parts:
-                return f"{word} ({'; '.join(text for text, _ in self._judged(parts))})"
-        if predicate.HasField("negated"):
-            return f"not ({self._judged([predicate.negated])[0][0]})"
-        return f"{predicate.header} {_leaf(predicate)} (is {self._header(predicate.header)})"
+    def _baseline(self) -> ClusterPlan:
+        name = self._target.name if self._target is not None else ""
+        found = (t.baseline for t in self._snapshot.targets if t.name == name)
+        return next(found, ClusterPlan())
 
     # -- targets that do not match --------------------------------------------------------------
 
     def _miss(self, plan: TargetPlan) -> str:
         """What of a target does not fit, judged by the plan with nothing else in it."""
-        only_hosts, only_path = TargetPlan(hosts=plan.hosts), TargetPlan()
-        only_path.path_prefix = plan.path_prefix
         missed = []
-        if not self._fits(only_hosts):
+        if not self._fits(TargetPlan(hosts=plan.hosts)):
             hosts = ", ".join(plan.hosts)
-            missed.append(f"host {self._header(':authority')} does not fit {hosts}")
-        if not self._fits(only_path):
-            path = self._header(":path")
+            missed.append(f"host {self._words.value(':authority')} does not fit {hosts}")
+        if not self._fits(TargetPlan(path_prefix=plan.path_prefix)):
+            path = self._words.value(":path")
             missed.append(f"path {path} does not begin with {plan.path_prefix}")
+        model = TargetPlan(path_prefix=plan.path_prefix, model_name=plan.model_name)
+        model.model_version = plan.model_version
+        if plan.model_name and not self._fits(model):
+            missed.append(f"neither path nor header names {_model(plan)}")
         if not self._fits(TargetPlan(methods=plan.methods)):
             methods = ", ".join(plan.methods)
-            missed.append(f"method {self._header(':method')} is none of {methods}")
-        missed += [text for text, holds in self._judged(plan.headers) if not holds]
+            missed.append(f"method {self._words.value(':method')} is none of {methods}")
+        missed += [text for text, holds in self._words.judged(plan.headers) if not holds]
         return "; ".join(missed)
 
-    def _fits_less(self, plan: TargetPlan, matched: Target) -> bool:
-        return plan.name != matched.name and self._fits(plan)
-
     def _fits(self, plan: TargetPlan) -> bool:
-        alone = Snapshot(targets=[plan])
-        parts = Plan(alone, [Target(plan, None)], self._plan.hasher, {})
-        return parts.match(self._headers) is not None
+        alone: Matcher[Target] = Matcher()
+        alone.add(plan, Target(plan.name, [], baseline="", slots={}))
+        page = page_of(alone, self._headers)
+        return first_that_fits(page.candidates, self._headers) is not None
 
 
-def shown(value: bytes) -> str:
-    """A header's value, printable and shortened."""
-    text = value.replace(REPEATED, b", ").decode(errors="backslashreplace")
-    if not text.isprintable():
-        text = ascii(text)[1:-1]
-    if len(text) > VALUE_CHARACTERS_MAX:
-        text = f"{text[: VALUE_CHARACTERS_MAX - 3]}..."
-    return text
+def _model(plan: TargetPlan) -> str:
+    version = f", version {plan.model_version}" if plan.model_version else ""
+    return f"model {plan.model_name}{version}"
 
 
-def _leaf(predicate: Predicate) -> str:
-    if predicate.HasField("present"):
-        return "is present" if predicate.present else "is absent"
-    if predicate.HasField("prefix"):
-        return f"begins with {shown(predicate.prefix.encode())}"
-    if predicate.HasField("equals"):
-        return f"equals {shown(predicate.equals.encode())}"
-    return f"is one of {shown(', '.join(predicate.in_values).encode())}"
-
-
-def _stamped(answer: Answer) -> dict[str, str]:
-    """The headers that an answer sets, in the order in which people look for them."""
-    if answer.response is None:
-        return {}
-    message = ProcessingResponse.FromString(answer.response)
-    options = message.request_headers.response.header_mutation.set_headers
-    headers = {option.header.key: option.header.raw_value.decode() for option in options}
-    stamp = headers[HEADER_STAMP]
-    headers[HEADER_STAMP] = stamp[:-UNIT_HASH_HEX_DIGITS] + _HASH_SHOWN
-    return dict(sorted(headers.items(), key=lambda item: _rank(item[0])))
-
-
-def _rank(name: str) -> tuple[int, str]:
-    order = (HEADER_VARIANT, HEADER_UPSTREAM, HEADER_STAMP, HEADER_SHADOW, HEADER_SHADOW_VARIANT)
-    if name in order:
-        return order.index(name), name
-    return len(order) + (not name.startswith(HEADER_PARAMETER_PREFIX)), name
-
-
-def _size(ranges: Sequence[BucketRange]) -> int:
-    return sum(part.end - part.start for part in ranges)
-
-
-def _percent(buckets: int) -> str:
-    return f"{buckets / BUCKET_COUNT * 100:.6g} %"
+def _main(assigned: Sequence[Assigned]) -> Assigned:
+    """The first that stamps, which is one that routes if any does; else who came furthest."""
+    stamps = next((one for one in assigned if one.variant), None)
+    furthest = max(assigned, key=lambda one: Outcome[one.outcome], default=None)
+    return stamps or furthest or Assigned("", 0, "", "")
 
 
 def steps_as_lines(steps: Sequence[Step]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,13 +18,15 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 import typer
 from google.protobuf.message import DecodeError
 
-from sidecar.disk import SNAPSHOT_FILE, TOMBSTONES_FILE
+from sidecar.clock import now_ms
+from sidecar.disk import KEY_FILE, SNAPSHOT_FILE, TOMBSTONES_FILE
 from sidecar.explain import Explanation, explain, is_taken, steps_as_lines
+from sidecar.explainteller import Assigned
 from sidecar.processor import RANDOM_UNIT_BYTES
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot, decode
 from turnout.completing import experiments_and_targets
-from turnout.contract import GRPC_MESSAGE_BYTES_MAX
+from turnout.contract import GRPC_MESSAGE_BYTES_MAX, HEADER_FORCE, TENANT_KEY_BYTES
 from turnout.v1alpha1.config_service_pb2 import Sidecar, TombstoneSet
 from turnout.v1alpha1.snapshot_pb2 import Snapshot, TargetPlan
 
@@ -62,6 +64,9 @@ Offline, from a snapshot file, a sidecar's state directory (what it serves now) 
   turnout explain --snapshot risk.snapshot fraud-v2 'cookie: session=8f2a'
   turnout explain -f fraud.yaml 'x-user-id: 42' -o json
 
+  turnout explain --snapshot /var/lib/turnout fraud 'x-force-variant: v1.cmlza...'
+  turnout explain -f fraud.yaml --claims '{"sub": "42"}'
+
 The unit's pseudonym in x-turnout needs the tenant's key and is not shown. What a client may not
 send (x-variant, x-turnout-*, x-param-*, x-envoy-*) is left out, as Envoy does.
 """
@@ -85,6 +90,7 @@ class Source(NamedTuple):
 
     snapshot: Snapshot
     sidecars: Sequence[Sidecar] | None  # None: nobody was asked
+    tenant_key: bytes | None = None  # None: there is none here
 
 
 app = typer.Typer(
@@ -126,6 +132,9 @@ def explain_command(
     tenant: Annotated[
         str, typer.Option(envvar="TURNOUT_TENANT", help="Whose snapshot, when it is asked for.")
     ] = "default",
+    claims: Annotated[
+        str, typer.Option(help="JSON of the claims that Envoy's jwt_authn has verified.")
+    ] = "",
     output: Annotated[Format, typer.Option("--output", "-o", help="How to print.")] = Format.TABLE,
 ) -> None:
     """Read the request, find the snapshot, tell the story."""
@@ -134,7 +143,7 @@ def explain_command(
     if snapshot is not None and files:
         raise typer.BadParameter("give --snapshot or -f, and not both")
     if snapshot is not None:
-        source = Source(_from_file(snapshot), None)
+        source = Source(_from_file(snapshot), None, _key(snapshot))
     elif files:
         source = Source(_from_resources(files), None)
     else:
@@ -142,13 +151,18 @@ def explain_command(
     request = [*_request_line(source.snapshot, name, host, path, method), *given]
     try:
         found = explain(
-            source.snapshot, request, random_unit=lambda: secrets.token_bytes(RANDOM_UNIT_BYTES)
+            source.snapshot,
+            request,
+            random_unit=lambda: secrets.token_bytes(RANDOM_UNIT_BYTES),
+            now_s=lambda: now_ms() / 1e3,
+            tenant_key=source.tenant_key,
+            claims=_claims(claims),
         )
     except InvalidSnapshot as error:
         for item in error.violations:
             typer.echo(f"{item.field}: {item.value}: {item.rule}", err=True)
         raise typer.Exit(EXIT_INVALID) from error
-    notes = [*_notes(source, found, name), *_taken(given)]
+    notes = [*_notes(source, found, name), *_taken(given), *_unread(source, given)]
     _print(found, notes, output)
 
 
@@ -203,8 +217,28 @@ def _request_line(
     pattern = target.hosts[0] if target.hosts else "*"
     default = pattern if "*" not in pattern else f"any{pattern.removeprefix('*')}"
     yield ":authority", (host or default).encode()
-    yield ":path", (path or target.path_prefix or "/").encode()
+    yield ":path", (path or _path_of(target)).encode()
     yield ":method", (method or next(iter(target.methods), "POST")).encode()
+
+
+def _path_of(target: TargetPlan) -> str:
+    """A path of a target's requests."""
+    if not target.model_name:
+        return target.path_prefix or "/"
+    version = f"/versions/{target.model_version}" if target.model_version else ""
+    return f"{target.path_prefix.rstrip('/')}/v2/models/{target.model_name}{version}/infer"
+
+
+def _claims(text: str) -> Mapping[str, Any] | None:
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{text!r} is no JSON object", param_hint="--claims")
+    return found
 
 
 def _target(snapshot: Snapshot, name: str) -> TargetPlan:
@@ -243,6 +277,15 @@ def _from_file(place: Path) -> Snapshot:
         _fail(
             f"{file}: no snapshot file: {error}; `turnout snapshot build` makes one", EXIT_INVALID
         )
+
+
+def _key(place: Path) -> bytes | None:
+    """The tenant's key in a sidecar's state directory; None where it is not, or not to be read."""
+    try:
+        key = (place / KEY_FILE).read_bytes()
+    except OSError:
+        return None
+    return key if len(key) == TENANT_KEY_BYTES else None
 
 
 def _from_resources(files: list[Path]) -> Snapshot:
@@ -301,7 +344,8 @@ def _explain_error(error: Any, control: str, tenant: str) -> NoReturn:
 
 def _notes(source: Source, found: Explanation, name: str) -> Iterator[str]:
     """What the snapshot alone does not say: another experiment was meant, not all serve it."""
-    if name and name not in (found.target, found.experiment):
+    experiments = {one.experiment for one in found.assigned}
+    if name and name != found.target and name not in experiments:
         yield f"This is not {name}'s: the request is {found.target or 'no target'}'s."
     for sidecar in source.sidecars or ():
         if not sidecar.connected:
@@ -312,7 +356,7 @@ def _notes(source: Source, found: Explanation, name: str) -> Iterator[str]:
             wanted = source.snapshot.version
             yield f"Sidecar {sidecar.node} serves version {version}, not yet {wanted}."
         for gate in report.gates:
-            if gate.experiment == found.experiment and not gate.open:
+            if gate.experiment in experiments and not gate.open:
                 clusters = ", ".join(gate.waiting_for)
                 yield (
                     f"Sidecar {sidecar.node} enrols nobody in {gate.experiment} yet: it waits for "
@@ -326,6 +370,14 @@ def _taken(headers: Sequence[tuple[str, bytes]]) -> Iterator[str]:
     for name, _ in headers:
         if is_taken(name):
             yield f"Envoy removes {name} when a client sends it: it was left out."
+
+
+def _unread(source: Source, headers: Sequence[tuple[str, bytes]]) -> Iterator[str]:
+    if source.tenant_key is None and any(name == HEADER_FORCE for name, _ in headers):
+        yield (
+            f"{HEADER_FORCE} was left out: only a sidecar's state directory (--snapshot) has the "
+            "key that its token is verified with."
+        )
 
 
 def _print(found: Explanation, notes: list[str], output: Format) -> None:
@@ -356,12 +408,26 @@ def _document(found: Explanation, notes: list[str]) -> dict[str, Any]:
         "outcome": found.outcome,
         "sentence": found.sentence,
         "target": found.target,
-        "experiment": found.experiment,
-        "epoch": found.epoch,
-        "unit": found.unit,
-        "bucket": found.bucket,
-        "bucketRange": list(found.bucket_range) if found.bucket_range else None,
+        "experiment": found.main.experiment,
+        "epoch": found.main.epoch,
+        "unit": found.main.unit,
+        "bucket": found.main.bucket,
+        "bucketRange": _range(found.main),
         "variant": found.variant,
+        "experiments": [
+            {
+                "experiment": one.experiment,
+                "epoch": one.epoch,
+                "layer": one.layer,
+                "outcome": one.outcome,
+                "unit": one.unit,
+                "bucket": one.bucket,
+                "bucketRange": _range(one),
+                "variant": one.variant,
+                "forced": one.forced,
+            }
+            for one in found.assigned
+        ],
         "upstream": found.upstream,
         "address": found.address,
         "shadow": found.shadow,
@@ -370,6 +436,10 @@ def _document(found: Explanation, notes: list[str]) -> dict[str, Any]:
         "steps": [step._asdict() for step in found.steps],
         "notes": notes,
     }
+
+
+def _range(one: Assigned) -> list[int] | None:
+    return list(one.bucket_range) if one.bucket_range else None
 
 
 def _fail(message: str, code: int) -> NoReturn:

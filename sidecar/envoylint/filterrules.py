@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from sidecar.envoyfilter import JWT_AUTHN
 from sidecar.envoylint.config import Config, matches_any, response_phase
 from sidecar.envoylint.document import Node
 from sidecar.envoylint.finding import ERROR, WARNING, Hit, Needs, Rule
+from sidecar.units import JWT_AUTHN_NAMESPACE
 from turnout import contract
 
 MESSAGE_TIMEOUT_MIN_S: Final = 0.01
@@ -86,8 +86,8 @@ def _no_claims(config: Config, needs: Needs) -> Iterator[Hit]:
     for where, processor in config.processors if needs.claims else []:
         given = processor.get("metadata_options", "forwarding_namespaces", "untyped")
         names = {node.text for node in given.elements} if given is not None else set()
-        if JWT_AUTHN not in names:
-            yield Hit(given or where, f"metadata_options does not forward {JWT_AUTHN}")
+        if JWT_AUTHN_NAMESPACE not in names:
+            yield Hit(given or where, f"metadata_options does not forward {JWT_AUTHN_NAMESPACE}")
 
 
 def _no_tokens(config: Config, needs: Needs) -> Iterator[Hit]:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from sidecar.disk import StateDir
-from sidecar.explain import explain, shown
+from sidecar.explain import Explanation, explain
+from sidecar.explainwords import shown
 from sidecar.snapshotfile import encode
 from tests.control.clirunning import Done, turnout
 from tests.control.resources import EXPERIMENT, TARGET
@@ -171,10 +172,16 @@ def test_sidecars_own_tombstones_count_when_its_state_directory_is_read(tmp_path
 
 def test_gate_is_told_when_upstreams_are_waited_for() -> None:
     headers = [(":authority", b"a"), (":path", b"/v2"), ("x-user-id", b"1")]
-    found = explain(snapshot(), headers, open_gates=(), random_unit=lambda: b"r")
+
+    def told(gates: set[tuple[str, int]] | None) -> Explanation:
+        return explain(
+            snapshot(), headers, open_gates=gates, random_unit=lambda: b"r", now_s=lambda: 0.0
+        )
+
+    found = told(set())
     assert found.steps[-1].name == "gate"
     assert found.outcome == "WAITING"
-    assert explain(snapshot(), headers, random_unit=lambda: b"r").outcome == "STAMPED"
+    assert told(None).outcome == "STAMPED"
 
 
 def test_random_unit_is_said_to_change_when_it_is_drawn_for_each_request(tmp_path: Path) -> None:
