@@ -25,11 +25,11 @@ from turnout.v1alpha1.snapshot_pb2 import (
 NOW_S: Final = 1_760_000_000
 HOSTS: Final = ("*", "a.test", "b.test", "*.test", "*.a.test", "x.a.test", "[::1]", "UPPER.test")
 PREFIXES: Final = ("", "/", "/v2", "/v2/models", "/fraud", "/fraud/", "/v1")
-METHODS: Final = ("POST", "GET", "PUT")
+METHODS: Final = ("POST", "POST", "GET", "PUT")
 LAYERS: Final = (LAYER_MODELS, LAYER_MODELS, "aa", "prompt", "zeta")
 NAMES: Final = names_of()
 EXPRESSIONS: Final = (
-    "", "[a-z]+", "user-[0-9]+", "(gold|silver)x?", "a.*", ".", r"\d{2,3}", r"a\.b", "[^a]+",
+    "[a-z]*", "[a-z]+", "user-[0-9]+", "(gold|silver)x?", "a.*", ".", r"\d{2,3}", r"a\.b", "[^a]+",
 )  # fmt: skip
 CONSTRAINTS: Final = (
     ">=1.2.0 <2.0.0", "=1.2.3", "1.2.3", "!=1.2.3", "^1.2.3", "^0.2.3", "^0.0.3", "~1.2.3",
@@ -75,7 +75,7 @@ def _target(random: Random, name: str) -> TargetPlan:
         plan.hosts.extend(random.sample(HOSTS, random.randint(1, 2)))
     if random.random() < 0.2:
         plan.methods.extend(random.sample(METHODS, random.randint(1, 2)))
-    if random.random() < 0.2:
+    if random.random() < 0.12:
         plan.headers.append(_predicate(random, 2, matching=True))
     if random.random() < 0.25:
         plan.model_name = random.choice(("fraud", "m.1", "net_x"))
@@ -166,8 +166,8 @@ def _unit(random: Random) -> Unit:
     unit = Unit()
     if kind == "session":
         unit.session.SetInParent()
+        unit.session.cookie = random.choice(("", "", "", "sid"))
         if random.random() < 0.3:
-            # One name for all: one answer sets one cookie.
             unit.session.max_age.FromSeconds(random.choice((60, 86_400)))
         return unit
     unit.jwt_claim.claim = random.choice(("sub", "sub", "realm.user", "n"))

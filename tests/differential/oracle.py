@@ -85,7 +85,6 @@ class Enrolled(NamedTuple):
     variant: str
     unit: Found
     forced: bool
-    by_token: bool
 
 
 def answer(world: World, request: ProcessingRequest) -> Meaning:
@@ -99,29 +98,56 @@ def answer(world: World, request: ProcessingRequest) -> Meaning:
     experiments = in_order(world, target)
     if not experiments:
         return refusal(world, target, "NO_EXPERIMENT")
+    token = force_of(world, headers)
+    given = first(headers, HEADER_FORCE)
+    wasted = given is not None and (token is None or not names_something(world, token))
+    # A target that waits looks at no token.
+    wasted = wasted and any(is_open(world, experiment) for experiment in experiments)
     enrolled: list[Enrolled] = []
     failed: list[str] = []
     duplicate = False
-    token = force_of(world, headers)
-    for experiment in experiments:
-        if not is_open(world, experiment):
-            failed.append("WAITING")
-            continue
-        unit = unit_of(world, experiment.unit, headers, request)
-        duplicate = duplicate or unit.duplicate
-        result = enrol(experiment, unit, headers, token)
-        if isinstance(result, str):
-            failed.append(result)
-        else:
-            enrolled.append(result)
-    given = first(headers, HEADER_FORCE)
-    wasted = bool(given) and not any(one.by_token for one in enrolled)
+    cookie = ""  # the one that this request's new session goes by
+    for layer in layers_of(experiments):
+        tried: list[Enrolled] = []
+        for experiment in layer:
+            if not is_open(world, experiment):
+                failed.append("WAITING")
+                continue
+            unit = unit_of(world, experiment.unit, headers, request)
+            if unit.issued:
+                name = unit.issued.partition("=")[0]
+                cookie = cookie or name
+                if name != cookie:
+                    unit = Found(b"")
+            duplicate = duplicate or unit.duplicate
+            result = enrol(experiment, unit, headers, token)
+            if isinstance(result, str):
+                failed.append(result)
+            else:
+                tried.append(result)
+        # Forced ones first; else the first by name.
+        enrolled += ([one for one in tried if one.forced] or tried)[:1]
     if not enrolled:
         outcome = max(failed, key=FAILURES.index)
         return refusal(world, target, outcome, duplicate=duplicate, wasted=wasted)
     stamps = frozenset((e.experiment.name, e.experiment.epoch, e.variant) for e in enrolled)
     said = stamp(world, target, experiments, enrolled, headers)
     return Meaning(said, "STAMPED", target.name, duplicate, wasted, stamps)
+
+
+def layers_of(experiments: list[ExperimentPlan]) -> list[list[ExperimentPlan]]:
+    """The experiments by layer, in order."""
+    names = list(dict.fromkeys(experiment.layer for experiment in experiments))
+    return [[e for e in experiments if e.layer == name] for name in names]
+
+
+def names_something(world: World, token: tuple[str, str, bytes]) -> bool:
+    """Whether a token's experiment and variant are of this snapshot, and may serve."""
+    for target in world.snapshot.targets:
+        for experiment in in_order(world, target):
+            if experiment.name == token[0] and is_open(world, experiment):
+                return token[1] in [variant.name for variant in experiment.variants]
+    return False
 
 
 def refusal(
@@ -285,11 +311,11 @@ def enrol(
         return "HELD_OUT"
     for override in experiment.overrides:
         if override.unit.encode() == unit.value:
-            return Enrolled(experiment, override.variant, unit, True, False)
+            return Enrolled(experiment, override.variant, unit, True)
     if token is not None and token[0] == experiment.name and token[2] in (b"", unit.value):
         for variant in experiment.variants:
             if variant.name == token[1]:
-                return Enrolled(experiment, variant.name, unit, True, True)
+                return Enrolled(experiment, variant.name, unit, True)
     if experiment.HasField("segment") and not holds(
         experiment.segment, headers, unit.value, experiment.salt
     ):
@@ -300,7 +326,7 @@ def enrol(
         return "NOT_IN_LAYER"
     place = bucket(experiment.salt, unit.value)
     [name] = [v.name for v in experiment.variants if within(v.ranges, place)]
-    return Enrolled(experiment, name, unit, False, False)
+    return Enrolled(experiment, name, unit, False)
 
 
 # -- Units -----------------------------------------------------------------------------------------
@@ -339,7 +365,7 @@ def session(world: World, unit: Unit, cookie_headers: list[bytes]) -> Found:
     seconds = unit.session.max_age.seconds or SESSION_SECONDS
     fresh = world.chance.hex()
     text = f"{name}={fresh}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax"
-    return Found(fresh.encode(), found.duplicate, text)
+    return Found(fresh.encode(), issued=text)
 
 
 def claim(unit: Unit, headers: Headers, request: ProcessingRequest) -> Found:
@@ -362,9 +388,7 @@ def claim(unit: Unit, headers: Headers, request: ProcessingRequest) -> Found:
         return Found(b"")
     value = node.fields[last]
     kind = value.WhichOneof("kind")
-    if kind == "number_value" and value.number_value == int(value.number_value):
-        return Found(values.claim_text(int(value.number_value)))
-    if kind in ("string_value", "bool_value"):
+    if kind in ("string_value", "bool_value", "number_value"):
         return Found(values.claim_text(getattr(value, kind)))
     return Found(b"")
 
@@ -383,6 +407,8 @@ def holds(predicate: Predicate, headers: Headers, unit: bytes, salt: str) -> boo
     if predicate.HasField("percentage"):
         return bucket(predicate.percentage.salt, unit) < predicate.percentage.buckets
     found = [value for name, value in headers if name == predicate.header]
+    if predicate.header == "cookie" and found:
+        found = [b"; ".join(found)]  # RFC 9113 section 8.2.3: crumbs of one header
     if predicate.HasField("present"):
         return bool(found) == predicate.present
     return any(leaf(predicate, value) for value in found)
@@ -411,9 +437,10 @@ def leaf(predicate: Predicate, value: bytes) -> bool:
 
 def regex_fits(expression: str, value: bytes) -> bool:
     """RE2 on the whole value; of what is no UTF-8 nothing fits, not even a dot."""
-    text = value.decode("utf-8", "surrogateescape")
-    wide = expression.replace(".", "[^\\n\\udc80-\\udcff]").replace("\\[^", "\\.[^")
-    return re.fullmatch(wide, text) is not None
+    try:
+        return re.fullmatch(expression, value.decode()) is not None
+    except UnicodeDecodeError:
+        return False
 
 
 # -- Answers ---------------------------------------------------------------------------------------
@@ -429,7 +456,8 @@ def stamp(
     """The headers of a stamped answer."""
     said: dict[str, bytes] = {}
     entries = []
-    upstream = target.baseline.cluster
+    baseline = world.defaults.get(target.name) or target.baseline.cluster
+    upstream = baseline
     for one in enrolled:
         digest = hashlib.blake2b(one.unit.value, key=world.key, digest_size=8).digest()
         number = int.from_bytes(digest, "little")
@@ -442,12 +470,12 @@ def stamp(
             said[HEADER_VARIANT] = one.variant.encode()
         for key, value in variant.parameters.items():
             said[HEADER_PARAMETER_PREFIX + key.lower()] = value.encode()
-        if one.unit.issued:
+        if one.unit.issued and HEADER_SET_COOKIE not in said:
             said[HEADER_SET_COOKIE] = one.unit.issued.encode()
     said[HEADER_STAMP] = ",".join(entries).encode()
     said[HEADER_UPSTREAM] = upstream.encode()
-    said |= shadow(experiments, enrolled)
-    if world.transparent and upstream != target.baseline.cluster:
+    said |= shadow(world, experiments, enrolled)
+    if world.transparent and upstream != baseline:
         said[HEADER_HOP] = values.hop_mark(
             f"{int(world.now_s):x}".encode(),
             key=world.key,
@@ -457,9 +485,11 @@ def stamp(
     return said
 
 
-def shadow(experiments: list[ExperimentPlan], enrolled: list[Enrolled]) -> dict[str, bytes]:
+def shadow(
+    world: World, experiments: list[ExperimentPlan], enrolled: list[Enrolled]
+) -> dict[str, bytes]:
     """The copy: of the first experiment of the target that mirrors, by layer order."""
-    mirroring = [experiment for experiment in experiments if experiment.HasField("shadow")]
+    mirroring = [e for e in experiments if e.HasField("shadow") and is_open(world, e)]
     for one in enrolled:
         if not mirroring or one.experiment.name != mirroring[0].name or one.forced:
             continue

@@ -95,18 +95,18 @@ def make_request(random: Random, world: World) -> ProcessingRequest:
 def _pseudo(random: Random, world: World) -> list[tuple[str, bytes]]:
     """Pseudo-headers; most of them aim at one of the targets."""
     path, host = random.choice(PATHS), random.choice(HOSTS)
-    if random.random() < 0.8:
+    if random.random() < 0.9:
         target = random.choice(world.snapshot.targets)
         if target.hosts:
             host = random.choice(target.hosts).replace("*", random.choice("xa")).encode()
-        if random.random() < 0.8:
+        if random.random() < 0.9:
             path = _path_of(random, target)
     if random.random() < 0.5:
         path += b"?" + random.choice(QUERIES)
     elif random.random() < 0.05:
         path += b"#user=u"
     headers = [(":authority", host), (":path", path)]
-    headers.append((":method", random.choice((b"POST", b"POST", b"GET", b"PATCH", b"post"))))
+    headers.append((":method", random.choice((b"POST",) * 6 + (b"GET", b"PUT", b"post"))))
     return headers if random.random() < 0.97 else random.sample(headers, 2)
 
 
