@@ -11,7 +11,7 @@ built while a request waits; `tests/sidecar/test_answers.py` holds the two again
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from sidecar.outcome import Outcome, Tally
+from sidecar.outcome import Tally
 from turnout.contract import (
     HEADER_HOP,
     HEADER_PARAMETER_PREFIX,
@@ -37,6 +37,13 @@ HOP_MARK_BYTES: Final = 8 + 1 + 2 * HOP_MAC_BYTES
 # What is put in when a request is answered: hashes of the units 0, 1, ...; then these.
 FILL_SESSION: Final = -1
 FILL_HOP: Final = -2
+# HeaderValueOption.append_action OVERWRITE_IF_EXISTS_OR_ADD: Envoy 1.40 ignores it and overwrites;
+# said, so that it means the same elsewhere.
+_ACTION: Final = b"\x18\x02"
+_ACTION_BYTES: Final = len(_ACTION)
+# CommonResponse.clear_route_cache: without it the stamped request takes the route that was chosen
+# before the stamp.
+_CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 
 
 class Arm(NamedTuple):
@@ -75,21 +82,19 @@ class Template:
     Attributes:
         parts: Bytes around what is put in; one more than `fills`.
         fills: What goes between them: numbers of units, FILL_SESSION, FILL_HOP.
-        alike: Only the hash of unit 0 goes in.
         slots: Decided counters.
         tally: What the answer counts as.
     """
 
-    __slots__ = ("alike", "fills", "parts", "slots", "tally")
+    __slots__ = ("fills", "parts", "slots", "tally")
 
     def __init__(
-        self, parts: Sequence[bytes], fills: Sequence[int], slots: Sequence[int], target: str
+        self, parts: Sequence[bytes], fills: Sequence[int], slots: Sequence[int], tally: Tally
     ) -> None:
         self.parts = tuple(parts)
         self.fills = tuple(fills)
-        self.alike = not any(fills)
         self.slots = tuple(slots)
-        self.tally = Tally(target, Outcome.STAMPED)
+        self.tally = tally
 
     def filled(self, fill: Callable[[int], bytes]) -> bytes:
         """The answer with everything put in."""
@@ -99,9 +104,77 @@ class Template:
         return b"".join(pieces)
 
 
+class Encoded(NamedTuple):
+    """An arm's part of an answer.
+
+    Attributes:
+        stamp: Its entry, after a separator, up to the unit's hash.
+        route: Headers that name variant and cluster, encoded; b"" = the arm routes nothing.
+        rest: Its other headers, encoded.
+        slots: Its decided counter.
+    """
+
+    stamp: bytes
+    route: bytes
+    rest: bytes
+    slots: tuple[int, ...]
+
+
+def encoded_arm(arm: Arm) -> Encoded:
+    """An arm's part of what an Assembler makes; the arm is not forced."""
+    route = b""
+    if arm.layer == LAYER_MODELS:
+        route = _set_header(HEADER_VARIANT.encode(), arm.variant.encode())
+        route += _set_header(HEADER_UPSTREAM.encode(), arm.cluster.encode())
+    rest = [*_shadow_headers(arm), *((name, value.encode()) for name, value in arm.parameters)]
+    return Encoded(
+        STAMP_SEPARATOR.encode() + _stamp_entry(arm)[:-UNIT_HASH_HEX_DIGITS],
+        route,
+        b"".join(_set_header(name.encode(), value) for name, value in rest),
+        (arm.slot,) if arm.slot != NO_SLOT else (),
+    )
+
+
+class Assembler:
+    """Makes the answers of one target whose combinations are too many to have templates."""
+
+    __slots__ = ("_baseline", "_heads", "_stamp_heads")
+
+    def __init__(self, baseline: str) -> None:
+        """`baseline` is the cluster that serves when no arm names one."""
+        self._baseline = _set_header(HEADER_UPSTREAM.encode(), baseline.encode())
+        # What precedes a mutation, and a stamp, of some length: up to 16 layers' worth of them.
+        self._heads: dict[int, bytes] = {}
+        self._stamp_heads: dict[int, bytes] = {}
+
+    def answer(self, arms: Sequence[Encoded], unit_hash: bytes) -> bytes:
+        """The answer to a combination: as `template` filled, with the headers in another order.
+
+        Args:
+            arms: Of one unit; the one that routes, if any, is the first.
+            unit_hash: The unit's.
+        """
+        # The first entry's separator gives way to the head, which ends where the value begins.
+        stamp = unit_hash.join([arm.stamp for arm in arms]) + unit_hash
+        length = len(stamp) - 1
+        stamp_head = self._stamp_heads.get(length)
+        if stamp_head is None:
+            whole = _set_header(HEADER_STAMP.encode(), bytes(length))
+            stamp_head = self._stamp_heads[length] = whole[: -length - _ACTION_BYTES]
+        route = arms[0].route or self._baseline
+        rest = b"".join([arm.rest for arm in arms])
+        size = len(stamp_head) + length + _ACTION_BYTES + len(route) + len(rest)
+        head = self._heads.get(size)
+        if head is None:
+            whole = _response(bytes(size))
+            head = self._heads[size] = whole[: -size - len(_CLEAR_ROUTE_CACHE)]
+        pieces = (head, stamp_head, stamp[1:], _ACTION, route, rest, _CLEAR_ROUTE_CACHE)
+        return b"".join(pieces)
+
+
 def template(
-    target: str,
     arms: Sequence[Arm],
+    tally: Tally,
     *,
     baseline: str,
     issued: int | None = None,
@@ -110,8 +183,8 @@ def template(
     """Build the answer to one combination.
 
     Args:
-        target: Name of the target.
         arms: At most one for each layer, in the order of the layers; one at least.
+        tally: What the answer counts as.
         baseline: Cluster that serves when no arm names one.
         issued: Number of the unit whose session has just begun: its cookie is told.
         hop: Sidecars intercept: mark what goes to another cluster than the baseline.
@@ -139,37 +212,38 @@ def template(
         entries.append((HEADER_HOP, b"\0" * HOP_MARK_BYTES))
         fills.append(FILL_HOP)
     slots = [arm.slot for arm in arms if arm.slot != NO_SLOT]
-    return Template(_parts(encode(entries), fills), fills, slots, target)
+    return Template(_parts(encode(entries), fills), fills, slots, tally)
 
 
 def encode(headers: Iterable[tuple[str, bytes]]) -> bytes:
     """A ProcessingResponse that sets headers and has Envoy choose the route again."""
-    mutation = b"".join(_set_header(name.encode(), value) for name, value in headers)
-    # CommonResponse.header_mutation; without clear_route_cache the stamped request takes the route
-    # that was chosen before the stamp.
-    common = b"\x12" + _counted(mutation) + b"\x28\x01"
-    # HeadersResponse.response in ProcessingResponse.request_headers.
+    return _response(b"".join(_set_header(name.encode(), value) for name, value in headers))
+
+
+def _response(mutation: bytes) -> bytes:
+    """HeadersResponse.response in ProcessingResponse.request_headers."""
+    common = b"\x12" + _counted(mutation) + _CLEAR_ROUTE_CACHE
     return b"\x0a" + _counted(b"\x0a" + _counted(common))
 
 
 def _set_header(name: bytes, value: bytes) -> bytes:
     """One HeaderMutation.set_headers: raw_value is the only one of the two that Envoy reads."""
     header = b"\x0a" + _counted(name) + (b"\x1a" + _counted(value) if value else b"")
-    # append_action OVERWRITE_IF_EXISTS_OR_ADD: Envoy 1.40 ignores it and overwrites; said, so that
-    # it means the same elsewhere.
-    return b"\x0a" + _counted(b"\x0a" + _counted(header) + b"\x18\x02")
+    return b"\x0a" + _counted(b"\x0a" + _counted(header) + _ACTION)
 
 
 def _counted(data: bytes) -> bytes:
     """A length-delimited field's content: its length as a varint, and itself."""
     length = len(data)
-    if length < 0x80:
-        return bytes((length,)) + data
+    return _varint(length) + data
+
+
+def _varint(number: int) -> bytes:
     digits = []
-    while length >= 0x80:
-        digits.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes((*digits, length)) + data
+    while number >= 0x80:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*digits, number))
 
 
 def _stamp_entry(arm: Arm) -> bytes:

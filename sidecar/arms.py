@@ -63,8 +63,8 @@ class Experiment:
 
     __slots__ = (
         "epoch", "facts", "holdout", "layer", "layer_prefix", "layer_ranges", "name",
-        "overrides", "pieces", "prefix", "segment", "session", "shadow", "source", "starts",
-        "target", "unit_key", "variants",
+        "overrides", "pieces", "prefix", "segment", "segment_key", "session", "shadow", "source",
+        "starts", "target", "unit_key", "variants",
     )  # fmt: skip
 
     def __init__(self, message: ExperimentPlan) -> None:
@@ -81,6 +81,8 @@ class Experiment:
         self.layer_prefix = None if whole else salt_prefix(message.layer_salt.encode())
         self.layer_ranges = spans(message.layer_ranges)
         segmented = message.HasField("segment")
+        # Equal for segments that mean the same.
+        self.segment_key = message.segment.SerializeToString(deterministic=True)
         self.segment: Test | None = compile_predicate(message.segment) if segmented else None
         held = message.HasField("holdout") and message.holdout.ranges
         self.holdout = Holdout(message.holdout) if held else None

@@ -10,18 +10,27 @@ finds each layer's arm and adds up a number, which names the combination and so 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, NamedTuple
+from math import prod
+from typing import Any, Final, NamedTuple
 
-from sidecar.answers import NO_SLOT, Arm, Template, encode, template
-from sidecar.arms import Experiment, Holdout
+from sidecar.answers import (
+    NO_SLOT,
+    Arm,
+    Assembler,
+    Template,
+    encode,
+    encoded_arm,
+    template,
+)
+from sidecar.arms import Experiment
 from sidecar.outcome import DUPLICATE_UNIT, Outcome, Tally
 from sidecar.predicates import Headers, Test
 from sidecar.tokens import ForceToken
 from sidecar.units import HeaderSource, Request, Source, Taken
 from turnout.contract import BUCKET_COUNT, HEADER_UPSTREAM, UNIT_BYTES_MAX
 
-# Answers that are kept for one target, about 1 KB each; a combination beyond them is built again
-# when it is met again (about 10 us).
+# Answers that are kept for one target, about 1 KB each. Where more combinations can be, the short
+# way assembles each answer from its arms' parts (2 us) and the long way builds it again (20 us).
 TEMPLATES_MAX: Final = 1_024
 
 Slots = Mapping[tuple[str, int, str], int]
@@ -63,7 +72,7 @@ class Target:
     """One target, and its experiments bound to gates and counters."""
 
     __slots__ = (
-        "_baseline", "_hop", "_tallies", "_templates", "default", "experiments", "idle", "layers",
+        "_hop", "_tallies", "_templates", "baseline", "default", "experiments", "idle", "layers",
         "name", "quick", "sources", "waiting",
     )  # fmt: skip
 
@@ -95,7 +104,7 @@ class Target:
         self.waiting = any(one.name in closed for one in experiments)
         # The answer to a request that gets no variant; None = Envoy's route knows the baseline.
         self.default = encode([(HEADER_UPSTREAM, default.encode())]) if default else None
-        self._baseline = default or baseline
+        self.baseline = default or baseline
         self._hop = hop
         self._templates: dict[int | tuple[int, int], Template] = {}
         self._tallies: dict[tuple[Outcome, int], Tally] = {}
@@ -106,7 +115,7 @@ class Target:
         )
         self.layers = _layers(serving, keys, slots)
         self.idle = self.tally(Outcome.WAITING if self.waiting else Outcome.NO_EXPERIMENT)
-        self.quick = None if hop else _quick(self)
+        self.quick = None if hop or not Quick.is_possible(self) else Quick(self)
 
     def tally(self, outcome: Outcome, flags: int = 0) -> Tally:
         """What an answer of this target counts as: one object for each kind."""
@@ -120,13 +129,16 @@ class Target:
         key = number if issued is None else (number, issued)
         found = self._templates.get(key)
         if found is None:
-            found = template(
-                self.name, self.arms(number), baseline=self._baseline, issued=issued, hop=self._hop
-            )
+            found = self.build(number, issued)
             if len(self._templates) >= TEMPLATES_MAX:
                 self._templates.clear()
             self._templates[key] = found
         return found
+
+    def build(self, number: int, issued: int | None = None) -> Template:
+        """A new answer to a combination."""
+        arms, stamped = self.arms(number), self.tally(Outcome.STAMPED)
+        return template(arms, stamped, baseline=self.baseline, issued=issued, hop=self._hop)
 
     def arms(self, number: int) -> list[Arm]:
         """The assignments that a combination's number stands for."""
@@ -288,99 +300,119 @@ def _bind(
 
 # -- The short way --------------------------------------------------------------------------------
 
-# One experiment: segment, salt, starts of the pieces after the first, their codes.
-_Member = tuple[Test | None, bytes, Sequence[int], Sequence[int]]
+# What the arms of a combination add up to: the number of a template, or the arms' parts themselves.
+Sum = Any
+# One experiment: segment, salt, starts of the pieces after the first, what each piece adds.
+Member = tuple[Test | None, bytes, Sequence[int], Sequence[Sum]]
+# A layer whose experiments read the same unit: its salt (None = all of it is one experiment's), the
+# buckets at which the experiment changes, after the first, and the experiments between them (None =
+# nobody's).
+QuickLayer = tuple[bytes | None, Sequence[int], Sequence[Member | None]]
 
 
-class QuickLayer(NamedTuple):
-    """A layer whose experiments read the same unit.
-
-    Attributes:
-        prefix: The layer's salt; None = all of it is one experiment's.
-        starts: Buckets at which the experiment changes, after the first.
-        members: The experiments between them; None = nobody's.
-    """
-
-    prefix: bytes | None
-    starts: Sequence[int]
-    members: Sequence[_Member | None]
-
-
-class Quick(NamedTuple):
-    """What the short way needs to know of a target.
+class Quick:
+    """What the short way (`processor.assign`) needs to know of a target.
 
     Attributes:
         header: Name of the unit's header, "" = it is read by `source`.
         source: The unit's.
         overridden: Units that some allow-list names: they take the long way.
-        holdout: Of all experiments; None = nobody is held out.
+        held_salt: Of the holdout that all experiments share; None = nobody is held out.
+        held_edges: Where its ranges begin and end: a unit between an odd number of them is held.
         layers: In their order.
-        tests: Segments of all experiments; None among them = everybody is in one.
+        few: Every combination can have a template.
+        nothing: What no arm adds up to.
         templates: Answers by the number of the combination.
-        no_unit, invalid_unit, held_out, not_in_segment, not_in_layer: What these count as.
+        stamped, no_unit, invalid_unit, held_out: What these count as.
     """
 
-    header: str
-    source: Source
-    overridden: frozenset[bytes]
-    holdout: Holdout | None
-    layers: tuple[QuickLayer, ...]
-    tests: tuple[Test | None, ...]
-    templates: Mapping[int | tuple[int, int], Template]
-    no_unit: Tally
-    invalid_unit: Tally
-    held_out: Tally
-    not_in_segment: Tally
-    not_in_layer: Tally
+    __slots__ = (
+        "_assembler", "_not_in_layer", "_not_in_segment", "_target", "_tests", "few", "header", "held_edges", "held_out", "held_salt", "invalid_unit", "layers", "no_unit", "nothing",
+        "overridden", "source", "stamped", "templates",
+    )  # fmt: skip
+
+    def __init__(self, target: Target) -> None:
+        """Prepare a target of which `is_possible` holds."""
+        members = [bound.experiment for layer in target.layers for bound in layer.members]
+        [self.source] = target.sources
+        self.header = self.source.name if isinstance(self.source, HeaderSource) else ""
+        self.overridden = frozenset(unit for one in members for unit in one.overrides)
+        holdout = members[0].holdout
+        self.held_salt = holdout.prefix if holdout is not None else None
+        self.held_edges = [edge for part in holdout.ranges for edge in part] if holdout else []
+        # Equal segments are one function: the short way calls it once for neighbours.
+        tests = {one.segment_key: one.segment for one in members}
+        self.few = prod(_possible(layer) for layer in target.layers) <= TEMPLATES_MAX
+        # Ints add up to a number, tuples to a tuple.
+        self.nothing: Sum = 0 if self.few else ()
+        self.layers = tuple(_quick_layer(layer, tests, self.few) for layer in target.layers)
+        self.templates: dict[int, Template] = {}
+        self.stamped = target.tally(Outcome.STAMPED)
+        self.no_unit = target.tally(Outcome.NO_UNIT)
+        self.invalid_unit = target.tally(Outcome.INVALID_UNIT)
+        self.held_out = target.tally(Outcome.HELD_OUT)
+        self._not_in_segment = target.tally(Outcome.NOT_IN_SEGMENT)
+        self._not_in_layer = target.tally(Outcome.NOT_IN_LAYER)
+        self._tests = tuple(tests.values())
+        self._target = target
+        self._assembler = Assembler(target.baseline)
+
+    @staticmethod
+    def is_possible(target: Target) -> bool:
+        """Whether all experiments of a target have one unit and one holdout."""
+        members = [bound.experiment for layer in target.layers for bound in layer.members]
+        holdouts = {one.holdout.key if one.holdout is not None else None for one in members}
+        return len(target.sources) == 1 and len(holdouts) == 1
+
+    def answer(self, total: Sum, unit_hash: bytes) -> tuple[bytes, tuple[int, ...], Tally]:
+        """The answer to a combination without a template; it gets one where there is room."""
+        if self.few:
+            found = self.templates[total] = self._target.build(total)
+            return unit_hash.join(found.parts), found.slots, self.stamped
+        slots = tuple([slot for arm in total for slot in arm.slots])
+        return self._assembler.answer(total, unit_hash), slots, self.stamped
 
     def why_not(self, headers: Headers, unit: bytes) -> Tally:
         """What a request counts as that no experiment has, although its unit is good."""
-        if any(test is None or test(headers, unit) for test in self.tests):
-            return self.not_in_layer
-        return self.not_in_segment
+        if any(test is None or test(headers, unit) for test in self._tests):
+            return self._not_in_layer
+        return self._not_in_segment
 
 
-def _quick(target: Target) -> Quick | None:
-    members = [bound.experiment for layer in target.layers for bound in layer.members]
-    holdouts = {one.holdout.key if one.holdout is not None else None for one in members}
-    if len(target.sources) != 1 or len(holdouts) != 1:
-        return None
-    [source] = target.sources
-    return Quick(
-        header=source.name if isinstance(source, HeaderSource) else "",
-        source=source,
-        overridden=frozenset(unit for one in members for unit in one.overrides),
-        holdout=members[0].holdout,
-        layers=tuple(map(_quick_layer, target.layers)),
-        tests=tuple({id(one.segment): one.segment for one in members}.values()),
-        templates=target._templates,
-        no_unit=target.tally(Outcome.NO_UNIT),
-        invalid_unit=target.tally(Outcome.INVALID_UNIT),
-        held_out=target.tally(Outcome.HELD_OUT),
-        not_in_segment=target.tally(Outcome.NOT_IN_SEGMENT),
-        not_in_layer=target.tally(Outcome.NOT_IN_LAYER),
+def _possible(layer: Layer) -> int:
+    """How many arms of a layer a unit can have without being forced; none of them is one more."""
+    return 1 + sum(len(set(bound.codes)) for bound in layer.members)
+
+
+def _quick_layer(layer: Layer, tests: Mapping[bytes, Test | None], few: bool) -> QuickLayer:
+    parts = (
+        {}
+        if few
+        else {
+            code: (encoded_arm(layer.arms[code // layer.stride - 1]),)
+            for bound in layer.members
+            for code in bound.codes
+        }
     )
 
+    def member(bound: Bound) -> Member:
+        one = bound.experiment
+        sums = [parts.get(code, code) for code in bound.codes]
+        return (tests[one.segment_key], one.prefix, one.starts, sums)
 
-def _quick_layer(layer: Layer) -> QuickLayer:
     prefix = layer.members[0].experiment.layer_prefix
     if prefix is None:
-        return QuickLayer(None, (), (_member(layer.members[0]),))
+        return None, (), (member(layer.members[0]),)
     owned = [
-        (part, _member(bound)) for bound in layer.members for part in bound.experiment.layer_ranges
+        (part, member(bound)) for bound in layer.members for part in bound.experiment.layer_ranges
     ]
-    edges: list[tuple[int, _Member | None]] = []
+    edges: list[tuple[int, Member | None]] = []
     position = 0
-    for (start, end), member in sorted(owned, key=lambda item: item[0]):
+    for (start, end), owner in sorted(owned, key=lambda item: item[0]):
         if start > position:
             edges.append((position, None))
-        edges.append((start, member))
+        edges.append((start, owner))
         position = end
     if position < BUCKET_COUNT:
         edges.append((position, None))
-    return QuickLayer(prefix, [edge for edge, _ in edges[1:]], [m for _, m in edges])
-
-
-def _member(bound: Bound) -> _Member:
-    one = bound.experiment
-    return (one.segment, one.prefix, one.starts, bound.codes)
+    return prefix, [edge for edge, _ in edges[1:]], [owner for _, owner in edges]

@@ -14,16 +14,24 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 from sidecar.answers import FILL_HOP, FILL_SESSION
 from sidecar.arms import Headers
-from sidecar.hashing import bucket_after
 from sidecar.matching import first_that_fits
 from sidecar.outcome import INVALID_TOKEN, Answer, Outcome, Tally
 from sidecar.plan import Plan
+from sidecar.predicates import Test
 from sidecar.requests import MalformedRequest, Page, page_of, read_headers
 from sidecar.tokens import ForceToken
 from sidecar.units import RANDOM_UNIT_BYTES, Request
-from turnout.contract import HEADER_FORCE, HEADER_HOP, HEADER_REQUEST_ID, UNIT_BYTES_MAX
+from turnout.contract import (
+    BUCKET_COUNT,
+    HEADER_FORCE,
+    HEADER_HOP,
+    HEADER_REQUEST_ID,
+    UNIT_BYTES_MAX,
+)
 
 __all__ = ["RANDOM_UNIT_BYTES", "MalformedRequest", "Verdict", "assign", "decide", "process"]
 
@@ -109,21 +117,34 @@ def assign(
         return target.default, (), quick.invalid_unit
     if unit in quick.overridden:
         return _assign_fully(plan, page, headers, None, request, lambda: unit, now_s)
-    if quick.holdout is not None and quick.holdout.holds(unit):
-        return target.default, (), quick.held_out
-    number = 0
-    for prefix, starts, members in quick.layers:
-        place = 0 if prefix is None else bisect_right(starts, bucket_after(prefix, unit))
-        member = members[place]
+    held_salt = quick.held_salt
+    if held_salt is not None:
+        place = xxh3_64_intdigest(held_salt + unit) % BUCKET_COUNT
+        if bisect_right(quick.held_edges, place) & 1:
+            return target.default, (), quick.held_out
+    total = quick.nothing
+    last: Test | None = None
+    inside = True
+    for layer_salt, starts, members in quick.layers:
+        if layer_salt is None:
+            member = members[0]
+        else:
+            place = xxh3_64_intdigest(layer_salt + unit) % BUCKET_COUNT
+            member = members[bisect_right(starts, place)]
         if member is None:
             continue
         segment, salt, edges, codes = member
-        if segment is None or segment(headers, unit):
-            number += codes[bisect_right(edges, bucket_after(salt, unit))]
-    if not number:
+        if segment is not last:
+            last = segment
+            inside = segment is None or segment(headers, unit)
+        if inside:
+            total += codes[bisect_right(edges, xxh3_64_intdigest(salt + unit) % BUCKET_COUNT)]
+    if not total:
         return target.default, (), quick.why_not(headers, unit)
-    template = quick.templates.get(number) or target.template(number)
-    return plan.hasher.hex_digits(unit).join(template.parts), template.slots, template.tally
+    template = quick.templates.get(total) if quick.few else None
+    if template is None:
+        return quick.answer(total, plan.hasher.hex_digits(unit))
+    return plan.hasher.hex_digits(unit).join(template.parts), template.slots, quick.stamped
 
 
 def _assign_fully(
