@@ -18,3 +18,8 @@ def now_ns() -> int:
 def monotonic_ms() -> int:
     """Milliseconds that only go forward: for waiting and for ages."""
     return time.monotonic_ns() // 1_000_000
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds that only go forward: for how long something takes."""
+    return time.monotonic_ns()

@@ -14,8 +14,8 @@ from typing import Annotated, Final
 
 import typer
 
+from sidecar.listen import SERVER_DEFAULT, ServerKind
 from sidecar.options import OptionError, Options, check
-from sidecar.protocol import SERVER_DEFAULT, ServerKind
 from turnout.logs import LogFormat, LogLevel, Style, configure, quiet_grpc
 
 EXIT_FAILED: Final = 1

@@ -1,4 +1,4 @@
-"""Where a server listens: a Unix socket, or, for tests, a TCP port.
+"""Where a server listens (a Unix socket, or, for tests, a TCP port), and which server it is.
 
 Owns the two forms `unix:PATH` and `tcp:HOST:PORT`, and which of them worker i gets. Refuses to
 open anything.
@@ -6,12 +6,23 @@ open anything.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 UNIX_PREFIX: Final = "unix:"
 TCP_PREFIX: Final = "tcp:"
 PORT_MAX: Final = 65_535
+
+
+class ServerKind(StrEnum):
+    """Which server serves."""
+
+    WIRE = "wire"
+    GRPCIO = "grpcio"
+
+
+SERVER_DEFAULT: Final = ServerKind.WIRE
 
 
 class Listen(NamedTuple):

@@ -11,8 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sidecar.listen import PORT_MAX, UNIX_PREFIX, Listen
-from sidecar.protocol import SERVER_DEFAULT, ServerKind
+from sidecar.listen import PORT_MAX, SERVER_DEFAULT, UNIX_PREFIX, Listen, ServerKind
 from turnout.logs import PLAIN, Style
 
 NODE_BYTES_MAX: Final = 253

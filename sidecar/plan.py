@@ -139,6 +139,10 @@ class Plan:
             known=previous._compiled if previous is not None else {},
         )
 
+    def parts(self) -> list[object]:
+        """What a plan is made of: whoever holds them can let go of them one by one."""
+        return [*self._compiled.values(), *self.targets]
+
     def match(self, headers: Headers) -> Target | None:
         """The target whose route Envoy would take; None when there is none.
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol, cast
 
-from sidecar.listen import Listen
+from sidecar.listen import Listen, ServerKind
 from sidecar.wire.calls import ACCESS_LOG_SERVICE as ACCESS_LOG_SERVICE
 from sidecar.wire.calls import EXT_PROC_SERVICE as EXT_PROC_SERVICE
 from sidecar.wire.calls import HEALTH_SERVICE as HEALTH_SERVICE
@@ -33,16 +32,6 @@ LINGER_S: Final = 1.0
 _DRAIN_LOOK_S: Final = 0.01
 # Answers that a peer leaves unread before we stop reading from it.
 UNREAD_BYTES_MAX: Final = 256 * 1024
-
-
-class ServerKind(StrEnum):
-    """Which server serves."""
-
-    WIRE = "wire"
-    GRPCIO = "grpcio"
-
-
-SERVER_DEFAULT: Final = ServerKind.WIRE
 
 
 class Handler(Protocol):

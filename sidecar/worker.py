@@ -8,23 +8,24 @@ drains.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
 import logging
 import signal
 import socket
+import sys
 from typing import Final
 
 import uvloop
 
 from sidecar import deltas
+from sidecar.building import build, let_go
 from sidecar.counters import CounterFile
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
-from sidecar.listen import Listen
-from sidecar.plan import InvalidSnapshot, Plan, decode_snapshot
-from sidecar.protocol import SERVER_DEFAULT, Server, ServerKind, make_server
+from sidecar.listen import Listen, ServerKind
+from sidecar.plan import InvalidSnapshot
+from sidecar.protocol import Server, make_server
 from sidecar.watchdog import Watchdog
 from sidecar.work import Work
 from turnout.logs import LogFormat, LogLevel, Style, configure
@@ -149,13 +150,16 @@ class Worker:
 
     async def _apply(self, order: PlanOrder) -> str:
         """Build between requests, then swap; the reason why not, if not."""
+        before = self._work.plan
         try:
-            plan = await asyncio.to_thread(_build, order)
+            plan = await build(order, before)
         except (InvalidSnapshot, ValueError) as error:
             return str(error)
         self._work.serve(plan)
-        # A plan lives long and has no cycles: keep the collector from walking through it.
-        gc.freeze()
+        if before is not None:
+            parts = before.parts()
+            del before
+            await let_go(parts)
         return ""
 
     def _report(self, writer: asyncio.StreamWriter) -> None:
@@ -183,17 +187,6 @@ class Worker:
             _say(writer, Kind.DELTA, deltas.encode(delta))
 
 
-def _build(order: PlanOrder) -> Plan:
-    return Plan.build(
-        decode_snapshot(order.snapshot),
-        tenant_key=order.tenant_key,
-        dead=order.dead,
-        open_gates=order.open_gates,
-        slots=order.slots,
-        defaults=order.defaults,
-    )
-
-
 def _say(writer: asyncio.StreamWriter, kind: Kind, payload: bytes = b"") -> None:
     """Tell the supervisor; when it is gone there is nobody to tell, and that was logged."""
     if not writer.is_closing():
@@ -204,26 +197,21 @@ def _unread(writer: asyncio.StreamWriter) -> int:
     return writer.transport.get_write_buffer_size()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one worker; only a supervisor calls this."""
-    parser = argparse.ArgumentParser(prog="turnout-worker", description=__doc__)
-    parser.add_argument(
-        "--listen", type=Listen.parse, required=True, help="unix:PATH or tcp:HOST:PORT"
-    )
-    parser.add_argument("--server", type=ServerKind, default=SERVER_DEFAULT, help="which server")
-    parser.add_argument("--link", type=int, required=True, help="descriptor of the socket pair")
-    parser.add_argument("--counters", type=int, required=True, help="descriptor of the memory file")
-    parser.add_argument("--index", type=int, default=0, help="its number, for the log")
-    parser.add_argument("--log-format", type=LogFormat, default=LogFormat.TEXT)
-    parser.add_argument("--log-level", type=LogLevel, default=LogLevel.WARNING)
-    options = parser.parse_args(arguments)
-    configure(Style(options.log_format, options.log_level), {"worker": options.index})
-    work = Work(CounterFile(options.counters))
+def main() -> None:
+    """Run one worker; only a supervisor calls this, with all its options as pairs."""
+    # argparse and what it imports would be a tenth of a worker's start.
+    given = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
+    log = Style(LogFormat(given["--log-format"]), LogLevel(given["--log-level"]))
+    configure(log, {"worker": int(given["--index"])})
+    work = Work(CounterFile(int(given["--counters"])))
+    listen, kind = Listen.parse(given["--listen"]), ServerKind(given["--server"])
+    link = socket.socket(fileno=int(given["--link"]))
 
     async def run() -> None:
-        worker = Worker(work, make_server(options.server, options.listen, work), Watchdog())
-        await worker.run(socket.socket(fileno=options.link))
+        await Worker(work, make_server(kind, listen, work), Watchdog()).run(link)
 
+    # What is imported stays: the collector need not look at it.
+    gc.freeze()
     uvloop.run(run())
 
 

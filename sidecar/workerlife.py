@@ -19,8 +19,7 @@ from typing import Final, NamedTuple
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader
 from sidecar.ipc import FrameError, Kind, PlanReport, frame, read_frame
-from sidecar.listen import Listen
-from sidecar.protocol import SERVER_DEFAULT, ServerKind
+from sidecar.listen import SERVER_DEFAULT, Listen, ServerKind
 from turnout.logs import PLAIN, Style
 
 _LOG = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from typing import Final
 from sidecar.clock import monotonic_ms
 from sidecar.counters import Key
 from sidecar.ipc import Kind, PlanOrder
-from sidecar.listen import Listen
-from sidecar.protocol import SERVER_DEFAULT, ServerKind
+from sidecar.listen import SERVER_DEFAULT, Listen, ServerKind
 from sidecar.sockets import check_place, check_socket
 from sidecar.workerlife import SILENCE_MS, START_MS, Life, Place
 from turnout.logs import PLAIN, Style

@@ -7,9 +7,10 @@ anything else about a subcommand.
 from __future__ import annotations
 
 import os
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator, Set
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -17,7 +18,12 @@ from typer.core import TyperGroup
 from turnout import __version__, settings
 from turnout.completing import COMPLETE_VARIABLE
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 GROUP: Final = "turnout.commands"
+# Found without looking through everything that is installed: traffic may wait for it.
+DIRECT: Final = {"sidecar": ("sidecar.commands", "sidecar")}
 
 # In the order in which they are listed. A command without a line here is listed last, without help.
 HELPS: Final = {
@@ -35,6 +41,7 @@ HELPS: Final = {
     "wait": "Wait until an experiment is in a state.",
     "watch": "Follow experiments as they change.",
     "explain": "Say why a request gets its variant, live or offline.",
+    "force": "Sign a token that gives its bearer a variant.",
     "results": "Show what is known of an experiment's variants.",
     "start": "Start an experiment at its first step.",
     "pause": "Freeze an experiment's step; safety still rolls back.",
@@ -64,17 +71,16 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import one subcommand; None when there is none of that name."""
-        point = _found().get(cmd_name)
-        if point is None:
+        loaded = _loaded(cmd_name)
+        if loaded is None:
             return None
-        loaded = point.load()
         if not isinstance(loaded, typer.Typer):
             app = _application()
             app.command(name=cmd_name)(loaded)
             loaded = app
         command = typer.main.get_command(loaded)
         command.name = cmd_name
-        settings.configure(command, (cmd_name,), {*HELPS, *_found()})
+        settings.configure(command, (cmd_name,), _Names())
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -109,7 +115,31 @@ class Completion(NamedTuple):
     type: str = "plain"
 
 
+class _Names(Set[str]):
+    """Names of all commands; what is installed is looked through only when it matters."""
+
+    def __contains__(self, name: object) -> bool:
+        return name in HELPS or name in _found()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({*HELPS, *_found()})
+
+    def __len__(self) -> int:
+        return len({*HELPS, *_found()})
+
+
+def _loaded(name: str) -> Any:
+    """Import one subcommand; None when there is none of that name."""
+    if name in DIRECT:
+        module, attribute = DIRECT[name]
+        return getattr(import_module(module), attribute)
+    point = _found().get(name)
+    return None if point is None else point.load()
+
+
 def _found() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
