@@ -51,7 +51,8 @@ def lint(
         _print([], output)
         return
     for file, document in documents:
-        typer.echo(f"{file}:{document.lines['']}: {document.kind} {document.name}: ok")
+        what = f"{document.kind} {document.name}".rstrip()
+        typer.echo(f"{file}:{document.lines['']}: {what}: ok")
 
 
 def _entry(item: Located) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def test_example_is_good_by_itself_when_it_is_linted(file: Path) -> None:
     assert turnout("lint", "-f", file).code == 0
 
 
-@pytest.mark.parametrize("name", ["canary.yaml", "shadow.yaml", "ab.yaml"])
+@pytest.mark.parametrize("name", ["canary.yaml", "shadow.yaml", "ab.yaml", "layers.yaml"])
 def test_example_is_a_snapshot_when_it_is_built_with_its_target(name: str, tmp_path: Path) -> None:
     words = ["-f", EXAMPLES / "target.yaml", "-f", EXAMPLES / name, "-o", tmp_path / "snapshot"]
     assert turnout("snapshot", "build", *words).code == 0
