@@ -42,6 +42,7 @@ async def build(order: PlanOrder, previous: Plan | None) -> Plan:
             open_gates=order.open_gates,
             slots=order.slots,
             defaults=order.defaults,
+            transparent=order.transparent,
             previous=previous,
         )
         await in_slices(builder)
