@@ -61,8 +61,8 @@ soak: venv codegen tools image
 	$(BIN)/pytest -m soak $(ARGS)
 
 bench: venv
-	@.ci/tools wrk
-	$(BIN)/python -m tests.benchmarks.split $(ARGS)
+	@PYTHON=$(PYTHON) .ci/tools wrk peers
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check $(SOURCES)

@@ -2,7 +2,9 @@
 local requests, at = {}, 0
 init = function(args)
   for user = 0, 4095 do
-    requests[user] = wrk.format("GET", "/bench", {["x-user-id"] = "user-" .. user})
+    requests[user] = wrk.format("GET", "/bench", {
+      ["x-user-id"] = "user-" .. user, ["x-country"] = "DE", ["x-app-version"] = "2.7.1",
+    })
   end
 end
 request = function()
