@@ -58,6 +58,10 @@ _BESIDE: Final = (
     "invalid_unit",
     "duplicate_unit",
     "waiting",
+    "held_out",
+    "not_in_layer",
+    "invalid_token",
+    "peer",
 )
 
 

@@ -358,6 +358,9 @@ def results(
     if found.unstamped:
         reasons = ", ".join(f"{key} {found.unstamped[key]}" for key in sorted(found.unstamped))
         print_line(f"\nUnstamped: {reasons}")
+    if found.beside:
+        shown = (f"{key.replace('_', ' ')} {found.beside[key]}" for key in sorted(found.beside))
+        print_line(f"\nBeside the variants: {', '.join(shown)}")
 
 
 def _print_variants(variants: Any) -> None:

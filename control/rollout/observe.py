@@ -184,6 +184,10 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped
     for why, count in (whole or by_target).items():
         message.unstamped[why] += count
+    beside = evidence.target(entry.spec.target, since_start_of=entry.name).beside
+    for why, count in beside.items():
+        if count and why != "answered":
+            message.beside[why] = count
     return message
 
 

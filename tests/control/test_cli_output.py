@@ -72,6 +72,7 @@ RESULTS = api.ExperimentResults(
     primary_reason=REASON_ANALYSIS_PENDING,
     primary_sentence="accuracy is not judged yet",
     unstamped={"timeout": 3, "unreachable": 12},
+    beside={"held_out": 50, "invalid_token": 1},
 )  # fmt: skip
 
 SIDECARS = [
@@ -218,6 +219,8 @@ def test_results_show_rates_lanes_checks_and_unstamped_when_there_are_some(run: 
         "Primary metric: accuracy is not judged yet",
         "",
         "Unstamped: timeout 3, unreachable 12",
+        "",
+        "Beside the variants: held out 50, invalid token 1",
     ]
 
 

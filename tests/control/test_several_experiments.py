@@ -21,6 +21,7 @@ from tests.control.peers import (
 )
 from turnout import contract
 from turnout.v1alpha1 import experiment_service_pb2 as service
+from turnout.v1alpha1.config_service_pb2 import DeltaBatch, TargetDelta
 from turnout.v1alpha1.experiment_pb2 import Experiment
 from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan
 
@@ -345,3 +346,21 @@ async def test_allow_list_grows_in_the_same_epoch_when_it_is_changed(
     ]
     assert plan.epoch == before.epoch
     assert TARGET.endswith(plan.target)
+
+
+# -- Evidence --------------------------------------------------------------------------------------
+
+
+async def test_results_have_what_is_beside_the_variants_since_the_own_start(
+    api: Api, sidecar: FakeSidecar
+) -> None:
+    await api.create_target()
+    await run(api, "a", routed("v2", reserve=0.5))
+    first = TargetDelta(target="fraud", answered=10, held_out=3, invalid_token=1)
+    await sidecar.deltas(DeltaBatch(targets=[first]))
+    await run(api, "b", experiment(PARAMETERS_SPEC))
+    second = TargetDelta(target="fraud", answered=5, not_in_layer=2)
+    await sidecar.deltas(DeltaBatch(targets=[second]))
+    beside = (await api.results(named("a"))).beside
+    assert dict(beside) == {"held_out": 3, "invalid_token": 1, "not_in_layer": 2}
+    assert dict((await api.results(named("b"))).beside) == {"not_in_layer": 2}

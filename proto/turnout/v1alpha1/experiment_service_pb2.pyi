@@ -898,6 +898,26 @@ class ExperimentResults(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class BesideEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -909,6 +929,7 @@ class ExperimentResults(_message.Message):
     PRIMARY_SENTENCE_FIELD_NUMBER: _builtins.int
     UNSTAMPED_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    BESIDE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _experiment_pb2.State.ValueType
     epoch: _builtins.int
@@ -933,6 +954,13 @@ class ExperimentResults(_message.Message):
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def beside(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Requests of the target since the experiment started that are beside its variants, by the names of
+        TargetDelta: no_unit, not_in_segment, held_out, not_in_layer, waiting, ... say why nobody was
+        enrolled; duplicate_unit and invalid_token what was ignored. Only what there was.
+        """
+
     def __init__(
         self,
         *,
@@ -947,10 +975,11 @@ class ExperimentResults(_message.Message):
         primary_sentence: _builtins.str = ...,
         unstamped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        beside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
