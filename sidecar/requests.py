@@ -143,6 +143,9 @@ class Decoder:
             if head is None:
                 return None
             at, end, stop = head
+            if stop > len(data):
+                # Cut short, and a longer one began alike: slices would not notice.
+                return None
             if self._tails.get(data[end:]) != stop - end and not self._learn_tail(data, end, stop):
                 return None
             third = at + 2 + data[at + 1]
