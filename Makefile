@@ -38,7 +38,7 @@ $(CODEGEN)/.installed: requirements-codegen.txt
 # grpcurl, for the tests that run the README's lines; Prometheus, for those of the alert rules; Jaeger,
 # for those that look at traces; h2spec, ghz and h2load, for those of the wire.
 tools:
-	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus jaeger h2spec ghz h2load
+	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus jaeger h2spec ghz h2load netns
 
 # A Jaeger on the loopback until Ctrl-C, with its traces in memory.
 jaeger:

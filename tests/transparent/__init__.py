@@ -1,0 +1,1 @@
+"""Pods that do not know of their Envoys, in network namespaces of their own."""
