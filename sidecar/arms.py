@@ -6,13 +6,13 @@ one before. Refuses to know gates, counters or other experiments: `assignment` b
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from sidecar.answers import parameter_headers
 from sidecar.hashing import bucket_after, salt_prefix
 from sidecar.predicates import Headers, Test, compile_predicate
 from sidecar.units import SessionSource, Source, source_of
-from turnout.contract import BUCKET_COUNT, LAYER_MODELS
+from turnout.contract import BUCKET_COUNT, LAYER_MODELS, SESSION_COOKIE
 from turnout.v1alpha1.common_pb2 import Unit
 from turnout.v1alpha1.snapshot_pb2 import BucketRange, ExperimentPlan, HoldoutPlan
 
@@ -134,14 +134,14 @@ def within(ranges: Sequence[tuple[int, int]], bucket: int) -> bool:
     return False
 
 
-_NO_RULE: Final = "no_unit"
-
-
 def _unit_key(unit: Unit) -> bytes:
-    """Equal for units that are read alike."""
+    """Equal for units that are read alike: sessions of one cookie are, however long it lasts."""
     plain = Unit()
     plain.CopyFrom(unit)
-    plain.ClearField(_NO_RULE)
+    plain.ClearField("no_unit")
+    if unit.HasField("session"):
+        plain.session.cookie = unit.session.cookie or SESSION_COOKIE
+        plain.session.ClearField("max_age")
     return plain.SerializeToString(deterministic=True)
 
 

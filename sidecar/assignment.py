@@ -327,7 +327,8 @@ class Quick:
     """
 
     __slots__ = (
-        "_assembler", "_not_in_layer", "_not_in_segment", "_target", "_tests", "few", "header", "held_edges", "held_out", "held_salt", "invalid_unit", "layers", "no_unit", "nothing",
+        "_assembler", "_not_in_layer", "_not_in_segment", "_target", "_tests", "few", "header",
+        "held_edges", "held_out", "held_salt", "invalid_unit", "layers", "no_unit", "nothing",
         "overridden", "source", "stamped", "templates",
     )  # fmt: skip
 
