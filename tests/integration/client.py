@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from tests.integration.waiting import LOOPBACK
 CONNECTIONS: Final = 8
 REQUEST_DEADLINE_S: Final = 30.0
 BROKEN: Final = 0
+SLOW_S: Final = 0.01
 _END: Final = b"\r\n\r\n"
 
 
@@ -227,6 +229,8 @@ class Load:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.tally = Tally()
+        # (when it was sent, how long it took) of those that took long; monotonic seconds.
+        self.slow: list[tuple[float, float]] = []
 
     def start(self) -> None:
         """Begin to send."""
@@ -250,5 +254,8 @@ class Load:
     async def _run(self, slot: int) -> None:
         while not self._stopping:
             index, self._next = self._next, self._next + 1
+            sent_s = time.monotonic()
             self.tally.add(await self._client.exchange(self._request(index).encode(), slot))
+            if (took_s := time.monotonic() - sent_s) >= SLOW_S:
+                self.slow.append((sent_s, took_s))
             await asyncio.sleep(self._pause_s)

@@ -1,0 +1,45 @@
+"""Sidecars are upgraded at the highest steady rate: every request is stamped and counted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from tests.integration.harness import Stage, wait_for
+from tests.soak.rig import AGREE_S, Rig
+from tests.soak.traffic import Wrk
+
+pytestmark = pytest.mark.soak
+
+UPGRADES: Final = 20
+# wrk breaks off what is under way when it ends.
+BROKEN_OFF: Final = 32
+
+
+async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> None:
+    rig = await Rig.open(stage)
+    before = await stage.unstamped()
+    stats_before = await rig.envoy.ext_proc()
+    async with Wrk(stage.port) as wrk:
+        await rig.steady(2.0)
+        for _ in range(UPGRADES):
+            await rig.upgrade()
+            await rig.whole()
+        seen = await wrk.stop()
+    stats = await rig.envoy.ext_proc()
+    grown = {name: count - stats_before.get(name, 0) for name, count in stats.items()}
+    print(f"{UPGRADES} upgrades at {seen.per_s:.0f} requests/s: {seen.failed} failed")
+    print({name: grown[name] for name in sorted(grown) if grown[name]})
+    unstamped = await rig.agree(before)
+    print(f"unstamped: {unstamped}, of them waited in vain: {grown['message_timeouts']}")
+    assert seen.failed == 0
+    # On a machine whose cores are all busy an answer may come too late, whoever serves.
+    assert unstamped <= grown["message_timeouts"]
+
+    def counted() -> bool:
+        decided, requests = rig.fake.total("decided"), rig.fake.total("requests")
+        return 0 <= decided.total() - requests.total() <= BROKEN_OFF + unstamped
+
+    await wait_for(counted, "what was decided is logged", timeout_s=AGREE_S)
+    assert rig.fake.total("decided").total() >= seen.requests - unstamped
