@@ -51,7 +51,14 @@ def _targets() -> list[TargetPlan]:
         TargetPlan(name="joined", hosts=["h.test"], headers=[_header("x-country", equals="DE,FR")]),
         TargetPlan(name="large", hosts=["i.test"], headers=[large]),
         TargetPlan(name="present", hosts=["g.test"], headers=[_header("x-a", present=False)]),
-    ]
+        TargetPlan(name="model", hosts=["m.test"], model_name="iris.v1"),
+        TargetPlan(name="version", hosts=["m.test"], model_name="iris.v1", model_version="2"),
+        TargetPlan(name="hides", hosts=["m.test"], path_prefix="/v2/models/iris"),
+        TargetPlan(name="mounted", hosts=["m.test"], path_prefix="/ns/", model_name="iris.v1"),
+        TargetPlan(name="post", hosts=["n.test"], model_name="m", methods=["POST"],
+                   headers=[either]),
+        TargetPlan(name="below", hosts=["n.test"], model_name="m", path_prefix="/v2/models/m/x"),
+    ]  # fmt: skip
 
 
 def _requests() -> list[Request]:
@@ -86,9 +93,26 @@ def _requests() -> list[Request]:
         {"x-b": "pre", "x-beta": "1"},
         {"x-b": b"\xff\xfe"},
     ]
+    stems = ["/v2/models/iris.v1", "/v1/models/iris.v1", "/v2/models/irisXv1", "/v2/models/m", ""]
+    tails = ["", "/", "/infer", ":predict", "/versions/2", "/versions/2/x", "/versions/2:predict",
+             "/versions/22", "/x", "/xy", "?/versions/2", "%2f", "/%ff"]  # fmt: skip
+    named: list[dict[str, str | bytes | list[str | bytes]]] = [
+        {},
+        {"mm-model-id": "iris.v1"},
+        {"seldon-model": ["other", "iris.v1"], "x-model-version": "2"},
+        {"x-model-version": "2"},
+        {"x-model-name": "IRIS.v1"},
+        {"x-gateway-model-name": "m", "x-a": ""},
+    ]
+    models = [
+        Request(mount + stem + tail, given, b"", method, host)
+        for mount, stem, tail, given in itertools.product(["", "/ns"], stems, tails, named)
+        for host, method in (("m.test", "GET"), ("n.test", "GET"), ("n.test", "POST"))
+        if (mount + stem + tail).startswith("/")
+    ]
     hosts = [f"{letter}.test" for letter in "bcdefghi"]
     judged = [Request("/v2/h", given, b"", "GET", host) for host in hosts for given in headers]
-    return routed + judged
+    return routed + judged + models
 
 
 def _planned(plan: Plan, request: Request) -> str:
@@ -145,4 +169,4 @@ async def test_envoy_and_plan_agree_on_the_target_when_matches_overlap() -> None
             if envoy != ours
         ]
         assert differing == []
-        assert len(set(chosen)) >= 11
+        assert len(set(chosen)) >= 17
