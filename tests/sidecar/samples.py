@@ -68,6 +68,7 @@ def build(
     open_gates: Iterable[tuple[str, int]] | None = None,
     slots: Mapping[tuple[str, int, str], int] | None = None,
     defaults: Mapping[str, str] | None = None,
+    transparent: bool = False,
 ) -> Plan:
     return Plan.build(
         message,
@@ -76,6 +77,7 @@ def build(
         open_gates=None if open_gates is None else set(open_gates),
         slots=slots or {},
         defaults=defaults,
+        transparent=transparent,
     )
 
 
