@@ -29,6 +29,9 @@ GO_AWAY_S: Final = 0.3
 # After our last byte: what the peer still sends is read and thrown away, for closing with unread
 # input would reset the connection and take our last words with it.
 LINGER_S: Final = 1.0
+# A client that has our GOAWAY and all answers closes by itself; one that sees both and the end of
+# the stream in one read may take the end for a failure (grpc does).
+LAST_WORDS_S: Final = 0.2
 _DRAIN_LOOK_S: Final = 0.01
 # Answers that a peer leaves unread before we stop reading from it.
 UNREAD_BYTES_MAX: Final = 256 * 1024
@@ -227,6 +230,8 @@ class WireServer:
         await asyncio.sleep(min(GO_AWAY_S, grace_s))
         self._for_all(lambda peer: peer.connection.go_away_at_last())
         await self._until(lambda: all(peer.connection.idle for peer in self.peers), end_s)
+        self._for_all(lambda peer: peer.connection.end_calls())
+        await self._until(lambda: not self.peers, loop.time() + LAST_WORDS_S)
         self._for_all(lambda peer: peer.connection.close())
         await self._until(lambda: not self.peers, loop.time() + LINGER_S)
         self._for_all(lambda peer: peer.abort())

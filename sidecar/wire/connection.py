@@ -15,7 +15,7 @@ the streams and their calls. Refuses sockets, tasks and clocks. How to use it:
 `fold(stream_id, message, log_name)` starts folding one access log message; the caller says
 `connection.folded(stream_id, log_name, error)` when it is done, at once or later. `tick(now)` is
 called a few times a second, and `look_at_health()`. `go_away()` begins a drain, `go_away_at_last()`
-ends it; with `idle` all calls are over.
+lets nothing new in; with `idle` all calls are over, by `end_calls()` at the latest; `close()`.
 
 `strict` is for TCP: every header block is decoded, and GET /healthz is served.
 
@@ -243,13 +243,18 @@ class Connection(Requests):
             self._final_id = self._last_id
             self._out.append(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
 
-    def close(self) -> None:
-        """End the calls that are open; after what is to be sent, there is nothing more."""
+    def end_calls(self) -> None:
+        """Answer what is open: logs well, for all that came is or will be folded."""
         for stream in list(self._streams.values()):
             if stream.method is Method.ACCESS_LOGS:
                 self._answer(stream, b"")
             else:
                 self._refuse(stream, Refused(Status.UNAVAILABLE, "the server ends"))
+
+    def close(self) -> None:
+        """Take and send nothing more, but for what is to be sent already."""
+        for stream in list(self._streams.values()):
+            self._drop(stream)
         self._end()
 
     # -- Frames ------------------------------------------------------------------------------------

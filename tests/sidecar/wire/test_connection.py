@@ -372,9 +372,10 @@ def test_open_calls_end_well_when_the_drain_ends() -> None:
     )
     peer.answers()
     assert not peer.connection.idle
-    peer.connection.close()
+    peer.connection.end_calls()
     answers = peer.answers()
     assert {i: a["grpc-status"] for i, a in answers.items()} == {1: "0", 3: "14", 5: "14"}
+    peer.connection.close()
     assert peer.connection.closed
 
 
