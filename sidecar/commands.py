@@ -46,6 +46,34 @@ Exit codes: 0 stopped, 1 cannot run (the message says why), 2 usage,
 3 the snapshot file is refused.
 """
 
+# Options whose help is long.
+_Listen = Annotated[
+    str,
+    typer.Option(
+        help="unix:PATH, worker i listens on PATH.i; or, for tests, tcp:HOST:PORT, on PORT + i."
+    ),
+]
+_Node = Annotated[
+    str,
+    typer.Option(
+        help="Stable name of this node, its own for each sidecar.  [default: the host's name]"
+    ),
+]
+_Tenant = Annotated[
+    str,
+    typer.Option(
+        help="Whose configuration it serves; needed with --control. What the clients apply "
+        "without naming one is tenant `default`'s."
+    ),
+]
+_Local = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT that resources give the pod beside an Envoy that intercepts what is "
+        "meant for it (turnout envoy bootstrap --local)."
+    ),
+]
+
 sidecar = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,12 +84,7 @@ sidecar = typer.Typer(
 
 @sidecar.command("sidecar", help=HELP)
 def run(
-    listen: Annotated[
-        str,
-        typer.Option(
-            help="unix:PATH, worker i listens on PATH.i; or, for tests, tcp:HOST:PORT, on PORT + i."
-        ),
-    ],
+    listen: _Listen,
     workers: Annotated[int, typer.Option(help="Worker processes; two survive one's death.")] = 2,
     control: Annotated[str, typer.Option(help="HOST:PORT of the control plane.")] = "",
     snapshot: Annotated[
@@ -70,19 +93,8 @@ def run(
     state_dir: Annotated[
         Path | None, typer.Option(help="Keeps the last good snapshot; one sidecar each.")
     ] = None,
-    node: Annotated[
-        str,
-        typer.Option(
-            help="Stable name of this node, its own for each sidecar.  [default: the host's name]"
-        ),
-    ] = "",
-    tenant: Annotated[
-        str,
-        typer.Option(
-            help="Whose configuration it serves; needed with --control. What the clients apply "
-            "without naming one is tenant `default`'s."
-        ),
-    ] = "",
+    node: _Node = "",
+    tenant: _Tenant = "",
     envoy_dir: Annotated[
         Path | None, typer.Option(help="Directory of Envoy's watched files; written by us.")
     ] = None,
@@ -93,13 +105,7 @@ def run(
     otlp: Annotated[
         str, typer.Option(help="HOST:PORT that takes this sidecar's own spans (OTLP/gRPC).")
     ] = "",
-    local: Annotated[
-        str,
-        typer.Option(
-            help="HOST:PORT that resources give the pod beside an Envoy that intercepts what is "
-            "meant for it (turnout envoy bootstrap --local)."
-        ),
-    ] = "",
+    local: _Local = "",
     server: Annotated[
         ServerKind, typer.Option(help="The workers' server; grpcio is the reference, and slower.")
     ] = SERVER_DEFAULT,
