@@ -34,12 +34,15 @@ With a control plane:
     --envoy-dir /etc/envoy/turnout --envoy-admin unix:/run/envoy/admin \\
     --metrics 127.0.0.1:9102
 
-Stand-alone, from a file made by `turnout snapshot build` (SIGHUP reads it again):
+Stand-alone, from a file made by `turnout snapshot build`:
 
 \b
   turnout sidecar --listen unix:/run/turnout/worker --snapshot risk.snapshot
 
-SIGTERM drains: requests in flight are answered, the last counts are sent.
+SIGTERM drains: requests in flight are answered, the last counts are sent. SIGHUP replaces the worker
+processes, one after the other, without a gap (and reads the --snapshot file again). To upgrade, start
+the new version with the same --listen and --state-dir: it takes over from the one that runs, which
+then ends with 0; no request goes unanswered, no count is lost. See sidecar/README.md.
 
 \b
 Exit codes: 0 stopped, 1 cannot run (the message says why), 2 usage,
