@@ -20,7 +20,6 @@ from sidecar.violations import (
     InvalidSnapshot,
     Violation,
     name_violations,
-    repeated_names,
     violation,
 )
 from turnout.contract import (
@@ -65,13 +64,17 @@ def relations(snapshot: Snapshot) -> Iterator[list[Violation]]:
     if snapshot.format != SNAPSHOT_FORMAT:
         found.append(violation("format", snapshot.format, f"must be {SNAPSHOT_FORMAT}"))
     found += name_violations("tenant", snapshot.tenant)
-    found += repeated_names("targets", (target.name for target in snapshot.targets))
     for index, tombstone in enumerate(snapshot.tombstones):
         found += name_violations(f"tombstones[{index}].experiment", tombstone.experiment)
-    yield found
-    by_target: dict[str, list[_Placed]] = {target.name: [] for target in snapshot.targets}
+    by_target: dict[str, list[_Placed]] = {}
+    for index, target in enumerate(snapshot.targets):
+        if target.name in by_target:
+            found.append(violation(f"targets[{index}].name", target.name, "must be unique"))
+        by_target[target.name] = []
+        if index % _SLICE == 0:
+            yield found
+            found = []
     seen: set[str] = set()
-    found = []
     for index, experiment in enumerate(snapshot.experiments):
         if experiment.name in seen:
             here = f"experiments[{index}].name"
