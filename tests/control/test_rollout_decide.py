@@ -208,6 +208,22 @@ def test_split_stays_when_the_last_step_has_passed_and_on_finish_is_hold() -> No
     assert not standing.record
 
 
+def test_nobody_is_promoted_by_the_loop_when_the_baseline_has_moved() -> None:
+    """The candidate was compared with another control than the one it would replace."""
+    policy = worlds.policy(promote=True)
+    seen = healthy(NOW_MS, baseline_moved=True)
+    decision = decided(worlds.started(policy), policy, seen)
+    assert (decision.action, decision.promote_variant) == (Action.FINISH, "")
+    assert "the target's baseline has changed since it started" in decision.sentence
+    run = decision.after
+    with pytest.raises(Refused) as refused:
+        commanded(run, policy, Input.PROMOTE, seen=seen)
+    assert refused.value.reason == "BASELINE_MOVED"
+    forced = commanded(run, policy, Input.PROMOTE, seen=seen, force=True)
+    assert forced.promote_variant == V2
+    assert "forced: the target's baseline has changed" in forced.sentence
+
+
 @pytest.mark.parametrize("what", ["shadow last", "two candidates"])
 def test_nobody_is_promoted_when_the_winner_is_not_plain(what: str) -> None:
     policy = worlds.policy(worlds.shadow_step(), promote=True)
@@ -455,6 +471,14 @@ def test_run_survives_json_when_it_has_everything() -> None:
 def test_run_is_refused_when_the_json_is_not_one(text: str) -> None:
     with pytest.raises(codec.CorruptJson):
         Run.from_json(text)
+
+
+def test_record_of_before_reads_and_writes_as_ever_when_a_field_was_added() -> None:
+    text = codec.to_json(healthy(NOW_MS))
+    assert "baseline_moved" not in text
+    assert codec.from_json(Seen, text) == healthy(NOW_MS)
+    moved = healthy(NOW_MS, baseline_moved=True)
+    assert codec.from_json(Seen, codec.to_json(moved)) == moved
 
 
 def test_record_is_canonical_when_the_same_inputs_are_built_in_another_order() -> None:
