@@ -6,13 +6,16 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import select
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from tests.conformance.frames import (
+    ACKNOWLEDGED,
     GOAWAY,
     OPENING,
     PING,
@@ -61,12 +64,18 @@ class Attacker:
 
     Attributes:
         deaf: It reads nothing while set.
+        settled: The server's SETTINGS have come.
     """
 
     def __init__(self, address: Address, *, seconds: float, bytes_max: int) -> None:
         self.deaf = False
+        self.settled = False
+        self._address = address
+        self._more: list[socket.socket] = []
         self._peer = address.connect()
         self._peer.setblocking(False)
+        self._ends = select.poll()
+        self._ends.register(self._peer, select.POLLRDHUP)
         self._reader = Reader()
         self._seen: Counter[int] = Counter()
         self._seconds, self._bytes_max = seconds, bytes_max
@@ -77,7 +86,6 @@ class Attacker:
         self._sent_at_close: int | None = None
         self._stuck = False
         self._code: int | None = None
-        self.settled = False
 
     # -- What floods use ---------------------------------------------------------------------------
 
@@ -85,7 +93,7 @@ class Attacker:
         """Begin as a client does; time and bytes count from the server's SETTINGS."""
         self.write(opening)
         self.wait(lambda: self.settled, 2.0)
-        self.write(frame(SETTINGS, 1))
+        self.write(ACKNOWLEDGED)
         self._start, self._sent = time.monotonic(), 0
 
     def flood(self, chunks: Iterable[bytes]) -> None:
@@ -147,8 +155,19 @@ class Attacker:
             self._hear(min(left, 0.1))
         return True
 
+    def crowd(self, connections: int) -> None:
+        """Open more connections, and keep them until the end."""
+        for _ in range(connections):
+            self._check()
+            # One that is not accepted, or closed at once, is as good as any.
+            with contextlib.suppress(OSError):
+                self._more.append(self._address.connect())
+                self._more[-1].sendall(OPENING)
+
     def end(self) -> Outcome:
         """Close, and say how it went."""
+        for one in self._more:
+            one.close()
         if self._closed_s is None and not self._stuck:
             # The last answers may be on their way.
             self.deaf = False
@@ -203,6 +222,9 @@ class Attacker:
     def _hear(self, seconds: float) -> None:
         """Read what is there, waiting at most so long for the first byte."""
         if self.deaf or self._closed_s is not None:
+            # What is not read hides the end of it.
+            if self._closed_s is None and self._ends.poll(0):
+                self._close()
             if seconds:
                 time.sleep(seconds)
             return

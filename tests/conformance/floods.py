@@ -14,10 +14,12 @@ from typing import Final, NamedTuple
 
 from tests.conformance.attacker import Attacker
 from tests.conformance.frames import (
+    CHECK_BLOCK,
     CONTINUATION,
     DATA,
     END_HEADERS,
     END_STREAM,
+    FIRST,
     FRAME_BYTES_MAX,
     GOAWAY,
     HEADERS,
@@ -60,6 +62,7 @@ class End(Enum):
     DEADLINE = "deadline"  # within the attack's deadline + 1 s
     HELD = "held"  # closed, or nothing more is read from it
     SERVED = "served"  # it is within its rights; it must only stay cheap
+    WORK = "work"  # ordinary requests, as many as it can: nobody else may starve
 
 
 class Attack(NamedTuple):
@@ -127,19 +130,22 @@ def hold(data: bytes, *, opening: bytes = OPENING) -> Callable[[Attacker], None]
     return run
 
 
-def dripped(data: bytes, *, opening: bytes = OPENING) -> Callable[[Attacker], None]:
-    """Send something, byte by byte."""
+def dripped(
+    data: bytes, *, first: bytes = b"", opening: bytes = OPENING
+) -> Callable[[Attacker], None]:
+    """Send something, byte by byte, after something else."""
 
     def run(attacker: Attacker) -> None:
         if opening:
             attacker.open(opening)
+        attacker.write(first)
         attacker.drip(data, 0.4)
 
     return run
 
 
-OPEN_1: Final = open_stream(1, PROCESS_BLOCK)
-UNENDED: Final = frame(HEADERS, 0, 1, PROCESS_BLOCK)
+OPENED: Final = open_stream(FIRST, PROCESS_BLOCK)
+UNENDED: Final = frame(HEADERS, 0, FIRST, PROCESS_BLOCK)
 ENDED: Final = END_HEADERS | END_STREAM
 MANY_HEADERS: Final = literal(b"a", b"b" * 100) * (FRAME_BYTES_MAX // 106)
 
@@ -173,7 +179,9 @@ def _churn(attacker: Attacker) -> None:
 def _resize(attacker: Attacker) -> None:
     """Move every open stream's window, again and again."""
     attacker.open()
-    attacker.write(b"".join(open_stream(stream, PROCESS_BLOCK) for stream in range(1, 1_801, 2)))
+    attacker.write(
+        b"".join(open_stream(stream, PROCESS_BLOCK) for stream in range(FIRST, 1_801, 2))
+    )
     both = settings((INITIAL_WINDOW, 1)) + settings((INITIAL_WINDOW, 2**20))
     attacker.flood(repeat(both * 600))
 
@@ -181,7 +189,7 @@ def _resize(attacker: Attacker) -> None:
 def _watchers(attacker: Attacker) -> None:
     """As many streams as are allowed that wait for news about health."""
     attacker.open()
-    for stream in range(1, 2_001, 2):
+    for stream in range(FIRST, 2_001, 2):
         attacker.write(
             open_stream(stream, request_block(WATCH)) + data(stream, message(b""), flags=1)
         )
@@ -191,8 +199,17 @@ def _watchers(attacker: Attacker) -> None:
 def _sleepers(attacker: Attacker) -> None:
     """As many streams as are allowed on which nothing comes."""
     attacker.open()
-    attacker.write(b"".join(open_stream(stream, PROCESS_BLOCK) for stream in range(1, 2_001, 2)))
+    attacker.write(
+        b"".join(open_stream(stream, PROCESS_BLOCK) for stream in range(FIRST, 2_001, 2))
+    )
     attacker.idle(2.0)
+
+
+def _crowd(attacker: Attacker) -> None:
+    """Many more connections than one Envoy needs."""
+    attacker.open()
+    attacker.crowd(200)
+    attacker.idle(1.0)
 
 
 def _partial(stream: int) -> bytes:
@@ -207,6 +224,10 @@ def _huge(stream: int) -> bytes:
 
 def _asked(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + data(stream, REQUEST)
+
+
+def _checked(stream: int) -> bytes:
+    return open_stream(stream, CHECK_BLOCK) + data(stream, message(b""), flags=END_STREAM)
 
 
 def _deaf(make: Callable[[int], bytes], opening: bytes = OPENING) -> Callable[[Attacker], None]:
@@ -247,11 +268,11 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
      per_stream(lambda s: _open(s, (b"content-length", b"9")) + data(s, b"x", flags=1)), C, 0),
     # CONTINUATION, CVE-2024-27316, CVE-2024-30255.
     ("CONTINUATION flood",
-     again(frame(CONTINUATION, 0, 1, MANY_HEADERS), first=UNENDED), C, 0),
+     again(frame(CONTINUATION, 0, FIRST, MANY_HEADERS), first=UNENDED), C, 0),
     ("empty CONTINUATION flood",
-     again(frame(CONTINUATION, 0, 1), first=UNENDED), C, 0),
+     again(frame(CONTINUATION, 0, FIRST), first=UNENDED), C, 0),
     ("CONTINUATION of one byte flood",
-     again(frame(CONTINUATION, 0, 1, b"\x82"), first=UNENDED), C, 0),
+     again(frame(CONTINUATION, 0, FIRST, b"\x82"), first=UNENDED), C, 0),
     # Control frames, CVE-2019-9512, -9515.
     ("PING flood", again(PING_FRAME), C, 0),
     ("PING flood, unread", again(PING_FRAME, deaf=True), C, 0),
@@ -262,19 +283,19 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("SETTINGS that move 900 windows", _resize, C, 0),
     ("SETTINGS ACK flood", again(frame(SETTINGS, 1)), C, 0),
     # CVE-2019-9518 and its relatives.
-    ("empty DATA flood", again(frame(DATA, 0, 1), first=OPEN_1), C, 0),
+    ("empty DATA flood", again(frame(DATA, 0, FIRST), first=OPENED), C, 0),
     ("padded empty DATA flood",
-     again(frame(DATA, PADDED, 1, b"\xff" + bytes(255)), first=OPEN_1), C, 0),
-    ("PRIORITY flood", again(frame(PRIORITY, 0, 1, struct.pack(">IB", 3, 16)), first=OPEN_1), C, 0),
+     again(frame(DATA, PADDED, FIRST, b"\xff" + bytes(255)), first=OPENED), C, 0),
+    ("PRIORITY flood", again(frame(PRIORITY, 0, FIRST, bytes(5)), first=OPENED), C, 0),
     ("PRIORITY flood on idle streams",
-     per_stream(lambda s: frame(PRIORITY, 0, s, struct.pack(">IB", 0, 16))), C, 0),
+     per_stream(lambda s: frame(PRIORITY, 0, s, bytes(5))), C, 0),
     ("WINDOW_UPDATE flood, connection", again(window_update(0, 1)), C, 0),
-    ("WINDOW_UPDATE flood, stream", again(window_update(1, 1), first=OPEN_1), C, 0),
-    ("RST_STREAM flood on one stream", again(rst(1), first=OPEN_1), C, 0),
+    ("WINDOW_UPDATE flood, stream", again(window_update(FIRST, 1), first=OPENED), C, 0),
+    ("RST_STREAM flood on one stream", again(rst(FIRST), first=OPENED), C, 0),
     ("GOAWAY flood", again(frame(GOAWAY, 0, 0, bytes(8))), C, 0),
     ("unknown frame flood", again(frame(0x42, 0, 0)), C, 0),
     ("DATA flood on a stream that ended",
-     again(data(1, FULL), first=OPEN_1 + rst(1)), C, 0),
+     again(data(FIRST, FULL), first=OPENED + rst(FIRST)), C, 0),
     # HPACK, CVE-2016-6581, CVE-2019-9516.
     ("HPACK bomb", _bomb, C, 0),
     ("HPACK table churn", _churn, C, 0),
@@ -284,7 +305,7 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     # Messages.
     ("message of 4 GiB announced", per_stream(_huge), C, 0),
     ("message of 4 GiB, sent",
-     again(data(1, FULL), first=OPEN_1 + data(1, message(b"x", length=2**32 - 1))), C, 0),
+     again(data(FIRST, FULL), first=OPENED + data(FIRST, message(b"x", length=2**32 - 1))), C, 0),
     ("unfinished messages on every stream", per_stream(_partial), C, 0),
     ("unreadable messages", per_stream(lambda s: _open(s) + data(s, message(b"\xff" * 9))), C, 0),
     ("compressed messages", per_stream(lambda s: _open(s) + data(s, message(b"x", flag=1))), C, 0),
@@ -295,6 +316,9 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("requests without window for an answer", per_stream(_asked, NO_WINDOW), End.HELD, 0),
     ("1,000 streams that wait", _sleepers, End.SERVED, 0),
     ("1,000 health watches", _watchers, End.SERVED, 0),
+    ("requests as fast as they go", per_stream(lambda s: _asked(s) + rst(s)), End.WORK, 0),
+    ("health checks as fast as they go", per_stream(_checked), End.WORK, 0),
+    ("200 connections", _crowd, End.SERVED, 0),
     # No preface at all.
     ("HTTP/1.1", lambda a: a.flood(repeat(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n" * 1_000)), C, 0),
     ("TLS", lambda a: a.flood(repeat(b"\x16\x03\x01\x02\x00" + bytes(1_000))), C, 0),
@@ -302,13 +326,13 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("connection without a byte", hold(b"", opening=b""), S, PREFACE_S),
     ("slow preface", dripped(PREFACE, opening=b""), S, PREFACE_S),
     ("preface without SETTINGS", hold(PREFACE, opening=b""), S, PREFACE_S),
-    ("slow HEADERS", dripped(open_stream(1, PROCESS_BLOCK)), S, BLOCK_S),
+    ("slow HEADERS", dripped(open_stream(FIRST, PROCESS_BLOCK)), S, BLOCK_S),
     ("HEADERS without an end", hold(UNENDED), S, BLOCK_S),
     ("slow CONTINUATION",
-     dripped(UNENDED + frame(CONTINUATION, 0, 1, b"\x82" * 90)),
+     dripped(frame(CONTINUATION, 0, FIRST, b"\x82" * 90), first=UNENDED),
      S, BLOCK_S),
-    ("slow message", dripped(OPEN_1 + data(1, REQUEST)), S, MESSAGE_S),
-    ("half a message", hold(OPEN_1 + data(1, REQUEST[:20])), S, MESSAGE_S),
-    ("half a frame", hold(OPEN_1 + head(100, DATA, 0, 1) + REQUEST[:20]), S, MESSAGE_S),
+    ("slow message", dripped(data(FIRST, REQUEST), first=OPENED), S, MESSAGE_S),
+    ("half a message", hold(OPENED + data(FIRST, REQUEST[:20])), S, MESSAGE_S),
+    ("half a frame", hold(OPENED + head(100, DATA, 0, FIRST) + REQUEST[:20]), S, MESSAGE_S),
 )  # fmt: skip
 ATTACKS: Final = tuple(Attack(i, *one) for i, one in enumerate(_LIST, start=1))

@@ -102,7 +102,7 @@ def data(stream: int, payload: bytes, *, flags: int = 0) -> bytes:
     return frame(DATA, flags, stream, payload)
 
 
-def odd(first: int = 1) -> Iterator[int]:
+def odd(first: int = 3) -> Iterator[int]:
     """Stream ids of a client."""
     return iter(range(first, WINDOW_MAX, 2))
 
@@ -161,3 +161,11 @@ ACCESS_LOGS_BLOCK: Final = request_block(ACCESS_LOGS)
 REQUEST: Final = message(request_of("somebody").SerializeToString())
 # Windows as large as Envoy's, so that answers are never held back.
 OPENING: Final = PREFACE + settings((INITIAL_WINDOW, 2**24)) + window_update(0, 2**30)
+# The table of a server that allows none must be emptied by the first block after its SETTINGS were
+# acknowledged (RFC 7541 section 4.2); a health check on stream FIRST - 2 does that.
+FIRST: Final = 3
+ACKNOWLEDGED: Final = (
+    frame(SETTINGS, ACK)
+    + open_stream(FIRST - 2, b"\x20" + CHECK_BLOCK)
+    + data(FIRST - 2, message(b""), flags=END_STREAM)
+)

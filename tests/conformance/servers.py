@@ -151,7 +151,8 @@ class Server:
         self._spawn(
             *(sys.executable, "-m", "sidecar.worker", "--listen", str(self.address)),
             *("--server", self.kind, "--link", str(theirs.fileno())),
-            *("--counters", str(counters.fd)),
+            *("--counters", str(counters.fd), "--index", "0"),
+            *("--log-format", "text", "--log-level", "warning"),
             fds=(theirs.fileno(), counters.fd),
         )
         theirs.close()
