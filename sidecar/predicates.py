@@ -171,7 +171,7 @@ def compile_regex(text: str) -> Regex:
     Raises:
         InvalidRegex: RE2 refuses it, or its program is longer than REGEX_PROGRAM_MAX.
     """
-    import re2  # type: ignore[import-untyped]
+    import re2
 
     options = re2.Options()
     options.log_errors = False

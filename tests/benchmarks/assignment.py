@@ -1,4 +1,4 @@
-"""What one decision costs: `python -m tests.benchmarks.assignment [--json FILE] [--peers PYTHON]`.
+"""What one decision costs: `python -m tests.benchmarks.assignment [--json FILE] [--no-sdks]`.
 
 Owns the snapshots and requests that are measured, and the clock around `processor`. Every case is
 measured in every round, the order turned by one from round to round; a figure is the least of the
@@ -9,8 +9,8 @@ assign      what follows: match, unit, holdout, overrides, segments, buckets, an
 process     `Work.process`, the whole: decode, assign, count
 fresh/again every unit for the first time / the same 512 units in turn
 
-`--peers` names an interpreter that has tests/benchmarks/peers-sdk.txt installed: the SDKs of
-LaunchDarkly, GrowthBook and flagd then evaluate an equivalent flag in the same rounds.
+Beside them, in the same rounds, the SDKs of LaunchDarkly, GrowthBook and flagd evaluate an
+equivalent flag of one experiment (`assignmentpeers`), in an environment of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sidecar import clock
 from sidecar.counters import CounterFile
 from sidecar.plan import Plan
 from sidecar.processor import assign
@@ -41,7 +40,9 @@ ROUNDS: Final = 15
 REQUESTS: Final = 4_000
 REPEATED_UNITS: Final = 512
 OTHERS: Final = 1_000
-PEERS: Final = Path(__file__).with_name("assignmentpeers.py")
+HERE: Final = Path(__file__).parent
+SDKS: Final = HERE.parents[1] / ".tools" / "sdks"
+LOCK: Final = HERE / "requirements-sdks.txt"
 
 
 class Case(NamedTuple):
@@ -265,11 +266,12 @@ def plan_times() -> dict[str, float]:
                 Snapshot.FromString(data), tenant_key=KEY, dead={}, open_gates=None, slots={},
                 previous=known,
             )  # fmt: skip
-            before = time.perf_counter_ns()
+            # CPU time: a step that another process interrupts is no longer one.
+            before = time.thread_time_ns()
             for _ in builder:
-                steps.append(time.perf_counter_ns() - before)
-                before = time.perf_counter_ns()
-            steps.append(time.perf_counter_ns() - before)
+                steps.append(time.thread_time_ns() - before)
+                before = time.thread_time_ns()
+            steps.append(time.thread_time_ns() - before)
             previous = builder.plan
             found.setdefault(f"plan of 1,000 {name}, ms", []).append(sum(steps) / 1e6)
             found.setdefault(f"plan of 1,000 {name}, longest step, ms", []).append(max(steps) / 1e6)
@@ -279,9 +281,12 @@ def plan_times() -> dict[str, float]:
 class Peers:
     """The SDKs in a process of their own; each line on its input is a round."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: Path) -> None:
         self._process = subprocess.Popen(
-            [python, str(PEERS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, HERE / "assignmentpeers.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def round(self) -> dict[str, float]:
@@ -300,14 +305,26 @@ class Peers:
         self._process.wait(timeout=30)
 
 
+def sdks_python() -> Path:
+    """An interpreter that has the SDKs: nothing of ours needs what they bring."""
+    python, installed = SDKS / "bin" / "python", SDKS / "installed"
+    wanted = LOCK.read_text() + sys.version
+    if not installed.exists() or installed.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", SDKS], check=True)
+        pip = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check")
+        only = ("--require-hashes", "--only-binary", ":all:", "-r", LOCK)
+        subprocess.run([*pip, *only], check=True)
+        installed.write_text(wanted)
+    return python
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--peers", help="interpreter with the SDKs")
+    parser.add_argument("--no-sdks", action="store_true", help="measure only what is ours")
     options = parser.parse_args()
-    clock.now_ms()
-    peers = Peers(options.peers) if options.peers else None
+    peers = None if options.no_sdks else Peers(sdks_python())
     rounds = measure(list(cases()), peers.round if peers else dict)
     if peers:
         peers.close()
