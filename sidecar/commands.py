@@ -6,6 +6,7 @@ servers are imported when the command is called.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -39,8 +40,8 @@ Stand-alone, from a file made by `turnout snapshot build`:
 \b
   turnout sidecar --listen unix:/run/turnout/worker --snapshot risk.snapshot
 
-SIGTERM drains: requests in flight are answered, the last counts are sent. SIGHUP replaces the worker
-processes, one after the other, without a gap (and reads the --snapshot file again). To upgrade, start
+SIGTERM drains: requests in flight are answered, the last counts are sent. SIGHUP replaces the
+workers, one after the other, without a gap (and reads the --snapshot file again). To upgrade, start
 the new version with the same --listen and --state-dir: it takes over from the one that runs, which
 then ends with 0; no request goes unanswered, no count is lost. See sidecar/README.md.
 
@@ -145,12 +146,19 @@ def run(
 
 
 def _serve(options: Options) -> None:
+    from sidecar.spawning import places, spawn
+
+    # While they import what they need, so do we; what fails here is tried again and said there.
+    spawned = []
+    with contextlib.suppress(OSError):
+        spawned.extend(spawn(place) for place in places(options))
+
     from sidecar.errors import CannotRunError
     from sidecar.service import serve
     from sidecar.supervisor import FileError
 
     try:
-        serve(options)
+        serve(options, spawned)
     except FileError as error:
         _tell(options.log, str(error))
         raise typer.Exit(EXIT_INVALID) from error

@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
 from sidecar.clock import monotonic_ms, now_ns
+from sidecar.errors import CannotRunError
 from sidecar.handover import Claim, Door, HandOverError, Predecessor
 from sidecar.options import Options
 from sidecar.sockets import SocketError
+from sidecar.spawning import Spawned
 from sidecar.supervisor import COLLECT_S, FileError, Supervisor
 from sidecar.tracing import OFF, Tracing
 from turnout import __version__
@@ -39,8 +41,12 @@ _LOCK_S: Final = 5.0
 _RETRY_S: Final = 0.05
 
 
-def serve(options: Options) -> None:
+def serve(options: Options, spawned: Sequence[Spawned] = ()) -> None:
     """Run a sidecar until SIGTERM, or until another one takes over.
+
+    Args:
+        options: Checked.
+        spawned: Workers that were started already.
 
     Raises:
         StateError: The state directory cannot be used.
@@ -49,11 +55,16 @@ def serve(options: Options) -> None:
         FileError: The snapshot file is refused.
         MetricsError: The metrics' address is taken.
     """
-    uvloop.run(_serve(options))
+    uvloop.run(_serve(options, spawned))
 
 
-async def _serve(options: Options) -> None:
-    supervisor = Supervisor(options)
+async def _serve(options: Options, spawned: Sequence[Spawned]) -> None:
+    try:
+        supervisor = Supervisor(options, spawned)
+    except CannotRunError:
+        for one in spawned:
+            one.discard()
+        raise
     service = _Service(supervisor)
     _handle_signals(service)
     try:

@@ -27,6 +27,7 @@ from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot
 from sidecar.snapshotfile import decode as unframe
 from sidecar.sockets import SocketError
+from sidecar.spawning import Spawned, places
 from sidecar.subscription import (
     Acked,
     Apply,
@@ -67,8 +68,12 @@ class FileError(RuntimeError):
 class Supervisor:
     """One sidecar."""
 
-    def __init__(self, options: Options) -> None:
-        """Open the directories; nothing is started before `start`, nothing written before `own`.
+    def __init__(self, options: Options, spawned: Sequence[Spawned] = ()) -> None:
+        """Open the directories; nothing is served or written before it is asked for.
+
+        Args:
+            options: Checked.
+            spawned: Workers that were started already.
 
         Raises:
             StateError: The state directory cannot be used.
@@ -86,12 +91,10 @@ class Supervisor:
         self.deltas = DeltaLog(options.instance_id)
         self.evidence = Evidence(envoy_counts=bool(options.envoy_admin))
         self.workers = Workers(
-            options.listen,
-            options.workers,
+            places(options),
             on_delta=self._on_delta,
             on_change=self._on_change,
-            server=options.server,
-            log=options.log,
+            spawned=spawned,
         )
         remembered = self.state.load_json(GATES_FILE) if self.state else None
         self.gate = Gate(watched=bool(options.envoy_admin), remembered=_latches(remembered))

@@ -115,7 +115,8 @@ class Worker:
                     raise FrameError(f"a worker takes no {kind.name}")
         except (asyncio.IncompleteReadError, ConnectionError):
             if not self._stopping.is_set():
-                _LOG.info("the supervisor is gone: draining")
+                if self._wanted.is_set():
+                    _LOG.info("the supervisor is gone: draining")
                 self._stop()
 
     async def _obey(self, writer: asyncio.StreamWriter) -> None:

@@ -7,42 +7,23 @@ it (`workers` does) and to look into a plan or a delta.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import socket
-import sys
+import subprocess
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader
 from sidecar.ipc import FrameError, Kind, PlanReport, frame, read_frame
-from sidecar.listen import SERVER_DEFAULT, Listen, ServerKind
-from turnout.logs import PLAIN, Style
+from sidecar.spawning import Place, Spawned, spawn
 
 _LOG = logging.getLogger(__name__)
 
 SILENCE_MS: Final = 2_000
 # Imports on a busy machine; a worker that hangs before its first heartbeat is rare and not urgent.
 START_MS: Final = 30_000
-
-
-class Place(NamedTuple):
-    """What a worker and those that come after it have in common.
-
-    Attributes:
-        number: Of the worker, from 0.
-        listen: Where it serves.
-        server: Which server it runs.
-        log: How it logs.
-    """
-
-    number: int
-    listen: Listen
-    server: ServerKind = SERVER_DEFAULT
-    log: Style = PLAIN
 
 
 class Life:
@@ -54,6 +35,7 @@ class Life:
         *,
         on_delta: Callable[[bytes], None],
         on_report: Callable[[], None],
+        spawned: Spawned | None = None,
     ) -> None:
         """Nothing is started before `run`.
 
@@ -61,17 +43,20 @@ class Life:
             place: Whose turn it is.
             on_delta: Takes the encoded FoldDelta.
             on_report: Called when it has taken a plan or its socket.
+            spawned: Its process, when it was started already.
         """
         self.place = place
         self._on_delta = on_delta
         self._on_report = on_report
-        self.counters = CounterFile.create(f"turnout-decided-{place.number}")
-        self.decided = CounterReader(self.counters)
+        self._spawned = spawned
+        # None: there was never a process.
+        self.decided: CounterReader | None = None
         self.report: PlanReport | None = None
         self.status: int | None = None
         # Another has its socket: its end is no fault.
         self.retiring = False
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._counters: CounterFile | None = None
         self._writer: asyncio.StreamWriter | None = None
         # Said before there was somebody to hear it.
         self._unsaid: list[bytes] = []
@@ -105,32 +90,29 @@ class Life:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if there is a process."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+            self._process.send_signal(number)
 
     def close(self) -> None:
         """Let go of the memory file: nobody reads it any more."""
-        self.counters.close()
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = self.decided = None
 
     async def run(self) -> None:
         """Start the process and listen to it until it has ended."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        extra = {"worker": self.place.number}
         self._started_ms = monotonic_ms()
         try:
-            process = await self._spawn(theirs)
+            spawned = self._spawned or spawn(self.place)
         except OSError as error:
+            extra = {"worker": self.place.number}
             _LOG.error("a worker cannot start: %s", error, extra=extra)
-            ours.close()
             return
-        finally:
-            theirs.close()
-        self._process = process
+        process = self._process = spawned.process
+        self._counters, self.decided = spawned.counters, CounterReader(spawned.counters)
         try:
             # Bytes that wait for a reader are read when it comes: a plan is there before the
             # worker is.
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            reader, writer = await asyncio.open_unix_connection(sock=spawned.link)
             self._writer = writer
             unsaid, self._unsaid = self._unsaid, []
             writer.writelines(unsaid)
@@ -139,10 +121,9 @@ class Life:
             writer.close()
         finally:
             self.report = None
-            with contextlib.suppress(ProcessLookupError):
-                if not self.retiring:
-                    process.kill()
-            self.status = await process.wait()
+            if not self.retiring:
+                process.kill()
+            self.status = await _ended(process)
             self._process = None
 
     def watch(self, now_ms: int) -> None:
@@ -179,18 +160,17 @@ class Life:
                 self.report = PlanReport.decode(payload)
                 self._on_report()
 
-    async def _spawn(self, link: socket.socket) -> asyncio.subprocess.Process:
-        place = self.place
-        # -P: what lies in the working directory is not imported.
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "sidecar.worker"),
-            *("--listen", str(place.listen), "--server", place.server),
-            *("--link", str(link.fileno())),
-            *("--counters", str(self.counters.fd)),
-            *("--index", str(place.number)),
-            *("--log-format", place.log.format, "--log-level", place.log.level),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(link.fileno(), self.counters.fd),
-            env={"GRPC_VERBOSITY": "NONE", **os.environ},
-        )
+
+async def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process's end; its status."""
+    if process.poll() is None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        descriptor = os.pidfd_open(process.pid)
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    return process.wait()

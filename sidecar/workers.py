@@ -12,16 +12,15 @@ import contextlib
 import logging
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sidecar.clock import monotonic_ms
 from sidecar.counters import Key
 from sidecar.ipc import Kind, PlanOrder
-from sidecar.listen import SERVER_DEFAULT, Listen, ServerKind
 from sidecar.sockets import check_place, check_socket
-from sidecar.workerlife import SILENCE_MS, START_MS, Life, Place
-from turnout.logs import PLAIN, Style
+from sidecar.spawning import Place, Spawned
+from sidecar.workerlife import SILENCE_MS, START_MS, Life
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,25 +47,22 @@ class Workers:
 
     def __init__(
         self,
-        listen: Listen,
-        count: int,
+        places: Iterable[Place],
         *,
         on_delta: Callable[[bytes], None],
         on_change: Callable[[], None],
-        server: ServerKind = SERVER_DEFAULT,
-        log: Style = PLAIN,
+        spawned: Sequence[Spawned] = (),
     ) -> None:
-        """Nothing is started before `start`.
+        """Nothing more is started before `start`.
 
         Args:
-            listen: Where; worker i at `listen.worker(i)`.
-            count: Of workers, >= 1.
+            places: At least one.
             on_delta: Takes the encoded FoldDelta of a worker.
             on_change: Called when a worker came, went, or took a plan.
-            server: Which server they run.
-            log: How the workers log.
+            spawned: The first worker of each place, as far as they were started already.
         """
-        self._slots = [_Slot(Place(i, listen.worker(i), server, log)) for i in range(count)]
+        self._slots = [_Slot(place) for place in places]
+        self._spawned = list(spawned)
         self._on_delta = on_delta
         self._on_change = on_change
         # None: nothing was said yet.
@@ -133,7 +129,8 @@ class Workers:
         """Answers given since the last call, all workers together, dead ones included."""
         total: Counter[Key] = Counter()
         for life in (*self._running, *self._ended):
-            total.update(life.decided.take(keys))
+            if life.decided is not None:
+                total.update(life.decided.take(keys))
         for life in self._ended:
             life.close()
         self._ended.clear()
@@ -166,8 +163,10 @@ class Workers:
 
     def start(self) -> None:
         """Start all workers; they take no socket before `serve`. Returns at once."""
-        for slot in self._slots:
-            self._begin(slot)
+        spawned = [*self._spawned, *[None] * len(self._slots)]
+        self._spawned = []
+        for slot, first in zip(self._slots, spawned, strict=False):
+            self._begin(slot, first)
         self._watching = asyncio.create_task(self._watch())
 
     def serve(self) -> None:
@@ -240,6 +239,8 @@ class Workers:
         Args:
             keep_sockets: They are somebody else's now.
         """
+        for never in self._spawned:
+            never.discard()
         for life in (*self._running, *self._ended):
             life.close()
         self._ended.clear()
@@ -250,8 +251,8 @@ class Workers:
 
     # -- One worker --------------------------------------------------------------------------------
 
-    def _life(self, slot: _Slot, *, serve: bool) -> Life:
-        life = Life(slot.place, on_delta=self._on_delta, on_report=self._reported)
+    def _life(self, slot: _Slot, *, serve: bool, spawned: Spawned | None = None) -> Life:
+        life = Life(slot.place, on_delta=self._on_delta, on_report=self._changed, spawned=spawned)
         if self._order is not None:
             life.say(Kind.PLAN, self._order.encode())
         if serve:
@@ -259,8 +260,8 @@ class Workers:
         self._running[life] = asyncio.create_task(self._live(slot, life))
         return life
 
-    def _begin(self, slot: _Slot) -> None:
-        slot.life = self._life(slot, serve=self._serving)
+    def _begin(self, slot: _Slot, spawned: Spawned | None = None) -> None:
+        slot.life = self._life(slot, serve=self._serving, spawned=spawned)
 
     async def _live(self, slot: _Slot, life: Life) -> None:
         """Run one worker, and then, unless another took its place, the next."""
@@ -313,9 +314,6 @@ class Workers:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.until(condition), limit_s or START_MS / 1000)
         return condition()
-
-    def _reported(self) -> None:
-        self._changed()
 
     def _changed(self) -> None:
         # Whoever waits looks at this very step; whoever comes later waits for the next.
