@@ -15,7 +15,7 @@ the streams and their calls. Refuses sockets, tasks and clocks. How to use it:
 `fold(stream_id, message, log_name)` starts folding one access log message; the caller says
 `connection.folded(stream_id, log_name, error)` when it is done, at once or later. `tick(now)` is
 called a few times a second, and `look_at_health()`. `go_away()` begins a drain, `go_away_at_last()`
-lets nothing new in; with `idle` all calls are over, by `end_calls()` at the latest; `close()`.
+lets nothing new in and ends what has no end; with `idle` all calls are over; `close()`.
 
 `strict` is for TCP: every header block is decoded, and GET /healthz is served.
 
@@ -71,15 +71,16 @@ from sidecar.wire.frames import (
 )
 from sidecar.wire.heads import HeaderDecoder, Malformed, check_trailers, head_of
 from sidecar.wire.limits import (
+    CHORES_PER_TURN,
     CONNECTION_WINDOW,
     CONTINUATIONS_MAX,
     CONTROL_REPLIES_MAX,
     DECODE_BYTES,
-    DECODES_PER_TURN,
     EMPTY_DATA_IN_A_ROW_MAX,
     HEADER_BLOCK_BYTES_MAX,
     HEADER_BLOCK_S,
     HEADER_LIST_BYTES_MAX,
+    MESSAGE_S,
     NOISE_BASE,
     PINGS_IN_A_ROW_MAX,
     PINGS_WINDOW_S,
@@ -140,8 +141,9 @@ class Connection(Requests):
         self._state = ConnectionState.PREFACE
         self._rest = b""
         self._heads = HeaderDecoder(strict=strict)
-        self._decodes = 0
         self._begin_by_s = now_s + PREFACE_S
+        # When the first byte came of the frame that is not whole.
+        self._frame_since_s = now_s
         self._block: _Block | None = None
         # What the peer may still send on the connection.
         self._allowance = CONNECTION_WINDOW
@@ -200,17 +202,21 @@ class Connection(Requests):
         self._now_s = now_s
         if self.closed:
             return
+        at = 0
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        else:
+            self._frame_since_s = now_s
         try:
-            at = 0
             if self._state is ConnectionState.PREFACE:
                 at = self._take_preface(data)
             if self._state is not ConnectionState.PREFACE:
                 at = self._take_frames(data, at)
             if at != len(data):
                 self._rest = data[at:]
+                if at:
+                    self._frame_since_s = now_s
             if self._allowance < CONNECTION_WINDOW // 2:
                 self._refill()
         except ConnectionFault as fault:
@@ -226,35 +232,29 @@ class Connection(Requests):
                 raise ConnectionFault(ErrorCode.SETTINGS_TIMEOUT, "no preface in time")
             if self._block is not None and now_s > self._block.by_s:
                 raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a slow header block")
+            if self._rest and not self.unfinished:
+                self._look_at_frame(now_s - self._frame_since_s)
             self._look_at_streams(now_s)
+            self._end_answered()
         except ConnectionFault as fault:
             self._fail(fault)
 
     def go_away(self) -> None:
         """Ask the peer to open no more streams here; those on their way are served."""
-        self._leaving = True
         if not self.closed:
             self._out.append(frames.goaway(STREAM_ID_MAX, ErrorCode.NO_ERROR))
-            self.look_at_health()
 
     def go_away_at_last(self) -> None:
         """Serve nothing that comes from now on."""
         if not self.closed:
             self._final_id = self._last_id
             self._out.append(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
-
-    def end_calls(self) -> None:
-        """Answer what is open: logs well, for all that came is or will be folded."""
-        for stream in list(self._streams.values()):
-            if stream.method is Method.ACCESS_LOGS:
-                self._answer(stream, b"")
-            else:
-                self._refuse(stream, Refused(Status.UNAVAILABLE, "the server ends"))
+            self.end_logs()
 
     def close(self) -> None:
-        """Take and send nothing more, but for what is to be sent already."""
+        """End what is open; after what is to be sent, take and send nothing more."""
         for stream in list(self._streams.values()):
-            self._drop(stream)
+            self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
         self._end()
 
     # -- Frames ------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class Connection(Requests):
         process, answered, out = self._process, self._answered, self._out
         prefixes, prefix_bytes, room = self._fast()
         self.unfinished = False
-        self._decodes = 0
+        self._chores = 0
         for _ in range(STEPS_PER_TURN):
             if size - at < FRAME_HEADER_BYTES:
                 return at
@@ -315,8 +315,10 @@ class Connection(Requests):
                     try:
                         answer = process(data[body + _MESSAGE_AT : end])
                     except PeerError as error:
-                        self._refuse_unreadable(stream_id, error, ended=bool(flags))
                         at = end
+                        self._refuse_unreadable(stream_id, error, ended=bool(flags))
+                        if self._chores >= CHORES_PER_TURN:
+                            break
                         continue
                     id_bytes = data[at + 5 : at + FRAME_HEADER_BYTES]
                     if answer is None:
@@ -351,7 +353,7 @@ class Connection(Requests):
             if behind == at:
                 return at
             at = behind
-            if self._decodes >= DECODES_PER_TURN:
+            if self._chores >= CHORES_PER_TURN:
                 break
             prefixes, prefix_bytes, room = self._fast()
         self.unfinished = size - at >= FRAME_HEADER_BYTES
@@ -375,6 +377,7 @@ class Connection(Requests):
     def _refuse_unreadable(self, stream_id: int, error: PeerError, *, ended: bool) -> None:
         block = Refused(Status.INVALID_ARGUMENT, str(error)).block(alone=True)
         self._refuse_bare(stream_id, block, ended=ended)
+        self._count_refusal()
 
     def _answer_slowly(self, stream_id: int, answer: bytes, *, ended: bool) -> None:
         """An answer of the fast path that the windows do not let through at once."""
@@ -445,9 +448,10 @@ class Connection(Requests):
         self._empty_data = 0 if data or ended else self._empty_data + 1
         if self._empty_data > EMPTY_DATA_IN_A_ROW_MAX:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "empty DATA frames")
-        if action is Action.RESET_CLOSED:
-            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "data on a closed stream")
-        if action is Action.DISCARD:
+        if action is Action.RESET_CLOSED or action is Action.DISCARD:
+            self._count_late(len(payload))
+            if action is Action.RESET_CLOSED:
+                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "data on a closed stream")
             return
         stream = self._streams.get(stream_id)
         if stream is not None:
@@ -459,6 +463,7 @@ class Connection(Requests):
 
     def _take_late_data(self, stream_id: int, length: int) -> None:
         """What the peer sent before it saw our answer."""
+        self._count_late(length)
         self._answered[stream_id] += length
         if self._answered[stream_id] > STREAM_WINDOW:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
@@ -487,7 +492,7 @@ class Connection(Requests):
             part,
             ended=bool(flags & END_STREAM),
             depends_on_itself=depends_on == stream_id,
-            by_s=self._now_s + HEADER_BLOCK_S,
+            by_s=self._frame_since_s + HEADER_BLOCK_S,
         )
         if flags & END_HEADERS:
             self._take_block(block)
@@ -539,7 +544,7 @@ class Connection(Requests):
         self._on_end(stream_id)
 
     def _decode(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        self._decodes += 1 + len(data) // DECODE_BYTES
+        self._chores += 1 + len(data) // DECODE_BYTES
         return self._heads.decode(data)
 
     def _take_request(self, block: _Block) -> None:
@@ -572,9 +577,15 @@ class Connection(Requests):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         self._count_noise()
         if len(payload) != _PRIORITY_BYTES:
-            raise StreamFault(stream_id, ErrorCode.FRAME_SIZE_ERROR, "PRIORITY of another size")
-        if WORD.unpack_from(payload)[0] & STREAM_ID_MAX == stream_id:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "depends on itself")
+            code, why = ErrorCode.FRAME_SIZE_ERROR, "PRIORITY of another size"
+        elif WORD.unpack_from(payload)[0] & STREAM_ID_MAX == stream_id:
+            code, why = ErrorCode.PROTOCOL_ERROR, "depends on itself"
+        else:
+            return
+        if stream_id in self._streams or stream_id in self._answered:
+            raise StreamFault(stream_id, code, why)
+        # Section 6.4: there is no RST_STREAM on an idle stream, nor a second one on a closed one.
+        raise ConnectionFault(code, why)
 
     def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Section 6.4. Only resets of what is not answered are counted (CVE-2023-44487)."""
@@ -585,6 +596,8 @@ class Connection(Requests):
             self._count_noise()
         elif stream_id in self._answered:
             del self._answered[stream_id]
+        elif self._state_of(stream_id) is StreamState.ANSWERED:
+            self._end_by_reset(stream_id, StreamState.CLOSED_BY_PEER)
         else:
             self._end_by_reset(stream_id, StreamState.CLOSED_BY_PEER)
             self._count_reset()
@@ -708,6 +721,13 @@ class Connection(Requests):
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
         self._out.append(frames.window_update(0, CONNECTION_WINDOW - self._allowance))
         self._allowance = CONNECTION_WINDOW
+
+    def _look_at_frame(self, age_s: float) -> None:
+        """A frame that comes byte by byte."""
+        kind = self._rest[3] if len(self._rest) > 3 else FrameType.HEADERS
+        is_block = kind in (FrameType.HEADERS, FrameType.CONTINUATION)
+        if age_s > (HEADER_BLOCK_S if is_block else MESSAGE_S):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a slow frame")
 
     def _look_at_streams(self, now_s: float) -> None:
         """End what nobody waits for any more, and what comes or goes too slowly."""

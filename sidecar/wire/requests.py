@@ -38,8 +38,11 @@ from sidecar.wire.frames import (
 from sidecar.wire.heads import Head
 from sidecar.wire.limits import (
     ANSWER_S,
+    ANSWERED_S,
     BUFFERED_BYTES_MAX,
     CLOSED_REMEMBERED,
+    LATE_BURST,
+    LATE_PER_S,
     MESSAGE_S,
     PREFIX_BYTES,
     RESETS_BURST,
@@ -79,6 +82,11 @@ class Requests:
         self._answered: dict[int, int] = {}
         self._closed: dict[int, StreamState] = {}
         self._resets = Bucket(RESETS_BURST, RESETS_PER_S)
+        self._late = Bucket(LATE_BURST, LATE_PER_S)
+        # Streams that were answered at the last look, and when that was.
+        self._answered_then: list[int] = []
+        self._looked_s = 0.0
+        self._chores = 0
         self._window = WINDOW_DEFAULT
         self._stream_window = WINDOW_DEFAULT
         self._blocked: dict[int, Stream] = {}
@@ -89,7 +97,6 @@ class Requests:
         self._starved: dict[int, Stream] = {}
         self._watched: dict[int, bytes] = {}
         self._logs: dict[int, Stream] = {}
-        self._leaving = False
         # The peer has asked for a smaller header table. We never use one, but must say so, once
         # (RFC 7541 section 4.2).
         self._shrink = False
@@ -113,30 +120,46 @@ class Requests:
         self._buffered_bytes -= len(stream.log.pop(0))
         stream.log_name = log_name
         stream.folding = False
-        live = self._streams.get(stream_id) is stream
+        try:
+            self._go_on(stream, error)
+            self._feed_the_starved()
+        except ConnectionFault as fault:
+            self._fail(fault)
+
+    def _go_on(self, stream: Stream, error: PeerError | None) -> None:
+        """One message of an access log is folded, or could not be read."""
+        live = self._streams.get(stream.id) is stream
         if error is not None:
             self._buffered_bytes -= sum(map(len, stream.log))
             stream.log.clear()
-            if live:
-                self._refuse(stream, Refused(Status.INVALID_ARGUMENT, str(error)))
-                live = False
         if stream.log:
             self._fold_next(stream)
             return
-        del self._logs[stream_id]
-        if live and stream.state is StreamState.HALF_CLOSED_REMOTE:
+        del self._logs[stream.id]
+        if not live:
+            return
+        if error is not None:
+            self._refuse(stream, Refused(Status.INVALID_ARGUMENT, str(error)))
+        elif stream.state is StreamState.HALF_CLOSED_REMOTE:
             self._answer(stream, b"")
-        elif live:
+        else:
             self._give_window(stream)
-        self._feed_the_starved()
 
     def look_at_health(self) -> None:
         """Tell watchers when the health has changed."""
         for stream_id, told in list(self._watched.items()):
-            now = health_answer(serving=self._healthy() and not self._leaving)
+            now = health_answer(serving=self._healthy())
             if now != told:
                 self._watched[stream_id] = now
                 self._send(self._streams[stream_id], prefixed(now), None)
+
+    def end_logs(self) -> None:
+        """Ask access logs and watchers to go elsewhere; what is on its way is still folded."""
+        for stream in list(self._streams.values()):
+            if stream.method is Method.WATCH:
+                self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
+            elif stream.method is Method.ACCESS_LOGS and stream.state is StreamState.OPEN:
+                self._end_log(stream)
 
     # -- Opening -----------------------------------------------------------------------------------
 
@@ -150,6 +173,7 @@ class Requests:
             call = Call(head, pages=self._strict)
         except Refused as refused:
             self._refuse_bare(stream_id, refused.block(alone=True), ended=ended)
+            self._count_refusal()
             return None
         stream = Stream(
             stream_id,
@@ -187,8 +211,13 @@ class Requests:
         messages = stream.messages
         messages.add(data)
         try:
-            # Never anything after our trailers: what follows an answered request is not looked at.
-            while stream.id in self._streams and (message := messages.next()) is not None:
+            # Never anything after our trailers: what follows an answered request is not looked at,
+            # also while the answer still waits for its window.
+            while (
+                stream.trailers is None
+                and stream.id in self._streams
+                and (message := messages.next()) is not None
+            ):
                 self._buffered_bytes -= len(message) + PREFIX_BYTES
                 stream.message_by_s = 0.0
                 self._take_message(stream, message)
@@ -200,6 +229,10 @@ class Requests:
 
     def _after_data(self, stream: Stream) -> None:
         """Bound the memory and the time of what has not come yet."""
+        if stream.trailers is not None:
+            self._buffered_bytes -= stream.messages.held
+            stream.messages.clear()
+            return
         if self._buffered_bytes > BUFFERED_BYTES_MAX:
             refused = Refused(Status.RESOURCE_EXHAUSTED, "too much is unfinished")
             self._refuse(stream, refused)
@@ -231,7 +264,7 @@ class Requests:
         except Refused as refused:
             self._refuse(stream, refused)
             return
-        answer = health_answer(serving=self._healthy() and not self._leaving)
+        answer = health_answer(serving=self._healthy())
         if stream.method is Method.CHECK:
             self._answer(stream, answer)
             return
@@ -243,6 +276,10 @@ class Requests:
         """The peer has ended its half."""
         if stream.body_left > 0:
             raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "less than content-length")
+        if stream.state is StreamState.ANSWERED:
+            self._drop(stream)
+            self._remember(stream.id, StreamState.CLOSED_BY_PEER)
+            return
         stream.state = StreamState.HALF_CLOSED_REMOTE
         stream.message_by_s = 0.0
         if stream.trailers is not None:
@@ -274,7 +311,7 @@ class Requests:
         Nothing while messages wait to be folded: that is the stream's backpressure. A large
         message gets its memory as a whole or waits, so that two of them never wait for each other.
         """
-        if stream.log or stream.state is not StreamState.OPEN:
+        if stream.log or stream.state is StreamState.HALF_CLOSED_REMOTE:
             return
         increment = 0
         missing = stream.messages.missing
@@ -317,19 +354,36 @@ class Requests:
         self._send(stream, prefixed(message), TRAILERS_OK)
 
     def _refuse(self, stream: Stream, refused: Refused) -> None:
-        """End a call that cannot be served any further."""
+        """End a call that cannot be served any further, by the peer's fault."""
+        self._end_call(stream, refused)
+        self._count_refusal()
+
+    def _end_call(self, stream: Stream, refused: Refused) -> None:
         block = refused.block(alone=not stream.headed)
         self._drop(stream)
+        if stream.state is StreamState.ANSWERED:
+            self._remember(stream.id, StreamState.CLOSED_BY_US)
+            self._out.append(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
+            return
         ended = stream.state is StreamState.HALF_CLOSED_REMOTE
         self._refuse_bare(stream.id, block, ended=ended)
 
     def _refuse_bare(self, stream_id: int, block: bytes, *, ended: bool) -> None:
-        """Answer by one block; the peer may stop sending (RFC 9113 section 8.1)."""
+        """Answer by one block."""
         self._send_block(stream_id, block, END_STREAM)
         if not ended:
-            self._out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
-        state = StreamState.CLOSED_BY_PEER if ended else StreamState.CLOSED_BY_US
-        self._remember(stream_id, state)
+            self._answered[stream_id] = 0
+
+    def _end_log(self, stream: Stream) -> None:
+        stream.state = StreamState.ANSWERED
+        message = prefixed(b"")
+        if min(self._window, stream.window) < len(message):
+            self._send_block(stream.id, ONLY_OK, END_STREAM)
+            return
+        self._send_block(stream.id, HEADERS_OK, 0)
+        self._window -= len(message)
+        self._out.append(frames.frame(FrameType.DATA, 0, stream.id, message))
+        self._send_block(stream.id, TRAILERS_OK, END_STREAM)
 
     def _send_block(self, stream_id: int, block: bytes, flags: int) -> None:
         if self._shrink:
@@ -413,6 +467,25 @@ class Requests:
         self._answered.pop(stream_id, None)
         self._remember(stream_id, state)
 
+    def _count_refusal(self) -> None:
+        self._chores += 1
+        self._count_reset()
+
+    def _count_late(self, length: int) -> None:
+        if not self._late.take(self._now_s, length):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "data for streams that have ended")
+
+    def _end_answered(self) -> None:
+        """Reset what was answered long ago and the peer never ends (RFC 9113 section 8.1)."""
+        if self._now_s - self._looked_s < ANSWERED_S:
+            return
+        for stream_id in self._answered_then:
+            if self._answered.pop(stream_id, None) is not None:
+                self._out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+                self._remember(stream_id, StreamState.CLOSED_BY_US)
+        self._answered_then = list(self._answered)
+        self._looked_s = self._now_s
+
     def _count_reset(self) -> None:
         if not self._resets.take(self._now_s):
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
@@ -435,3 +508,7 @@ class Requests:
         closed[stream_id] = state
         if len(closed) > CLOSED_REMEMBERED:
             del closed[next(iter(closed))]
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        """End the connection."""
+        raise NotImplementedError

@@ -57,6 +57,8 @@ FATAL: list[tuple[str, bytes, ErrorCode]] = [
     ("6.1 no pad length", OPEN + data(1, b"", PADDED), ErrorCode.FRAME_SIZE_ERROR),
     ("6.2 stream 0", headers(0, block_of()), ErrorCode.PROTOCOL_ERROR),
     ("6.2 priority", headers(1, b"\0\0", END_HEADERS | PRIORITY), ErrorCode.FRAME_SIZE_ERROR),
+    ("6.3 size idle", frame(2, 0, 1, b"\0" * 4), ErrorCode.FRAME_SIZE_ERROR),
+    ("5.3.1 itself idle", frame(2, 0, 1, b"\0\0\0\1\0"), ErrorCode.PROTOCOL_ERROR),
     ("6.3 stream 0", frame(2, 0, 0, b"\0" * 5), ErrorCode.PROTOCOL_ERROR),
     ("6.4 stream 0", frames.rst_stream(0, 0), ErrorCode.PROTOCOL_ERROR),
     ("6.4 size", OPEN + frame(3, 0, 1, b"\0" * 3), ErrorCode.FRAME_SIZE_ERROR),
@@ -96,8 +98,8 @@ FATAL: list[tuple[str, bytes, ErrorCode]] = [
 
 RESETTING: list[tuple[str, bytes, ErrorCode]] = [
     ("5.1 data half-closed", HALF + data(1, b"x"), ErrorCode.NO_ERROR),
-    ("6.3 size", frame(2, 0, 1, b"\0" * 4), ErrorCode.FRAME_SIZE_ERROR),
-    ("5.3.1 itself", frame(2, 0, 1, b"\0\0\0\1\0"), ErrorCode.PROTOCOL_ERROR),
+    ("6.3 size", OPEN + frame(2, 0, 1, b"\0" * 4), ErrorCode.FRAME_SIZE_ERROR),
+    ("5.3.1 itself", OPEN + frame(2, 0, 1, b"\0\0\0\1\0"), ErrorCode.PROTOCOL_ERROR),
     (
         "5.3.1 itself",
         headers(1, b"\0\0\0\1\0" + block_of(), END_HEADERS | PRIORITY),
