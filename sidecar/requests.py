@@ -175,6 +175,8 @@ class Decoder:
                     if entry is None:
                         return None
                     name, value, after = entry
+                    if name.startswith(":"):
+                        return None
                     headers[name] = value
                 else:
                     headers[name] = data[place + 1 : next_]
@@ -198,6 +200,10 @@ class Decoder:
 
     def _learn_tail(self, data: bytes, end: int, stop: int) -> bool:
         """Whether nothing of what follows the header map is about request headers."""
+        if len(data) < stop:
+            return False
+        if len(data) == end:
+            return True  # never remembered: a message that was cut short would look the same
         try:
             inner = HttpHeaders.FromString(data[end:stop])
             outer = ProcessingRequest.FromString(data[stop:])
