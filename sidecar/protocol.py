@@ -235,10 +235,9 @@ class WireServer:
         end_s = loop.time() + grace_s
         self._server.close()
         self._for_all(lambda peer: peer.connection.go_away())
-        await asyncio.sleep(min(GO_AWAY_S, grace_s))
+        await self._until(lambda: not self.peers, loop.time() + min(GO_AWAY_S, grace_s))
         self._for_all(lambda peer: peer.connection.go_away_at_last())
         await self._until(lambda: all(peer.connection.idle for peer in self.peers), end_s)
-        self._for_all(lambda peer: peer.connection.end_calls())
         await self._until(lambda: not self.peers, loop.time() + LAST_WORDS_S)
         self._for_all(lambda peer: peer.connection.close())
         await self._until(lambda: not self.peers, loop.time() + LINGER_S)

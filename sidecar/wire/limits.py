@@ -21,6 +21,15 @@ CONNECTIONS_MAX: Final = 64
 RESETS_BURST: Final = 200
 RESETS_PER_S: Final = 100.0
 
+# The same budget pays for calls that we must end by a status of the peer's fault.
+
+# DATA for streams that have ended: what was on its way when they did, and no more. In bytes.
+LATE_BURST: Final = 512 * 1024
+LATE_PER_S: Final = 64 * 1024.0
+# Streams that we have answered and the peer has not ended are reset (NO_ERROR) after so long; a
+# second reset by us before would race with the answer (grpc then reports INTERNAL).
+ANSWERED_S: Final = 5.0
+
 # CONTINUATION flood (CVE-2024-27316 and its kin, CVE-2024-30255): a header block without an end.
 HEADER_BLOCK_BYTES_MAX: Final = 16_384
 CONTINUATIONS_MAX: Final = 8
@@ -72,10 +81,10 @@ CLOSED_REMEMBERED: Final = 1_024
 
 # Fairness: what one connection gets of one turn of the loop. One step is a frame, or a whole
 # request on the fast path, which is two frames.
-STEPS_PER_TURN: Final = 2_048
-# Decoding a usual header block costs as much as 30 frames, and so does every DECODE_BYTES of a
-# larger one.
-DECODES_PER_TURN: Final = 64
+STEPS_PER_TURN: Final = 512
+# What costs as much as 10 to 30 frames: decoding a usual header block, or every DECODE_BYTES of a
+# larger one; refusing a call.
+CHORES_PER_TURN: Final = 32
 DECODE_BYTES: Final = 256
 
 
@@ -91,11 +100,11 @@ class Bucket:
         self._tokens = float(burst)
         self._full_s = 0.0
 
-    def take(self, now_s: float) -> bool:
-        """Take one; whether there was one."""
+    def take(self, now_s: float, count: int = 1) -> bool:
+        """Take some; whether there were as many."""
         earned = (now_s - self._full_s) * self._per_s
         self._full_s = now_s
-        self._tokens = min(self._burst, self._tokens + earned) - 1.0
+        self._tokens = min(self._burst, self._tokens + earned) - count
         return self._tokens >= 0.0
 
 

@@ -319,7 +319,7 @@ def test_connection_window_is_refilled_whatever_becomes_of_the_streams() -> None
     for _ in range(CONNECTION_WINDOW // 2 // 16_256 // 400 + 1):
         peer.connection._allowance -= 16_256 * 399  # as if 399 more had come
         peer.send(headers(stream_id, block_of(b"/unknown")))
-        peer.send(padded[:5] + WORD.pack(stream_id) + padded[9:])
+        peer.send(padded[:5] + WORD.pack(stream_id) + padded[9:]).pass_time(1.0)
         stream_id += 2
     updates = [f for f in peer.read() if f.kind is FrameType.WINDOW_UPDATE]
     assert [f.stream_id for f in updates] == [0]
@@ -374,19 +374,27 @@ def test_open_calls_end_well_when_the_drain_ends() -> None:
     )
     peer.answers()
     assert not peer.connection.idle
-    peer.connection.end_calls()
-    answers = peer.answers()
-    assert {i: a["grpc-status"] for i, a in answers.items()} == {1: "0", 3: "14", 5: "14"}
+    peer.connection.go_away_at_last()
+    assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {1: "0", 5: "14"}
+    # What was on its way is folded still, until the peer has seen the end.
+    peer.send(data(1, message(b"late")))
+    assert peer.served.folding == [(1, b"late", "")]
+    peer.connection.folded(1, "")
+    assert not peer.connection.idle
+    peer.send(frames.rst_stream(1, ErrorCode.INTERNAL_ERROR))
+    assert peer.resets() == {}
     peer.connection.close()
+    assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {3: "14"}
     assert peer.connection.closed
 
 
-def test_health_is_not_serving_while_draining() -> None:
+def test_health_is_the_handlers_while_draining() -> None:
+    """A successor may have the socket: Envoy must not take its host for unhealthy."""
     peer = Peer()
     peer.connection.go_away()
     peer.read()
     peer.send(headers(1, block_of(CHECK)), data(1, message(b""), END_STREAM))
-    assert bytes_of(peer, 1) == message(b"\x08\x02")
+    assert bytes_of(peer, 1) == message(b"\x08\x01")
 
 
 # -- The page for tools that speak HTTP only -------------------------------------------------------

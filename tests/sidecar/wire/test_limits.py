@@ -19,9 +19,11 @@ from sidecar.wire.frames import (
 from sidecar.wire.limits import (
     ANSWER_S,
     BUFFERED_BYTES_MAX,
+    CHORES_PER_TURN,
     CONTINUATIONS_MAX,
     CONTROL_REPLIES_MAX,
     HEADER_BLOCK_S,
+    LATE_BURST,
     LOG_BYTES_MAX,
     MESSAGE_S,
     NOISE_BASE,
@@ -35,7 +37,6 @@ from sidecar.wire.limits import (
     SETTINGS_MAX,
     STEPS_PER_TURN,
     STREAM_WINDOW,
-    STREAMS_MAX,
     UNSENT_BYTES_MAX,
     WINDOW_UPDATES_BASE,
     Bucket,
@@ -356,23 +357,64 @@ def test_streams_are_refused_when_answers_are_not_let_through() -> None:
 
 
 def test_others_get_their_turn_when_one_sends_much() -> None:
-    peer = Peer()
-    peer.send(request(1, b"x"), request(3, b"x", shrink=False))
-    reads = [request(i, b"x", shrink=False) for i in range(5, 2 * STREAMS_MAX - 20, 2)]
-    resets = [frames.rst_stream(i, 2) for i in range(5, 2 * STREAMS_MAX - 20, 2)]
-    connection = peer.connection
-    connection.receive(b"".join(reads + resets), 0.0)
-    assert not connection.unfinished
-    late = range(2 * STREAMS_MAX + 1, 4 * STREAMS_MAX, 2)
-    many = [request(i, b"x", shrink=False) + frames.rst_stream(i, 2) for i in late] * 1
-    extra = range(4 * STREAMS_MAX + 1, 6 * STREAMS_MAX, 2)
-    many += [request(i, b"x", shrink=False) + frames.rst_stream(i, 2) for i in extra]
-    before = len(peer.served.processed)
+    peer = Peer().send(request(1, b"x"), request(3, b"x", shrink=False))
+    ids = range(5, 5 + 4 * STEPS_PER_TURN, 2)
+    many = [request(i, b"x", shrink=False) + frames.rst_stream(i, 2) for i in ids]
+    served, connection = peer.served.processed, peer.connection
     connection.receive(b"".join(many), 0.0)
     assert connection.unfinished
-    assert len(peer.served.processed) - before == STEPS_PER_TURN // 2
+    assert len(served) - 2 == STEPS_PER_TURN // 2
     connection.receive(b"", 0.0)
-    assert len(peer.served.processed) - before == len(many)
+    assert len(served) - 2 == STEPS_PER_TURN
+    peer.send()
+    assert len(served) - 2 == len(many)
+
+
+def test_others_get_their_turn_sooner_when_headers_must_be_decoded() -> None:
+    peer = Peer()
+    connection = peer.connection
+    ids = range(1, 4 * CHORES_PER_TURN, 2)
+    connection.receive(b"".join(request(i, b"bad", end=True) for i in ids), 0.0)
+    assert connection.unfinished
+    assert len(peer.served.processed) <= CHORES_PER_TURN
+
+
+def test_connection_ends_when_data_comes_for_streams_that_have_ended() -> None:
+    """Reset by the peer, reset by us, or answered."""
+    for end in (frames.rst_stream(1, 8), frames.window_update(1, 0), data(1, message(b"none"))):
+        peer = Peer().send(opened(1), end)
+        late = data(1, b"x" * FRAME_BYTES_MAX)
+        assert count_until_closed(peer, *[late] * 100) == LATE_BURST // FRAME_BYTES_MAX
+        assert peer.goaway() is CALM
+
+
+def test_connection_ends_when_a_frame_is_slow() -> None:
+    """From its first byte, whatever comes of it since."""
+    peer = Peer()
+    for octet in opened(1)[:8]:
+        peer.send(bytes([octet])).pass_time(HEADER_BLOCK_S / 8)
+    assert not peer.connection.closed
+    assert peer.pass_time(0.1).goaway() is CALM
+    peer = Peer().send(data(1, b"x")[:9]).pass_time(MESSAGE_S - 0.1)
+    assert not peer.connection.closed
+    assert peer.pass_time(0.2).goaway() is CALM
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda i: request(i, b"bad"),
+        lambda i: opened(i) + data(i, b"\1\0\0\0\0"),
+        lambda i: opened(i) + data(i, b"\0\xff\xff\xff\xff"),
+        lambda i: request(i, b"x", path=b"/x/Y"),
+    ],
+    ids=["unreadable", "flag", "announced", "unknown"],
+)
+def test_connection_ends_when_calls_must_be_refused_too_fast(refused: object) -> None:
+    assert callable(refused)
+    peer = Peer()
+    assert count_until_closed(peer, *[refused(i) for i in range(1, 1_001, 2)]) == RESETS_BURST
+    assert peer.goaway() is CALM
 
 
 def test_buckets_and_windows_count() -> None:
