@@ -156,6 +156,8 @@ class Connection(Requests):
         self._window_updates = 0
         self._final_id = STREAM_ID_MAX
         self._shrunk = False
+        # As `_fast` said after the last frame on the general path, which alone changes it.
+        self._fast_terms = self._fast()
         self.closed = False
         self.unfinished = False
         self._takers: list[Callable[[int, int, bytes], None]] = [
@@ -248,6 +250,7 @@ class Connection(Requests):
         """Serve nothing that comes from now on."""
         if not self.closed:
             self._final_id = self._last_id
+            self._fast_terms = self._fast()
             self._out.append(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
             self.end_logs()
 
@@ -277,7 +280,7 @@ class Connection(Requests):
         size = len(data)
         unpack, unpack_data = HEADER.unpack_from, DATA_HEADER_AND_PREFIX.unpack_from
         process, answered, out = self._process, self._answered, self._out
-        prefixes, prefix_bytes, room = self._fast()
+        prefixes, prefix_bytes, room = self._fast_terms
         self.unfinished = False
         self._chores = 0
         for _ in range(STEPS_PER_TURN):
@@ -341,9 +344,9 @@ class Connection(Requests):
                             TRAILERS_OK,
                         )
                     else:
-                        self._answer_slowly(stream_id, answer, ended=bool(flags))
-                        prefixes, prefix_bytes, room = self._fast()
                         at = end
+                        self._answer_slowly(stream_id, answer, ended=bool(flags))
+                        self._fast_terms = prefixes, prefix_bytes, room = self._fast()
                         continue
                     if not flags:
                         answered[stream_id] = 0
@@ -355,7 +358,7 @@ class Connection(Requests):
             at = behind
             if self._chores >= CHORES_PER_TURN:
                 break
-            prefixes, prefix_bytes, room = self._fast()
+            self._fast_terms = prefixes, prefix_bytes, room = self._fast()
         self.unfinished = size - at >= FRAME_HEADER_BYTES
         return at
 
