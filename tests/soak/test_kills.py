@@ -40,6 +40,7 @@ async def test_no_request_fails_and_the_totals_are_envoys_when_workers_are_kille
             last = now
         seen = await wrk.stop()
     print(f"{KILLS} kills at {seen.per_s:.0f} requests/s: {seen.failed} failed")
+    print({name: count for name, count in (await rig.envoy.ext_proc()).items() if count})
     print(f"unstamped: median {statistics.median(unstamped):g}, most {max(unstamped)}")
     assert seen.failed == 0
     total = await rig.agree(before)

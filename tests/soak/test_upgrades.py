@@ -41,5 +41,9 @@ async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> Non
         decided, requests = rig.fake.total("decided"), rig.fake.total("requests")
         return 0 <= decided.total() - requests.total() <= BROKEN_OFF + unstamped
 
-    await wait_for(counted, "what was decided is logged", timeout_s=AGREE_S)
+    try:
+        await wait_for(counted, "what was decided is logged", timeout_s=AGREE_S)
+    finally:
+        decided, requests = rig.fake.total("decided"), rig.fake.total("requests")
+        print(f"decided {decided.total()}, logged {requests.total()}")
     assert rig.fake.total("decided").total() >= seen.requests - unstamped
