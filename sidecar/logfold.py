@@ -79,7 +79,8 @@ def fold_message(fold: Fold, data: bytes, log_name: str) -> tuple[str, Iterator[
     try:
         message = LeanAccessLogsMessage.FromString(data)
         if message.identifier:
-            identifier = StreamAccessLogsMessage.Identifier.FromString(message.identifier)
+            told = b"".join(message.identifier)
+            identifier = StreamAccessLogsMessage.Identifier.FromString(told)
             log_name = identifier.log_name or log_name
     except DecodeError as error:
         raise MalformedMessage("not an encoded StreamAccessLogsMessage") from error

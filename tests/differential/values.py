@@ -184,8 +184,8 @@ def cookies(values: list[bytes], wanted: bytes) -> list[bytes]:
     for value in values:
         for pair in value.split(b";"):
             name, equals, content = pair.partition(b"=")
-            if equals and name.strip(b" \t") == wanted:
-                found.append(content.strip(b" \t"))
+            if equals and name.strip() == wanted:
+                found.append(content.strip())
     return found
 
 

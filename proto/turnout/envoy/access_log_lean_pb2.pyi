@@ -28,14 +28,18 @@ class LeanAccessLogsMessage(_message.Message):
 
     IDENTIFIER_FIELD_NUMBER: _builtins.int
     HTTP_LOGS_FIELD_NUMBER: _builtins.int
-    identifier: _builtins.bytes
-    """Envoy names the log in the first message of a stream only."""
+    @_builtins.property
+    def identifier(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Envoy names the log in the first message of a stream only.
+        Several are one: their bytes in a row are the merged message.
+        """
+
     @_builtins.property
     def http_logs(self) -> Global___LeanEntries: ...
     def __init__(
         self,
         *,
-        identifier: _builtins.bytes = ...,
+        identifier: _abc.Iterable[_builtins.bytes] | None = ...,
         http_logs: Global___LeanEntries | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["http_logs", b"http_logs"]  # noqa: Y015
