@@ -1,6 +1,6 @@
-"""One stream on the general path: what was asked, what has come, what waits to be sent.
+"""What the general path keeps of one stream, and of a header block that comes in parts.
 
-Owns nothing but the fields; `requests` moves them.
+Owns nothing but the fields; `answers`, `requests` and `handlers` move them.
 """
 
 from __future__ import annotations
@@ -76,3 +76,29 @@ class Stream:
         self.log: list[bytes] = []
         self.log_name = ""
         self.folding = False
+
+
+class Block:
+    """A header block that may come in parts.
+
+    Attributes:
+        stream_id: Whose it is.
+        data: What has come.
+        ended: Whether the peer has ended the stream with it.
+        depends_on_itself: Whether its priority says so.
+        by_s: When it must be whole.
+        parts: CONTINUATIONs so far.
+    """
+
+    __slots__ = ("by_s", "data", "depends_on_itself", "ended", "parts", "stream_id")
+
+    def __init__(
+        self, stream_id: int, data: bytes, *, ended: bool, depends_on_itself: bool, by_s: float
+    ) -> None:
+        """The first part."""
+        self.stream_id = stream_id
+        self.data = bytearray(data)
+        self.ended = ended
+        self.depends_on_itself = depends_on_itself
+        self.by_s = by_s
+        self.parts = 0
