@@ -72,9 +72,18 @@ class Target:
     """One target, and its experiments bound to gates and counters."""
 
     __slots__ = (
-        "_hop", "_tallies", "_templates", "baseline", "default", "experiments", "idle", "layers",
-        "name", "quick", "sources", "waiting",
+        "_closed", "_hop", "_slots", "_tallies", "_templates", "baseline", "default",
+        "experiments", "idle", "layers", "name", "quick", "sources",
     )  # fmt: skip
+
+    # What an answer counts as when no experiment serves here.
+    idle: Tally
+    # Of the experiments that may enrol: `models` first, then by name.
+    layers: tuple["Layer", ...]
+    # Where their units come from.
+    sources: tuple[Source, ...]
+    # None = there is no short way.
+    quick: "Quick | None"
 
     def __init__(
         self,
@@ -101,21 +110,35 @@ class Target:
         """
         self.name = name
         self.experiments = tuple(sorted(experiments, key=lambda one: one.order))
-        self.waiting = any(one.name in closed for one in experiments)
         # The answer to a request that gets no variant; None = Envoy's route knows the baseline.
         self.default = encode([(HEADER_UPSTREAM, default.encode())]) if default else None
         self.baseline = default or baseline
+        self._closed = closed
+        self._slots = slots
         self._hop = hop
         self._templates: dict[int | tuple[int, int], Template] = {}
         self._tallies: dict[tuple[Outcome, int], Tally] = {}
-        serving = [one for one in self.experiments if one.name not in closed]
+
+    def __getattr__(self, name: str) -> Any:
+        """Bind the experiments when `idle`, `layers`, `sources` or `quick` is first asked for.
+
+        A plan has a thousand targets, of which the models beside this sidecar are one or two: bound
+        at once, the others would take half of a plan's time and memory. Later reads find the slots
+        filled and do not come here.
+        """
+        if name not in ("idle", "layers", "sources", "quick"):
+            raise AttributeError(name)
+        serving = [one for one in self.experiments if one.name not in self._closed]
+        waiting = len(serving) < len(self.experiments)
         keys = list(dict.fromkeys(one.unit_key for one in serving))
-        self.sources: tuple[Source, ...] = tuple(
+        self.sources = tuple(
             next(one.source for one in serving if one.unit_key == key) for key in keys
         )
-        self.layers = _layers(serving, keys, slots)
-        self.idle = self.tally(Outcome.WAITING if self.waiting else Outcome.NO_EXPERIMENT)
-        self.quick = None if hop or not Quick.is_possible(self) else Quick(self)
+        self.idle = self.tally(Outcome.WAITING if waiting else Outcome.NO_EXPERIMENT)
+        self.layers = _layers(serving, keys, self._slots)
+        possible = not self._hop and Quick.is_possible(self)
+        self.quick = Quick(self) if possible else None
+        return getattr(self, name)
 
     def tally(self, outcome: Outcome, flags: int = 0) -> Tally:
         """What an answer of this target counts as: one object for each kind."""

@@ -16,6 +16,7 @@ equivalent flag of one experiment (`assignmentpeers`), in an environment of thei
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import subprocess
@@ -259,6 +260,7 @@ def plan_times() -> dict[str, float]:
     data = snapshot.SerializeToString()
     found: dict[str, list[float]] = {}
     previous: Plan | None = None
+    gc.disable()  # as the worker does meanwhile
     for _ in range(5):
         for name, known in (("anew", None), ("unchanged", previous)):
             steps = []
@@ -275,6 +277,7 @@ def plan_times() -> dict[str, float]:
             previous = builder.plan
             found.setdefault(f"plan of 1,000 {name}, ms", []).append(sum(steps) / 1e6)
             found.setdefault(f"plan of 1,000 {name}, longest step, ms", []).append(max(steps) / 1e6)
+    gc.enable()
     return {name: min(values) for name, values in found.items()}
 
 
