@@ -179,7 +179,8 @@ def test_holdout_keeps_its_units_out_and_nobody_else() -> None:
 
 def token(experiment: str, variant: str, *, unit: bytes = b"", **changes: Any) -> bytes:
     """A force token, written from the contract's words."""
-    parts: dict[str, Any] = {"tenant": "risk", "issued": int(NOW_S) - 5, "expires": int(NOW_S) + 60} | changes
+    now = int(NOW_S)
+    parts: dict[str, Any] = {"tenant": "risk", "issued": now - 5, "expires": now + 60} | changes
     text = base64.urlsafe_b64encode(unit).rstrip(b"=").decode()
     payload = ";".join(
         (parts["tenant"], experiment, variant, str(parts["issued"]), str(parts["expires"]), text)
