@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.judge import PREFACE, Judge, Sent
+from tests.fuzz.judge import PREFACE, Judge
 from tests.fuzz.seeds import corpus, files
-from tests.fuzz.sessions import mutated, session
-from tests.fuzz.wiretarget import check_cuts, run
+from tests.fuzz.sessions import Session, mutated, session
+from tests.fuzz.wiretarget import check_cuts, run, run_frames
 
 SEED: Final = int(os.environ.get("TURNOUT_SEED", "20"))
 SESSIONS: Final = 6_000
@@ -49,6 +49,19 @@ def test_connection_keeps_its_rules_when_sessions_are_mutated() -> None:
     # Not all are refused at once, and not all are harmless.
     assert answered > SESSIONS / 3
     assert closed > SESSIONS / 10
+
+
+def test_connections_keep_their_rules_when_a_fresh_one_takes_what_is_left() -> None:
+    """As the long form has it: the frames behind a fatal one are not wasted."""
+    print(f"TURNOUT_SEED={SEED}")
+    taken = 0
+    for number in range(400):
+        random = Random(f"{SEED}/frames/{number}")
+        made = Session(random)
+        for _ in range(60):
+            made.add()
+        taken += run_frames(mutated(random, made.frames), random, strict=number % 4 == 0)
+    assert taken > 400 * 60
 
 
 def test_answers_do_not_depend_on_how_bytes_are_cut() -> None:
@@ -99,13 +112,13 @@ def _resident() -> int:
 def test_connection_keeps_its_rules_for_8_million_mutated_frames(block: int) -> None:
     """A million in each block; the first tenth warms the allocators up."""
     print(f"TURNOUT_SEED={SEED}")
-    frames = number = 0
-    before = 0
+    frames = number = before = 0
     while frames < SOAK_FRAMES:
         random = Random(f"{SEED}/soak/{block}/{number}")
-        data = session(random, length=40)
-        peer = run(data, random=random, strict=number % 4 == 0)
-        frames += Sent(peer.sent).frames
+        made = Session(random)
+        for _ in range(60):
+            made.add()
+        frames += run_frames(mutated(random, made.frames), random, strict=number % 4 == 0)
         number += 1
         if not before and frames > SOAK_FRAMES / 10:
             before = _resident()

@@ -15,7 +15,8 @@ from typing import Any, Final
 from sidecar.wire.calls import PeerError
 from sidecar.wire.connection import Connection
 from sidecar.wire.limits import BUFFERED_BYTES_MAX, CLOSED_REMEMBERED, STREAMS_MAX
-from tests.fuzz.judge import Judge, Sent
+from tests.fuzz.judge import PREFACE, Judge, Sent
+from tests.fuzz.sessions import frame
 
 # What an idle connection may cost, and what each byte that came may become.
 IDLE_BYTES_MAX: Final = 128 * 1024
@@ -151,6 +152,39 @@ def run(data: bytes, *, random: Random | None = None, strict: bool = False) -> P
         if random is not None and random.random() < 0.01:
             peer.pass_time(random.choice((0.1, 4.0, 11.0)))
     peer.conclude(weigh=random is None or random.random() < 0.02)
+    return peer
+
+
+def run_frames(frames: list[bytes], random: Random, *, strict: bool = False) -> int:
+    """Feed frames to connections, a fresh one whenever one has closed.
+
+    Returns:
+        How many frames came to an open connection, each counted once.
+    """
+    peer, taken, at = _begun(strict), 0, 0
+    while at < len(frames):
+        some = frames[at : at + random.choice((1, 1, 2, 5))]
+        data = b"".join(some)
+        cut = random.randrange(len(data)) if random.random() < 0.3 and data else len(data)
+        for part in (data[:cut], data[cut:]):
+            if part and not peer.connection.closed:
+                peer.feed(part)
+        at += len(some)
+        if peer.connection.closed:
+            taken += 1  # of those that came together, one was the last
+            peer.conclude()
+            peer = _begun(strict)
+        else:
+            taken += len(some)
+        if random.random() < 0.01:
+            peer.pass_time(random.choice((0.1, 4.0, 11.0)))
+    peer.conclude(weigh=random.random() < 0.02)
+    return taken
+
+
+def _begun(strict: bool) -> Peer:
+    peer = Peer(strict=strict)
+    peer.feed(PREFACE + frame(4, 0, 0))
     return peer
 
 
