@@ -391,8 +391,9 @@ class Layer(_message.Message):
     parameters alone. Default "models".
     """
     reserve: _builtins.float
-    """Share of the layer's units that the experiment reserves from its start to its end, (0, 1]. A start is
-    refused when the experiments that run have left less than that. Default 1.
+    """Share of the layer's units that the experiment reserves from its start to its end, 0.000001..1. A
+    start is refused when the experiments that run have left less than that, or have another unit: by it,
+    a request would be in another place of the layer. Default 1.
     """
     def __init__(
         self,
