@@ -30,8 +30,8 @@ PING = frames.frame(FrameType.PING, 0, 0, b"12345678")
 class Careful(Connection):
     """A connection without the fast path."""
 
-    def _fast(self) -> tuple[tuple[bytes, ...], int, int]:
-        return (), 0, 0
+    def _fast(self) -> tuple[tuple[bytes, ...], int, int, int]:
+        return (), 0, 0, 0
 
 
 def outcome(kind: type[Connection], reads: list[bytes]) -> tuple[bytes, list[bytes], bool]:
