@@ -69,16 +69,12 @@ class Attacker:
 
     def __init__(self, address: Address, *, seconds: float, bytes_max: int) -> None:
         self.deaf = False
-        self.settled = False
         self._address = address
         self._more: list[socket.socket] = []
-        self._peer = address.connect()
-        self._peer.setblocking(False)
-        self._ends = select.poll()
-        self._ends.register(self._peer, select.POLLRDHUP)
-        self._reader = Reader()
+        self._connect()
         self._seen: Counter[int] = Counter()
         self._seconds, self._bytes_max = seconds, bytes_max
+        self._opened = False
         self._start = time.monotonic()
         self._closed_s: float | None = None
         self._dead_s: float | None = None
@@ -92,9 +88,11 @@ class Attacker:
     def open(self, opening: bytes = OPENING) -> None:
         """Begin as a client does; time and bytes count from the server's SETTINGS."""
         self.write(opening)
-        self.wait(lambda: self.settled, 2.0)
+        self.wait(lambda: self.settled or self._closed_s is not None, 2.0)
         self.write(ACKNOWLEDGED)
-        self._start, self._sent = time.monotonic(), 0
+        if not self._opened:
+            self._opened = True
+            self._start, self._sent = time.monotonic(), 0
 
     def flood(self, chunks: Iterable[bytes]) -> None:
         """Write all of it; an end is an end of the attack.
@@ -155,6 +153,20 @@ class Attacker:
             self._hear(min(left, 0.1))
         return True
 
+    def returning(self, flood: Callable[[], None]) -> None:
+        """Come back on a new connection whenever the server ended the last.
+
+        Raises:
+            Over: The bounds are reached.
+        """
+        while True:
+            with contextlib.suppress(Over):
+                flood()
+            self._closed_s = self._dead_s = self._sent_at_close = None
+            self._check()
+            self._peer.close()
+            self._connect()
+
     def crowd(self, connections: int) -> None:
         """Open more connections, and keep them until the end."""
         for _ in range(connections):
@@ -186,6 +198,13 @@ class Attacker:
         )
 
     # -- The socket --------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._peer = self._address.connect()
+        self._peer.setblocking(False)
+        self._ends = select.poll()
+        self._ends.register(self._peer, select.POLLRDHUP)
+        self._reader, self.settled = Reader(), False
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._start

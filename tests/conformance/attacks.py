@@ -91,8 +91,10 @@ class Attackers:
     ) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
         self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.wait()
 
     def begin(
         self, one: Attack, address: Address, *, seconds: float, bytes_max: int = BYTES_MAX
@@ -119,15 +121,20 @@ class Attackers:
 
 def obey() -> None:
     """Attack as the lines of stdin say, each in a thread of its own."""
+    speaking = threading.Lock()
+
+    def say(what: object) -> None:
+        with speaking:
+            print(json.dumps(what), flush=True)
 
     def run(number: int, one: int, address: str, seconds: float, bytes_max: int) -> None:
         where, what = Address.parse(address), ATTACKS[one - 1].run
         try:
             outcome = attack(where, what, seconds=seconds, bytes_max=bytes_max)
         except OSError as error:
-            print(json.dumps([number, str(error), None]), flush=True)
+            say([number, str(error), None])
         else:
-            print(json.dumps([number, "", outcome]), flush=True)
+            say([number, "", outcome])
 
     threads = []
     for line in sys.stdin:

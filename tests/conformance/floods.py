@@ -193,7 +193,7 @@ def _watchers(attacker: Attacker) -> None:
         attacker.write(
             open_stream(stream, request_block(WATCH)) + data(stream, message(b""), flags=1)
         )
-    attacker.idle(2.0)
+    attacker.idle(1.0)
 
 
 def _sleepers(attacker: Attacker) -> None:
@@ -202,7 +202,7 @@ def _sleepers(attacker: Attacker) -> None:
     attacker.write(
         b"".join(open_stream(stream, PROCESS_BLOCK) for stream in range(FIRST, 2_001, 2))
     )
-    attacker.idle(2.0)
+    attacker.idle(1.0)
 
 
 def _crowd(attacker: Attacker) -> None:
@@ -210,6 +210,15 @@ def _crowd(attacker: Attacker) -> None:
     attacker.open()
     attacker.crowd(200)
     attacker.idle(1.0)
+
+
+def returning(flood: Callable[[Attacker], None]) -> Callable[[Attacker], None]:
+    """The same on connection after connection."""
+
+    def run(attacker: Attacker) -> None:
+        attacker.returning(lambda: flood(attacker))
+
+    return run
 
 
 def _partial(stream: int) -> bytes:
@@ -318,6 +327,9 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("1,000 health watches", _watchers, End.SERVED, 0),
     ("requests as fast as they go", per_stream(lambda s: _asked(s) + rst(s)), End.WORK, 0),
     ("health checks as fast as they go", per_stream(_checked), End.WORK, 0),
+    ("rapid reset, on connection after connection",
+     returning(per_stream(lambda s: _open(s) + rst(s))), End.WORK, 0),
+    ("PING flood, on connection after connection", returning(again(PING_FRAME)), End.WORK, 0),
     ("200 connections", _crowd, End.SERVED, 0),
     # No preface at all.
     ("HTTP/1.1", lambda a: a.flood(repeat(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n" * 1_000)), C, 0),

@@ -57,9 +57,10 @@ class Address(NamedTuple):
         if self.port:
             return socket.create_connection((LOOPBACK, self.port), timeout_s)
         peer = socket.socket(socket.AF_UNIX)
-        peer.settimeout(timeout_s)
         try:
+            # With a time limit it would not wait for a place in the server's queue at all.
             peer.connect(self.path)
+            peer.settimeout(timeout_s)
         except OSError:
             peer.close()
             raise
