@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 from control.model.rules import check_header, check_number, check_salt, check_text
 from control.model.violations import Report
