@@ -20,6 +20,7 @@ from turnout.contract import WORKERS_CLUSTER
 
 WORKERS: Final = 2
 AGREE_S: Final = 60.0
+STEADY_S: Final = 0.6
 
 
 class Rig:
@@ -48,22 +49,42 @@ class Rig:
         return rig
 
     async def whole(self) -> None:
-        """Wait until both workers serve, and Envoy knows it."""
+        """Wait until both workers serve and Envoy has asked both for a while.
 
-        async def healthy() -> bool:
+        What it found healthy a moment ago it may be about to leave out: whom a request has failed
+        on stays out for a second or two.
+        """
+        loop = asyncio.get_running_loop()
+        since: float | None = None
+
+        async def steady() -> bool:
+            nonlocal since
             stats = await self.envoy.stats(f"cluster.{WORKERS_CLUSTER}.")
-            return stats.get("membership_healthy", 0) == WORKERS
+            if stats.get("membership_healthy", 0) != WORKERS:
+                since = None
+            elif since is None:
+                since = loop.time()
+            return since is not None and loop.time() - since >= STEADY_S
 
         await self.stage.workers_serve(WORKERS)
-        await wait_for(healthy, "Envoy finds both workers healthy")
+        await wait_for(steady, "Envoy finds both workers healthy")
 
     async def kill_one(self, turn: int, sig: int = signal.SIGKILL) -> int:
         """Send one worker a signal and wait until another has its place; its id."""
         workers = sorted(self.sidecar.workers())
         victim = workers[turn % len(workers)]
+        restarts = await self.restarts()
         os.kill(victim, sig)
-        await wait_for(lambda: victim not in self.sidecar.workers(), "the worker is replaced")
+
+        async def replaced() -> bool:
+            return await self.restarts() > restarts
+
+        await wait_for(replaced, "the worker is replaced")
         return victim
+
+    async def restarts(self) -> float:
+        """Workers that the supervisor has found ended."""
+        return await self.stage.metric("turnout_sidecar_worker_restarts_total")
 
     async def upgrade(self) -> None:
         """Start a new sidecar beside the old one, and wait until the old one has ended well."""
