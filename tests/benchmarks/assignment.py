@@ -1,8 +1,8 @@
 """What one decision costs: `python -m tests.benchmarks.assignment [--json FILE] [--no-sdks]`.
 
-Owns the snapshots and requests that are measured, and the clock around `processor`. Every case is
-measured in every round, the order turned by one from round to round; a figure is the least of the
-rounds, as what disturbs a measurement only ever adds to it; medians stand beside.
+Owns the snapshots and requests that are measured, and the CPU clock around `processor`. Every case
+is measured in every round, the order turned by one from round to round; a figure is the least of
+the rounds, as what disturbs a measurement only ever adds to it; medians stand beside.
 
 decode      bytes -> page and headers (`Decoder.quick`)
 assign      what follows: match, unit, holdout, overrides, segments, buckets, answer
@@ -200,26 +200,30 @@ def cases() -> Iterator[Case]:
         for number in range(REQUESTS * (ROUNDS + 1))
     ]
     for name, snapshot in SNAPSHOTS.items():
-        yield from _cases_of(name, build(snapshot()), fresh, again)
+        yield from _cases_of(name, snapshot(), fresh, again)
     yield _rotating(
         "decode: every path for the first time", build(one_experiment()).decoder.quick, paths
     )
 
 
-def _cases_of(name: str, plan: Plan, fresh: list[bytes], again: list[bytes]) -> Iterator[Case]:
-    work = Work(CounterFile.create("benchmark"))
-    work.serve(plan)
+def _cases_of(
+    name: str, snapshot: Snapshot, fresh: list[bytes], again: list[bytes]
+) -> Iterator[Case]:
+    plan = build(snapshot)
     yield _rotating(f"{name}: decode", plan.decoder.quick, fresh)
 
-    def assigned(parts: Iterator[list[Any]]) -> None:
+    def assigned(plan: Plan, parts: Iterator[list[Any]]) -> None:
         for page, headers, request in next(parts):
             assign(plan, page, headers, request, bytes, float)
 
     for kind, requests in (("fresh", fresh), ("again", again)):
+        # A plan for each, as it remembers units.
+        plan, work = build(snapshot), Work(CounterFile.create("benchmark"))
+        work.serve(build(snapshot))
         ready = [(*found, data) for data in requests if (found := plan.decoder.quick(data))]
         assert len(ready) == len(requests), "every request is read the short way"
         parts = _parts(ready)
-        yield Case(f"{name}: assign, {kind}", partial(assigned, parts), REQUESTS)
+        yield Case(f"{name}: assign, {kind}", partial(assigned, plan, parts), REQUESTS)
         yield _rotating(f"{name}: process, {kind}", work.process, requests)
 
 
@@ -246,9 +250,9 @@ def measure(all_cases: list[Case], peers: Callable[[], dict[str, float]]) -> dic
     for round_ in range(ROUNDS):
         turned = all_cases[round_ % len(all_cases) :] + all_cases[: round_ % len(all_cases)]
         for case in turned:
-            started = time.perf_counter_ns()
+            started = time.thread_time_ns()
             case.run()
-            found[case.name].append((time.perf_counter_ns() - started) / case.calls / 1000)
+            found[case.name].append((time.thread_time_ns() - started) / case.calls / 1000)
         for name, microseconds in peers().items():
             found.setdefault(name, []).append(microseconds)
     return found
