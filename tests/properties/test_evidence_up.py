@@ -145,4 +145,4 @@ def test_reading_bytes_never_fails_but_by_its_own_name(data: bytes) -> None:
     with suppress(CorruptSnapshot):
         snapshotfile.decode(data)
     with suppress(MalformedRequest):
-        process(PLAN, data, random_unit=bytes)
+        process(PLAN, data, random_unit=bytes, now_s=float)
