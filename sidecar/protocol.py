@@ -120,7 +120,11 @@ class _Peer(asyncio.Protocol):
         if connection.owes and not transport.get_write_buffer_size():
             connection.written()
         connection.receive(data, self._loop.time())
-        self.flush()
+        answers = connection.data_to_send()
+        if answers:
+            transport.write(answers)
+        if connection.closed or connection.unfinished:
+            self.flush()
 
     def pause_writing(self) -> None:
         """The peer does not read: then we do not read either."""
@@ -134,6 +138,7 @@ class _Peer(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._server.peers.discard(self)
+        self._let_go()
 
     # -- Called by the server ----------------------------------------------------------------------
 
@@ -190,6 +195,12 @@ class _Peer(asyncio.Protocol):
             failed = error
         self.connection.folded(stream_id, log_name, failed)
         self.flush()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """When all is over, free the memory now."""
+        if self._transport is None and not self.connection.folding:
+            self.connection.release()
 
 
 class WireServer:

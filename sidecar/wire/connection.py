@@ -60,7 +60,7 @@ from sidecar.wire.frames import (
     Setting,
     StreamFault,
 )
-from sidecar.wire.handlers import Handlers
+from sidecar.wire.handlers import TAKERS, Handlers
 from sidecar.wire.limits import (
     CHORES_PER_TURN,
     CONNECTION_WINDOW,
@@ -128,8 +128,11 @@ class Connection(Handlers):
 
     def data_to_send(self) -> bytes:
         """All bytes to send since the last call."""
-        data = b"".join(self._out)
-        self._out.clear()
+        out = self._out
+        if not out:
+            return b""
+        data = b"".join(out)
+        out.clear()
         return data
 
     @property
@@ -201,6 +204,15 @@ class Connection(Handlers):
         for stream in list(self._streams.values()):
             self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
         self._end()
+
+    def release(self) -> None:
+        """The transport is gone, and nothing is being folded: refer to nobody any more.
+
+        The shell refers to us and we to the shell; see TAKERS.
+        """
+        self._end()
+        self._streams.clear()
+        self._fold = _fold_nothing
 
     # -- Frames ------------------------------------------------------------------------------------
 
@@ -352,9 +364,9 @@ class Connection(Handlers):
         end = payload + length
         if end > size:
             return at
-        take = self._takers[kind] if kind < len(self._takers) else self._on_noise
+        take = TAKERS[kind] if kind < len(TAKERS) else Handlers._on_noise
         try:
-            take(flags, stream_id, data[payload:end])
+            take(self, flags, stream_id, data[payload:end])
         except StreamFault as fault:
             self._reset(fault.stream_id, fault.code)
         return end
@@ -398,3 +410,7 @@ class Connection(Handlers):
         self._rest = b""
         self._block = None
         self._answered.clear()
+
+
+def _fold_nothing(stream_id: int, message: bytes, log_name: str) -> None:
+    raise AssertionError(f"a released connection folds a message of stream {stream_id}")

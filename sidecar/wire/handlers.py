@@ -90,18 +90,6 @@ class Handlers(Requests):
         self._window_updates = 0
         self._final_id = STREAM_ID_MAX
         self._shrunk = False
-        self._takers: list[Callable[[int, int, bytes], None]] = [
-            self._on_data,
-            self._on_headers,
-            self._on_priority,
-            self._on_rst_stream,
-            self._on_settings,
-            self._on_noise,
-            self._on_ping,
-            self._on_goaway,
-            self._on_window_update,
-            self._on_continuation,
-        ]
 
     def _action(self, stream_id: int, column: int) -> Action:
         """What to do with a frame on a stream, if it does not end the connection."""
@@ -394,3 +382,19 @@ class Handlers(Requests):
         self._noise += 1
         if self._noise > NOISE_BASE + self._data_frames:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "frames that say nothing")
+
+
+# By frame type. Not bound methods in each connection: that would be a cycle, and a closed
+# connection would stay until the collector comes, which has little to do here and seldom does.
+TAKERS: Final[tuple[Callable[[Handlers, int, int, bytes], None], ...]] = (
+    Handlers._on_data,
+    Handlers._on_headers,
+    Handlers._on_priority,
+    Handlers._on_rst_stream,
+    Handlers._on_settings,
+    Handlers._on_noise,
+    Handlers._on_ping,
+    Handlers._on_goaway,
+    Handlers._on_window_update,
+    Handlers._on_continuation,
+)

@@ -63,6 +63,11 @@ class Requests(Answers):
         """Whether no call is open."""
         return not self._streams and not self._logs
 
+    @property
+    def folding(self) -> bool:
+        """Whether `folded` will be called again."""
+        return bool(self._logs)
+
     def folded(self, stream_id: int, log_name: str, error: PeerError | None = None) -> None:
         """The shell has folded a stream's message: the next one, or the end.
 
