@@ -130,13 +130,14 @@ def _ext_proc(headers: Sequence[str], namespaces: Sequence[str]) -> Json:
             "envoy_grpc": {
                 "cluster_name": contract.WORKERS_CLUSTER,
                 "skip_envoy_headers": True,
-                "retry_policy": {
-                    "num_retries": 2,
-                    "retry_on": "connect-failure,refused-stream,reset,unavailable",
-                    "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.005s"},
-                },
             },
             "timeout": "1s",
+            # Here, not in envoy_grpc: there Envoy takes it, and retries nothing.
+            "retry_policy": {
+                "num_retries": 2,
+                "retry_on": "connect-failure,refused-stream,reset,unavailable",
+                "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.005s"},
+            },
         },
     }
     if namespaces:
