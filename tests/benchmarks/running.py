@@ -24,8 +24,8 @@ READY_S: Final = 30.0
 # another one, and measured again.
 UNSTAMPED_MAX: Final = 0.01
 ATTEMPTS: Final = 3
-# Servers of the Go runtime: one processor, and the collector less often.
-_ENVIRONMENT: Final = ("GOMAXPROCS=1", "GOGC=400")
+# For servers of the Go runtime: one processor, and no collection below the limit.
+_ENVIRONMENT: Final = ("GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=256MiB")
 
 
 class Round(NamedTuple):
