@@ -10,12 +10,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import pytest
 import pytest_asyncio
 
-from tests.integration.harness import Request, Response, Stage, wait_for
+from tests.integration.harness import Client, Request, Response, Stage, wait_for
 from tests.integration.pods import Seen
 from tests.integration.worlds import (
     HELD_OUT,
@@ -419,7 +420,7 @@ async def test_odd_units_are_served_and_never_an_error(scene: Scene) -> None:
         {"x-user-id": ""},
         {"x-user-id": "x" * 4_096},
         {"x-user-id": "x" * 4_097},
-        {"x-user-id": "x" * 20_000},
+        {"x-user-id": "x" * 50_000},
         {"x-user-id": b"\xff\xfe\x80"},
         {"x-user-id": ["first", "second"]},
         {"x-user-id": "a,b"},
@@ -428,6 +429,37 @@ async def test_odd_units_are_served_and_never_an_error(scene: Scene) -> None:
     units = [None, None, b"x" * 4_096, None, None, b"\xff\xfe\x80", b"first", b"a,b"]
     wanted = ["" if unit is None else scene.world.expected("plain", unit) for unit in units]
     assert [one.variant for one in served] == wanted
+
+
+async def test_gigantic_headers_are_envoys_to_refuse_and_nobody_else_notices(scene: Scene) -> None:
+    before = await scene.stage.unstamped()
+    huge = "x" * 70_000
+    # Connections of their own: Envoy closes them.
+    with closing(Client(scene.stage.port)) as client:
+        sent = [Request("/plain", {name: huge}) for name in ("x-user-id", "x-a")]
+        assert [answer.status for answer in await client.send(sent)] == [431, 431]
+    assert await scene.stage.unstamped() == before
+    assert (await scene.one("/plain", x_user_id="u")).variant == scene.world.expected("plain", "u")
+
+
+async def test_first_of_several_cookies_and_tokens_counts(scene: Scene) -> None:
+    one, other = "0" * 32, "f" * 32
+    first, second = await scene.ask(
+        "/session",
+        {"cookie": [f"sid={one}", f"sid={other}"]},
+        {"cookie": f"sid={other}; sid={one}"},
+    )
+    assert first.variant == scene.world.expected("session", one)
+    assert second.variant == scene.world.expected("session", other)
+    now = int(time.time())
+    good = force_token("overrides", "v2", tenant=TENANT, issued=now, expires=now + 60,
+                       key=scene.key)  # fmt: skip
+    forced, not_forced = await scene.ask(
+        "/overrides",
+        {"x-user-id": "anybody", "x-force-variant": [good, "bad"]},
+        {"x-user-id": "anybody", "x-force-variant": ["bad", good]},
+    )
+    assert (forced.variant, not_forced.variant) == ("v2", "control")
 
 
 async def test_clients_cannot_say_what_only_the_sidecar_may(scene: Scene) -> None:
