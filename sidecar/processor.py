@@ -33,7 +33,15 @@ from turnout.contract import (
     UNIT_BYTES_MAX,
 )
 
-__all__ = ["RANDOM_UNIT_BYTES", "MalformedRequest", "Verdict", "assign", "decide", "process"]
+__all__ = [
+    "RANDOM_UNIT_BYTES",
+    "MalformedRequest",
+    "Verdict",
+    "assign",
+    "decide",
+    "decide_unusual",
+    "process",
+]
 
 # What to send (None: Trailers-Only status 0, Envoy's own route serves), decided counters to raise,
 # and what the answer counts as. A plain tuple, as one is made for every request.
@@ -69,10 +77,21 @@ def process(
 def decide(
     plan: Plan, request: bytes, random_unit: Callable[[], bytes], now_s: Callable[[], float]
 ) -> Verdict:
-    """`process` without the making of an Answer: the hot path's form."""
+    """`process` without the making of an Answer."""
     found = plan.decoder.quick(request)
     if found is not None:
         return assign(plan, found[0], found[1], request, random_unit, now_s)
+    return decide_unusual(plan, request, random_unit, now_s)
+
+
+def decide_unusual(
+    plan: Plan, request: bytes, random_unit: Callable[[], bytes], now_s: Callable[[], float]
+) -> Verdict:
+    """`decide` for a request that `Decoder.quick` does not read.
+
+    Raises:
+        MalformedRequest: As `process`.
+    """
     headers, first = read_headers(request)
     page = page_of(plan.matcher, headers)
     return _assign_fully(plan, page, headers, first, request, random_unit, now_s)
