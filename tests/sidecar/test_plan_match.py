@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.envoymatch import matches, target_hosts, targets_in_order
+from sidecar.envoyyaml import Json
+from sidecar.matching import REMEMBERED_MAX
 from sidecar.plan import Plan
 from tests.sidecar.samples import build, target
 from turnout.v1alpha1.common_pb2 import Predicate
@@ -96,3 +103,81 @@ def test_match_prefers_more_predicates_when_the_prefix_is_the_same() -> None:
 
 def test_match_finds_nothing_when_there_is_no_target() -> None:
     assert matched(plan_of(), b"x") is None
+
+
+# -- As Envoy's routes have it --------------------------------------------------------------------
+
+HOSTS = ["a.svc", "b.svc", "c", "A.SVC:80"]
+PATHS = [
+    "/v2/models/fraud/infer", "/v2/models/fraud/versions/2/infer", "/v1/models/fraud:predict",
+    "/v2/models/fraud", "/v2/models/other/infer", "/ns/v2/models/fraud", "/v2", "/",
+    "/v2/models?q=/",
+]  # fmt: skip
+MODEL_HEADERS: list[dict[str, bytes]] = [
+    {}, {"x-model-name": b"fraud"}, {"seldon-model": b"fraud", "x-model-version": b"2"},
+    {"x-model-name": b"other", "x-model-version": b"2"}, {"x-one": b"1"},
+]  # fmt: skip
+
+
+@st.composite
+def some_targets(draw: st.DrawFn) -> list[TargetPlan]:
+    found = []
+    for number in range(draw(st.integers(1, 4))):
+        one = target(f"t{number}")
+        one.path_prefix = draw(st.sampled_from(["/", "/v2", "/v2/models", "/ns", ""]))
+        one.hosts.extend(draw(st.lists(st.sampled_from(["a.svc", "*.svc", "*", "c"]), max_size=2)))
+        one.model_name = draw(st.sampled_from(["", "", "fraud"]))
+        one.model_version = "2" if one.model_name and draw(st.booleans()) else ""
+        one.methods.extend(draw(st.sampled_from([[], ["POST"], ["GET"]])))
+        if draw(st.booleans()):
+            one.headers.append(Predicate(header="x-one", present=draw(st.booleans())))
+        found.append(one)
+    return found
+
+
+def by_routes(targets: list[TargetPlan], host: str, path: str, headers: dict[str, bytes]) -> str:
+    """The first of Envoy's routes that takes the request: its target, "" = none."""
+    name = host.split(":")[0].lower()
+    patterns = {pattern for one in targets for pattern in target_hosts(one)} | {"*"}
+    suffixes = sorted((p for p in patterns if p.startswith("*.")), key=len, reverse=True)
+    fitting = [p for p in suffixes if name.endswith(p[1:]) and len(name) > len(p) - 1]
+    virtual = name if name in patterns else next(iter(fitting), "*")
+    path = path.split("?")[0]
+    for one in targets_in_order(targets, virtual):
+        if any(_takes(match, path, headers) for match in matches(one)):
+            return one.name
+    return ""
+
+
+def _takes(match: Json, path: str, headers: dict[str, bytes]) -> bool:
+    if "prefix" in match:
+        fits = path.startswith(match["prefix"])
+    else:
+        pattern = match["safe_regex"]["regex"].replace(r"\C", "(?s:.)")
+        fits = re.fullmatch(pattern, path) is not None
+    for wanted in match.get("headers", ()):
+        value = (headers | {":method": b"POST"}).get(wanted["name"])
+        if "present_match" in wanted:
+            fits = fits and (value is not None) == wanted["present_match"]
+        else:
+            fits = fits and value is not None and value.decode() == wanted["string_match"]["exact"]
+    return fits
+
+
+@given(
+    some_targets(), st.sampled_from(HOSTS), st.sampled_from(PATHS), st.sampled_from(MODEL_HEADERS)
+)
+@settings(max_examples=300, deadline=None)
+def test_match_is_the_target_of_envoys_first_route(
+    targets: list[TargetPlan], host: str, path: str, headers: dict[str, bytes]
+) -> None:
+    pseudo = {":authority": host.encode(), ":path": path.encode(), ":method": b"POST"}
+    found = plan_of(*targets).match(pseudo | headers)
+    assert (found.name if found is not None else "") == by_routes(targets, host, path, headers)
+
+
+def test_candidates_that_are_remembered_are_bounded() -> None:
+    plan = plan_of(target())
+    for number in range(3 * REMEMBERED_MAX):
+        assert matched(plan, b"x", b"/v2/%d" % number) == "fraud"
+    assert len(plan.matcher._known) <= REMEMBERED_MAX

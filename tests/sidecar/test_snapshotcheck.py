@@ -5,14 +5,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from sidecar.plan import InvalidSnapshot, decode_snapshot
 from sidecar.snapshotcheck import validate
 from tests.sidecar.samples import build, snapshot, target
-from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_UNSPECIFIED, Predicate, Unit
-from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot, TargetPlan, VariantPlan
+from turnout.v1alpha1.common_pb2 import (
+    BAD_EVENT_KIND_UNSPECIFIED,
+    JwtClaim,
+    NumberRange,
+    Percentage,
+    Predicate,
+    Session,
+    Unit,
+)
+from turnout.v1alpha1.snapshot_pb2 import (
+    ExperimentPlan,
+    ShadowPlan,
+    Snapshot,
+    TargetPlan,
+    VariantPlan,
+)
 
 Change = Callable[[Snapshot], object]
 
@@ -29,9 +45,10 @@ def tar(message: Snapshot) -> TargetPlan:
     return message.targets[0]
 
 
-def put(message: object, **fields: object) -> None:
+def put(message: object, **fields: object) -> object:
     for name, value in fields.items():
         setattr(message, name, value)
+    return message
 
 
 def nested(depth: int) -> Predicate:
@@ -44,6 +61,28 @@ def nested(depth: int) -> Predicate:
 def second_experiment(message: Snapshot) -> None:
     message.experiments.add().CopyFrom(exp(message))
     message.experiments[1].name = "other"
+
+
+def tuned(message: Snapshot, layer: str) -> ExperimentPlan:
+    """One more experiment on the target, in a layer of its own or in `models`."""
+    other = message.experiments.add()
+    other.CopyFrom(message.experiments[0])
+    other.name, other.layer = f"e{len(message.experiments)}", layer
+    other.ClearField("layer_ranges")
+    if layer != "models":
+        for each in other.variants:
+            each.ClearField("cluster")
+    return other
+
+
+def part(plan: ExperimentPlan, start: int, end: int) -> ExperimentPlan:
+    plan.layer_salt = "layer"
+    plan.layer_ranges.add(start=start, end=end)
+    return plan
+
+
+def unit(message: Snapshot, **fields: Any) -> None:
+    message.experiments[0].unit.CopyFrom(Unit(**fields))
 
 
 RULES: list[tuple[str, Change, str]] = [
@@ -123,6 +162,43 @@ RULES: list[tuple[str, Change, str]] = [
     ("wide", lambda m: exp(m).segment.CopyFrom(Predicate(any=[nested(1)] * 65)), "experiments[0].segment"),
     ("own header", lambda m: exp(m).segment.CopyFrom(Predicate(negated=Predicate(header="x-variant", present=True))), "experiments[0].segment.not.header"),
     ("values", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", in_values=map(str, range(257)))), "experiments[0].segment.in"),
+    ("two shapes", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", equals="1", percentage=Percentage(salt="p"))), "experiments[0].segment"),
+    ("regex", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="(")), "experiments[0].segment.regex"),
+    ("look-ahead", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="(?=a)")), "experiments[0].segment.regex"),
+    ("large regex", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="[a-z]{500}")), "experiments[0].segment.regex"),
+    ("empty regex", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="")), "experiments[0].segment.regex"),
+    ("long regex", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="a" * 257)), "experiments[0].segment.regex"),
+    ("range of nothing", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", range=NumberRange())), "experiments[0].segment.range"),
+    ("range upside down", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", range=NumberRange(min=2, max=1))), "experiments[0].segment.range"),
+    ("range of NaN", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", range=NumberRange(min=float("nan")))), "experiments[0].segment.range"),
+    ("range without end", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", range=NumberRange(max=float("inf")))), "experiments[0].segment.range"),
+    ("semver", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", semver="1.x")), "experiments[0].segment.semver"),
+    ("percentage without salt", lambda m: exp(m).segment.CopyFrom(Predicate(percentage=Percentage(buckets=1))), "experiments[0].segment.percentage.salt"),
+    ("percentage by the own salt", lambda m: exp(m).segment.CopyFrom(Predicate(percentage=Percentage(salt="salt"))), "experiments[0].segment.percentage.salt"),
+    ("percentage beyond", lambda m: exp(m).segment.CopyFrom(Predicate(percentage=Percentage(salt="p", buckets=1_000_001))), "experiments[0].segment.percentage.buckets"),
+    ("match by regex", lambda m: tar(m).headers.append(Predicate(header="x-a", regex="a")), "targets[0].headers[0]"),
+    ("match by percentage", lambda m: tar(m).headers.append(Predicate(percentage=Percentage(salt="p"))), "targets[0].headers[0].percentage"),
+    ("model name", lambda m: put(tar(m), model_name="a/b"), "targets[0].model_name"),
+    ("model version alone", lambda m: put(tar(m), model_version="1"), "targets[0].model_version"),
+    ("claim", lambda m: unit(m, jwt_claim=JwtClaim(claim="a..b", payload_in_metadata="p")), "experiments[0].unit.jwt_claim.claim"),
+    ("claim of nobody", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub")), "experiments[0].unit.jwt_claim.payload_in_metadata"),
+    ("claim of both", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", unverified=True, payload_in_metadata="p")), "experiments[0].unit.jwt_claim.payload_in_metadata"),
+    ("claim's header", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", unverified=True, header="X")), "experiments[0].unit.jwt_claim.header"),
+    ("session cookie", lambda m: unit(m, session=Session(cookie="a b")), "experiments[0].unit.session.cookie"),
+    ("session age", lambda m: unit(m, session=Session(max_age=Duration(seconds=59))), "experiments[0].unit.session.max_age"),
+    ("holdout without salt", lambda m: exp(m).holdout.ranges.add(start=0, end=1), "experiments[0].holdout.salt"),
+    ("holdout beyond", lambda m: exp(m).holdout.ranges.add(start=0, end=1_000_001), "experiments[0].holdout.ranges[0]"),
+    ("override of none", lambda m: exp(m).overrides.add(unit="", variant="v2"), "experiments[0].overrides[0].unit"),
+    ("long override", lambda m: exp(m).overrides.add(unit="u" * 257, variant="v2"), "experiments[0].overrides[0].unit"),
+    ("override to none", lambda m: exp(m).overrides.add(unit="u", variant="v9"), "experiments[0].overrides[0].variant"),
+    ("override twice", lambda m: [exp(m).overrides.add(unit="u", variant=v) for v in ("v2", "control")], "experiments[0].overrides[1].unit"),
+    ("many overrides", lambda m: [exp(m).overrides.add(unit=f"{n}", variant="v2") for n in range(1_025)], "experiments[0].overrides"),
+    ("shadow without upstream", lambda m: tuned(m, "ui").shadow.CopyFrom(ShadowPlan(variant="v2")), "experiments[1].shadow"),
+    ("layer salts differ", lambda m: [put(exp(m), layer_salt="a"), put(tuned(m, "models"), layer_salt="b")], "experiments[1].layer_salt"),
+    ("layer ranges overlap", lambda m: [part(exp(m), 0, 500), part(tuned(m, "models"), 499, 600)], "experiments[1].layer_ranges"),
+    ("parameters of two layers", lambda m: [var(m).parameters.update({"K": "1"}), tuned(m, "ui").variants[0].parameters.update({"k": "2"})], "experiments[1].variants"),
+    ("many layers", lambda m: [tuned(m, f"l{n}") for n in range(16)], "experiments[16].layer"),
+    ("many experiments", lambda m: [part(tuned(m, "ui"), n, n + 1) for n in range(64)], "experiments[64].target"),
     ("long value", lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", equals="v" * 257)), "experiments[0].segment.equals"),
 ]  # fmt: skip
 
@@ -179,6 +255,21 @@ def test_violation_shows_the_value_shortened_when_it_is_long() -> None:
         lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", equals="")),
         lambda m: var(m).parameters.update({"a": "two words", "b": ""}),
         lambda m: m.experiments.pop(),
+        lambda m: tuned(m, "ui"),
+        lambda m: [part(exp(m), 0, 500), part(tuned(m, "models"), 500, 501)],
+        lambda m: [tuned(m, f"l{n}") for n in range(15)],
+        lambda m: [part(tuned(m, "ui"), n, n + 1) for n in range(63)],
+        lambda m: unit(m, session=Session()),
+        lambda m: unit(m, query_parameter="id"),
+        lambda m: unit(m, jwt_claim=JwtClaim(claim="a.b", payload_in_metadata="p")),
+        lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", unverified=True)),
+        lambda m: put(tar(m), model_name="fraud.v-2_x", model_version="2"),
+        lambda m: exp(m).overrides.add(unit="\u00fc", variant="control"),
+        lambda m: put(exp(m).holdout, salt="h"),
+        lambda m: exp(m).segment.CopyFrom(Predicate(percentage=Percentage(salt="p", buckets=0))),
+        lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", regex="[a-z]{1,40}")),
+        lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", range=NumberRange(min=0))),
+        lambda m: exp(m).segment.CopyFrom(Predicate(header="x-a", semver="^1.2.3 !=1.5.0")),
     ],
 )
 def test_snapshot_is_accepted_when_unusual_but_lawful(change: Change) -> None:
