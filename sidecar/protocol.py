@@ -19,7 +19,7 @@ from sidecar.wire.calls import EXT_PROC_SERVICE as EXT_PROC_SERVICE
 from sidecar.wire.calls import HEALTH_SERVICE as HEALTH_SERVICE
 from sidecar.wire.calls import PeerError as PeerError
 from sidecar.wire.connection import Connection
-from sidecar.wire.limits import CONNECTIONS_MAX
+from sidecar.wire.limits import CONNECTIONS_MAX, Memory
 
 SOCKET_MODE: Final = 0o660
 # How often a health watcher looks again, and deadlines are looked at.
@@ -90,6 +90,7 @@ class _Peer(asyncio.Protocol):
             self._fold,
             strict=server.listen.is_tcp,
             now_s=self._loop.time(),
+            memory=server.memory,
         )
         self._transport: asyncio.Transport | None = None
         self._ending = False
@@ -138,6 +139,7 @@ class _Peer(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._server.peers.discard(self)
+        self.connection.forget()
         self._let_go()
 
     # -- Called by the server ----------------------------------------------------------------------
@@ -210,6 +212,7 @@ class WireServer:
         listen: Where; with the real port after `start`.
         handler: What happens to the messages.
         peers: The connections that are open.
+        memory: What they hold together.
     """
 
     def __init__(self, listen: Listen, handler: Handler) -> None:
@@ -217,6 +220,7 @@ class WireServer:
         self.listen = listen
         self.handler = handler
         self.peers: set[_Peer] = set()
+        self.memory = Memory()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None

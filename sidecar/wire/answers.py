@@ -28,10 +28,12 @@ from sidecar.wire.frames import (
     FrameType,
 )
 from sidecar.wire.limits import (
+    ALL_BUFFERED_BYTES_MAX,
     ANSWER_S,
     ANSWERED_S,
     BUFFERED_BYTES_MAX,
     CLOSED_REMEMBERED,
+    FAIR_SHARE_BYTES,
     LATE_BURST,
     LATE_PER_S,
     MESSAGE_S,
@@ -39,6 +41,7 @@ from sidecar.wire.limits import (
     RESETS_PER_S,
     STREAM_WINDOW,
     Bucket,
+    Memory,
 )
 from sidecar.wire.states import StreamState
 from sidecar.wire.streams import Stream
@@ -49,8 +52,9 @@ _TABLE_SIZE_0: Final = b"\x20"
 class Answers:
     """The streams of one connection, seen from our side."""
 
-    def __init__(self) -> None:
-        """No streams yet."""
+    def __init__(self, memory: Memory) -> None:
+        """No streams yet; `memory` is that of all connections."""
+        self._memory = memory
         self._now_s = 0.0
         self._out: list[bytes] = []
         self._last_id = 0
@@ -208,7 +212,8 @@ class Answers:
         missing = stream.messages.missing
         if missing > stream.allowance:
             more = missing - stream.allowance
-            if self._buffered_bytes + self._reserved_bytes + more > BUFFERED_BYTES_MAX:
+            promised = self._buffered_bytes + self._reserved_bytes + more
+            if self._is_too_much(promised, more):
                 self._starved[stream.id] = stream
                 stream.message_by_s = 0.0
                 return
@@ -222,6 +227,15 @@ class Answers:
         if increment:
             stream.allowance += increment
             self._out.append(frames.window_update(stream.id, increment))
+
+    def _hold(self, change: int) -> None:
+        self._buffered_bytes += change
+        self._memory.held_bytes += change
+
+    def _is_too_much(self, held: int, more: int) -> bool:
+        """Whether this connection may not hold so much, when all hold `more` more than now."""
+        crowded = self._memory.held_bytes + more > ALL_BUFFERED_BYTES_MAX
+        return held > (FAIR_SHARE_BYTES if crowded else BUFFERED_BYTES_MAX)
 
     def _release(self, stream: Stream, length: int) -> None:
         """Reserved memory becomes used memory."""
@@ -288,7 +302,7 @@ class Answers:
         self._starved.pop(stream.id, None)
         self._watched.pop(stream.id, None)
         self._unsent_bytes -= len(stream.unsent)
-        self._buffered_bytes -= stream.messages.held
+        self._hold(-stream.messages.held)
         self._release(stream, stream.reserved)
         stream.messages.clear()
         if self._starved:

@@ -73,6 +73,7 @@ from sidecar.wire.limits import (
     STREAM_WINDOW,
     STREAMS_MAX,
     UNSENT_BYTES_MAX,
+    Memory,
 )
 from sidecar.wire.requests import Fold, Healthy, Process
 from sidecar.wire.states import CONNECTION, ConnectionState, StreamState
@@ -93,7 +94,14 @@ class Connection(Handlers):
     """See the module."""
 
     def __init__(
-        self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool, now_s: float
+        self,
+        process: Process,
+        healthy: Healthy,
+        fold: Fold,
+        *,
+        strict: bool,
+        now_s: float,
+        memory: Memory | None = None,
     ) -> None:
         """A connection that was just accepted.
 
@@ -103,8 +111,9 @@ class Connection(Handlers):
             fold: Starts the folding of an access log message; see `Requests.folded`.
             strict: Nothing is taken on trust, and there is a health page: for TCP.
             now_s: The time, monotonic.
+            memory: What the server's connections share; None = this is the only one.
         """
-        super().__init__(process, healthy, fold, strict=strict)
+        super().__init__(process, healthy, fold, strict=strict, memory=memory or Memory())
         self._now_s = now_s
         self._rest = b""
         self._begin_by_s = now_s + PREFACE_S
@@ -182,6 +191,7 @@ class Connection(Handlers):
             if self._rest and not self.unfinished:
                 self._look_at_frame(now_s - self._frame_since_s)
             self._look_at_streams(now_s)
+            self._feed_the_starved()
             self._end_answered()
         except ConnectionFault as fault:
             self._fail(fault)
@@ -205,13 +215,18 @@ class Connection(Handlers):
             self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
         self._end()
 
+    def forget(self) -> None:
+        """The transport is gone: what is not whole will never be."""
+        for stream in list(self._streams.values()):
+            self._drop(stream)
+        self._end()
+
     def release(self) -> None:
         """The transport is gone, and nothing is being folded: refer to nobody any more.
 
         The shell refers to us and we to the shell; see TAKERS.
         """
-        self._end()
-        self._streams.clear()
+        self.forget()
         self._fold = _fold_nothing
 
     # -- Frames ------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from sidecar.wire.limits import (
     STREAM_WINDOW,
     WINDOW_UPDATES_BASE,
     WINDOW_UPDATES_PER_DATA,
+    Memory,
     Window,
 )
 from sidecar.wire.requests import Fold, Healthy, Process, Requests
@@ -71,9 +72,11 @@ _GOAWAY_BYTES: Final = 8
 class Handlers(Requests):
     """Takes whole frames."""
 
-    def __init__(self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool) -> None:
+    def __init__(
+        self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool, memory: Memory
+    ) -> None:
         """No frames yet; see `Connection`."""
-        super().__init__(process, healthy, fold, strict=strict)
+        super().__init__(process, healthy, fold, strict=strict, memory=memory)
         self._state = ConnectionState.PREFACE
         self._heads = HeaderDecoder(strict=strict)
         self._block: Block | None = None

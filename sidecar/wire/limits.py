@@ -70,6 +70,10 @@ LOG_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX
 PREFIX_BYTES: Final = 5
 # Memory of one connection: one largest message, and requests beside it.
 BUFFERED_BYTES_MAX: Final = LOG_BYTES_MAX + 2 * PROCESS_BYTES_MAX
+# Memory of all connections together: an Envoy of eight threads after an outage. Beyond it, who has
+# more than a fair share is refused like a connection that is full.
+ALL_BUFFERED_BYTES_MAX: Final = 8 * LOG_BYTES_MAX
+FAIR_SHARE_BYTES: Final = 2 * PROCESS_BYTES_MAX
 # A stream that is given no more than this never waits for us, and never takes more memory.
 STREAM_WINDOW: Final = 2 * PROCESS_BYTES_MAX
 # The connection's window is given once and refilled at half: only streams push back.
@@ -106,6 +110,20 @@ class Bucket:
         self._full_s = now_s
         self._tokens = min(self._burst, self._tokens + earned) - count
         return self._tokens >= 0.0
+
+
+class Memory:
+    """What all connections of a server hold together.
+
+    Attributes:
+        held_bytes: Of messages that are not whole, or wait for their turn.
+    """
+
+    __slots__ = ("held_bytes",)
+
+    def __init__(self) -> None:
+        """Nothing."""
+        self.held_bytes = 0
 
 
 class Window:

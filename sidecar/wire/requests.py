@@ -28,11 +28,11 @@ from sidecar.wire.frames import (
 )
 from sidecar.wire.heads import Head
 from sidecar.wire.limits import (
-    BUFFERED_BYTES_MAX,
     MESSAGE_S,
     PREFIX_BYTES,
     STREAMS_MAX,
     UNSENT_BYTES_MAX,
+    Memory,
 )
 from sidecar.wire.states import StreamState
 from sidecar.wire.streams import Stream
@@ -48,9 +48,11 @@ Fold = Callable[[int, bytes, str], None]
 class Requests(Answers):
     """The calls of one connection."""
 
-    def __init__(self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool) -> None:
+    def __init__(
+        self, process: Process, healthy: Healthy, fold: Fold, *, strict: bool, memory: Memory
+    ) -> None:
         """No calls yet; see `Connection`."""
-        super().__init__()
+        super().__init__(memory)
         self._process = process
         self._healthy = healthy
         self._fold = fold
@@ -77,7 +79,7 @@ class Requests(Answers):
             error: Why the message could not be read.
         """
         stream = self._logs[stream_id]
-        self._buffered_bytes -= len(stream.log.pop(0))
+        self._hold(-len(stream.log.pop(0)))
         stream.log_name = log_name
         stream.folding = False
         try:
@@ -90,7 +92,7 @@ class Requests(Answers):
         """One message of an access log is folded, or could not be read."""
         live = self._streams.get(stream.id) is stream
         if error is not None:
-            self._buffered_bytes -= sum(map(len, stream.log))
+            self._hold(-sum(map(len, stream.log)))
             stream.log.clear()
         if stream.log:
             self._fold_next(stream)
@@ -167,7 +169,7 @@ class Requests(Answers):
         if stream.method is Method.PAGE or stream.trailers is not None:
             return  # Nothing is read of it, or the answer waits for its window.
         self._release(stream, len(data))
-        self._buffered_bytes += len(data)
+        self._hold(len(data))
         messages = stream.messages
         messages.add(data)
         try:
@@ -178,7 +180,7 @@ class Requests(Answers):
                 and stream.id in self._streams
                 and (message := messages.next()) is not None
             ):
-                self._buffered_bytes -= len(message) + PREFIX_BYTES
+                self._hold(-(len(message) + PREFIX_BYTES))
                 stream.message_by_s = 0.0
                 self._take_message(stream, message)
         except Refused as refused:
@@ -190,10 +192,10 @@ class Requests(Answers):
     def _after_data(self, stream: Stream) -> None:
         """Bound the memory and the time of what has not come yet."""
         if stream.trailers is not None:
-            self._buffered_bytes -= stream.messages.held
+            self._hold(-stream.messages.held)
             stream.messages.clear()
             return
-        if self._buffered_bytes > BUFFERED_BYTES_MAX:
+        if self._is_too_much(self._buffered_bytes, 0):
             refused = Refused(Status.RESOURCE_EXHAUSTED, "too much is unfinished")
             self._refuse(stream, refused)
             return
@@ -212,7 +214,7 @@ class Requests(Answers):
                 return
             self._answer(stream, answer)
         elif method is Method.ACCESS_LOGS:
-            self._buffered_bytes += len(message)
+            self._hold(len(message))
             stream.log.append(message)
             self._fold_next(stream)
         elif stream.id not in self._watched:

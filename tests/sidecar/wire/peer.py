@@ -17,6 +17,7 @@ from sidecar.wire.frames import (
     ErrorCode,
     FrameType,
 )
+from sidecar.wire.limits import Memory
 
 PROCESS = b"/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 ACCESS_LOGS = b"/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
@@ -74,7 +75,14 @@ class Served:
 class Peer:
     """A client in memory, over one Connection."""
 
-    def __init__(self, *, strict: bool = False, begin: bool = True, now_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        strict: bool = False,
+        begin: bool = True,
+        now_s: float = 0.0,
+        memory: Memory | None = None,
+    ) -> None:
         self.served = Served()
         self.now_s = now_s
         self.connection = Connection(
@@ -83,6 +91,7 @@ class Peer:
             self.served.fold,
             strict=strict,
             now_s=now_s,
+            memory=memory,
         )
         self._decoder = hpack.Decoder()
         if begin:

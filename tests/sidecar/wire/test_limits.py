@@ -17,6 +17,7 @@ from sidecar.wire.frames import (
     frame,
 )
 from sidecar.wire.limits import (
+    ALL_BUFFERED_BYTES_MAX,
     ANSWER_S,
     BUFFERED_BYTES_MAX,
     CHORES_PER_TURN,
@@ -40,6 +41,7 @@ from sidecar.wire.limits import (
     UNSENT_BYTES_MAX,
     WINDOW_UPDATES_BASE,
     Bucket,
+    Memory,
     Window,
 )
 from tests.sidecar.wire.peer import (
@@ -342,6 +344,23 @@ def test_unfinished_messages_are_refused_when_they_are_too_many() -> None:
             peer.send(data(2 * i + 1, part[at : at + FRAME_BYTES_MAX]))
     assert {a["grpc-status"] for a in peer.answers().values()} == {"8"}
     assert not peer.connection.closed
+
+
+def test_memory_is_shared_by_all_connections() -> None:
+    """Who has a fair share is served on, whoever fills the memory."""
+    memory = Memory()
+    crowd = [Peer(memory=memory) for _ in range(20)]
+    for peer in crowd:
+        peer.send(headers(1, block_of(ACCESS_LOGS)))
+        feed(peer, 1, message(b"x" * LOG_BYTES_MAX)[:-1])
+    assert memory.held_bytes <= ALL_BUFFERED_BYTES_MAX + 20 * STREAM_WINDOW
+    modest = Peer(memory=memory)
+    modest.send(headers(1, block_of()), data(1, message(b"hello")[:7]))
+    modest.send(data(1, message(b"hello")[7:]))
+    assert modest.served.processed == [b"hello"]
+    for peer in crowd:
+        peer.connection.forget()
+    assert memory.held_bytes == 0
 
 
 def test_streams_are_refused_when_answers_are_not_let_through() -> None:
