@@ -10,7 +10,7 @@ from itertools import pairwise
 from random import Random
 from typing import Final
 
-from tests.differential.oracle import World
+from tests.differential.oracle import World, bucket
 from tests.differential.traffic import VALUES, VERSIONS, names_of
 from turnout.contract import BUCKET_COUNT, LAYER_MODELS
 from turnout.v1alpha1.common_pb2 import Predicate, Unit
@@ -28,6 +28,8 @@ PREFIXES: Final = ("", "/", "/v2", "/v2/models", "/fraud", "/fraud/", "/v1")
 METHODS: Final = ("POST", "POST", "GET", "PUT")
 LAYERS: Final = (LAYER_MODELS, LAYER_MODELS, "aa", "prompt", "zeta")
 NAMES: Final = names_of()
+# Of which requests have many.
+UNITS: Final = (b"user-1", b"user-2", b"u", b"7", b"a", bytes(range(16)))
 EXPRESSIONS: Final = (
     "[a-z]*", "[a-z]+", "user-[0-9]+", "(gold|silver)x?", "a.*", ".", r"\d{2,3}", r"a\.b", "[^a]+",
 )  # fmt: skip
@@ -92,23 +94,24 @@ def _target(random: Random, name: str) -> TargetPlan:
 def _add_experiments(random: Random, snapshot: Snapshot, target: TargetPlan) -> None:
     """Up to seven experiments in up to four layers."""
     for layer in sorted(set(random.sample(LAYERS, random.choice((0, 1, 1, 2, 3))))):
-        parts = _parts(random)
+        salt = f"layer-{layer}-{target.name}"
+        parts = _parts(random, salt)
         for index, part in enumerate(parts):
             if random.random() < 0.15:
                 continue
             name = f"{random.choice('abcxyz')}-{layer}-{index}-{target.name}"
             plan = _experiment(random, name, target, layer)
             if part or random.random() < 0.5:
-                plan.layer_salt = f"layer-{layer}-{target.name}"
+                plan.layer_salt = salt
                 plan.layer_ranges.extend(part or [BucketRange(start=0, end=BUCKET_COUNT)])
             snapshot.experiments.append(plan)
 
 
-def _parts(random: Random) -> list[list[BucketRange]]:
+def _parts(random: Random, salt: str) -> list[list[BucketRange]]:
     """A layer cut for its experiments; one empty part = the whole layer."""
     if random.random() < 0.5:
         return [[]]
-    cuts = sorted({0, BUCKET_COUNT, *(_bucket(random) for _ in range(4))})
+    cuts = sorted({0, BUCKET_COUNT, *(_bucket(random, salt) for _ in range(4))})
     parts: list[list[BucketRange]] = [[] for _ in range(random.randint(1, 3))]
     for start, end in pairwise(cuts):
         if random.random() < 0.85:
@@ -116,7 +119,10 @@ def _parts(random: Random) -> list[list[BucketRange]]:
     return [part for part in parts if part]
 
 
-def _bucket(random: Random) -> int:
+def _bucket(random: Random, salt: str) -> int:
+    """An edge; often at the bucket of a unit that requests have, or right behind it."""
+    if random.random() < 0.5:
+        return bucket(salt, random.choice(UNITS)) + random.choice((0, 1))
     return random.choice((random.randint(0, BUCKET_COUNT), 10_000 * random.randint(0, 100)))
 
 
@@ -135,10 +141,10 @@ def _experiment(random: Random, name: str, target: TargetPlan, layer: str) -> Ex
     _add_variants(random, plan, target)
     if layer == LAYER_MODELS and random.random() < 0.3:
         plan.shadow.variant = random.choice([v.name for v in plan.variants[1:]])
-        plan.shadow.ranges.append(_range(random))
+        plan.shadow.ranges.append(_range(random, plan.salt))
     if random.random() < 0.25:
         plan.holdout.salt = "holdout"
-        plan.holdout.ranges.append(BucketRange(start=0, end=random.choice((1, 200_000, 900_000))))
+        plan.holdout.ranges.append(BucketRange(start=0, end=max(1, _bucket(random, "holdout"))))
     if random.random() < 0.4:
         units = random.sample(("user-1", "user-2", "u", "\u00dcnit", "7", "true"), 3)
         for unit in sorted(units):
@@ -146,9 +152,9 @@ def _experiment(random: Random, name: str, target: TargetPlan, layer: str) -> Ex
     return plan
 
 
-def _range(random: Random) -> BucketRange:
-    start = random.choice((0, random.randint(0, BUCKET_COUNT - 1)))
-    return BucketRange(start=start, end=random.randint(start + 1, BUCKET_COUNT))
+def _range(random: Random, salt: str) -> BucketRange:
+    start, end = sorted((random.choice((0, _bucket(random, salt))), _bucket(random, salt)))
+    return BucketRange(start=start, end=end) if start < end else BucketRange(start=0, end=1)
 
 
 def _unit(random: Random) -> Unit:
@@ -184,7 +190,7 @@ def _add_variants(random: Random, plan: ExperimentPlan, target: TargetPlan) -> N
     names = ["control", "v2", "v3", "v4"][: random.choice((2, 2, 3, 4))]
     owned: dict[str, list[BucketRange]] = {name: [] for name in names}
     pieces = random.choice((1, 2, 6))
-    cuts = sorted({0, BUCKET_COUNT, *(_bucket(random) for _ in range(pieces - 1))})
+    cuts = sorted({0, BUCKET_COUNT, *(_bucket(random, plan.salt) for _ in range(pieces - 1))})
     for start, end in pairwise(cuts):
         owned[random.choice(names)].append(BucketRange(start=start, end=end))
     for index, name in enumerate(names):
@@ -243,7 +249,8 @@ def _leaf(random: Random, *, matching: bool) -> Predicate:
         return made
     made = Predicate()
     made.percentage.salt = random.choice(("share", "other"))
-    made.percentage.buckets = random.choice((0, 1, 100_000, 500_000, BUCKET_COUNT))
+    limits = (0, 1, 100_000, BUCKET_COUNT, *(_bucket(random, made.percentage.salt),) * 4)
+    made.percentage.buckets = random.choice(limits)
     made.percentage.fraction = made.percentage.buckets / BUCKET_COUNT
     return made
 

@@ -23,7 +23,8 @@ VALUES: Final = (
     "\u00dcnit".encode(), b"user-1 ", b"\xff\xfe\xc3(", b"a\xff", b"nan", b"u" * 255,
 )  # fmt: skip
 NUMBERS: Final = (
-    b"1", b"+1", b"-0", b"0", b"1.5", b"2.50", b"1e2", b"1E-2", b"1e400", b"-5", b"inf", b"NaN",
+    b"1", b"+1", b"-0", b"0", b"1.5", b"2.50", b"1e2", b"1E-2", b"1e400",
+    b"-1e400", b"-5", b"inf", b"NaN",
     b"1_0", b" 1", b"1 ", b"0x10", b"1.", b".5", b"1e", b"1e+", b"--1", b"", b"9" * 64, b"9" * 65,
     "\u0661".encode(), b"1e-400", b"99.99", b"100", b"1\n",
 )  # fmt: skip
