@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from sidecar.envoylint import RULES
+from sidecar.envoybootstrap import BootstrapOptions, bootstrap
+from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents
+from sidecar.envoyinputs import load_filters
+from sidecar.envoylint import RULES, Needs, lint
+from tests.integration.harness import BIN
 from tests.integration.test_readme import Shell, commands, shell
 from tests.integration.waiting import free_port, wait_for
 from tests.tidy.repository import ROOT
 from tests.tidy.test_readme import blocks, defined
+from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 __all__ = ["shell"]
 
@@ -76,3 +83,25 @@ def test_every_rule_is_listed_with_what_happens() -> None:
         r"^\| `([a-z0-9-]+)` \| (error|warning) \| (.*) \|$", README.read_text(), re.M
     )
     assert listed == [(rule.id, rule.severity, rule.why) for rule in RULES]
+
+
+def test_filter_of_the_readme_is_one_that_envoy_and_lint_take(tmp_path: Path) -> None:
+    (printed,) = [b.body for b in blocks(README.read_text()) if b.kind == "yaml"]
+    (tmp_path / "filters.yaml").write_text(printed)
+    text = bootstrap(
+        BootstrapOptions(
+            "127.0.0.1", 10_000, "/tmp/w", 2, str(tmp_path), "/tmp/a",
+            filters=load_filters(tmp_path / "filters.yaml"),
+        )
+    )  # fmt: skip
+    path = tmp_path / "bootstrap.yaml"
+    path.write_text(text)
+    for name, content in zip(
+        (CLUSTERS_FILE, ROUTES_FILE, FILTER_FILE), documents(Snapshot(), enabled=()), strict=True
+    ):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    command = (BIN / "envoy", "--mode", "validate", "-c", path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lint({"x": text.encode()}, Needs(claims=frozenset({"claims"}))) == []

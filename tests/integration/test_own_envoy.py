@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import yaml
@@ -19,7 +20,7 @@ from tests.integration.harness import (
     wait_for,
 )
 from tests.integration.snapshots import EXPERIMENT
-from turnout.v1alpha1.common_pb2 import Upstream
+from turnout.v1alpha1.common_pb2 import Session, Unit, Upstream
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, ROLE_SHADOW
 from turnout.v1alpha1.snapshot_pb2 import ClusterPlan, Snapshot
 
@@ -234,3 +235,44 @@ async def test_accounts_are_complete_when_the_envoy_is_the_users() -> None:
 
 def key(variant: str, role: int) -> CountKey:
     return CountKey(EXPERIMENT, 1, variant, role)
+
+
+async def test_own_envoy_tells_the_cookie_of_a_session_and_finds_models_when_patched() -> None:
+    async with Stage() as stage:
+        v1, v2 = await stage.pod("v1", record=True), await stage.pod("v2", record=True)
+        session = Unit(session=Session(cookie="sid"))
+        snapshot = own_clusters(one_experiment(v1, v2, {"v2": 0.5}, unit=session))
+        # Its own route has the prefix /: patched routes must be narrower, by path and by header.
+        snapshot.targets[0].ClearField("path_prefix")
+        snapshot.targets[0].model_name = "fraud"
+        path = await patched(stage, own_text(stage, v1, v2), snapshot)
+        plan = f"{stage.directory}/plan.snapshot"
+        await stage.run("envoy", "lint", str(path), "--snapshot", plan)
+        envoy = await stage.start_envoy()
+        await stage.sidecar(snapshot=snapshot)
+        await stage.enrols()
+        token = {"x-force-variant": "a token"}
+        by_header = Request("/predict", {"seldon-model": "fraud", **token})
+        asked = [Request("/v1/models/fraud:predict", token), by_header]
+
+        async def issued() -> list[str]:
+            """Cookies of answers, when no answer came too late to have one."""
+            answers = await stage.send(asked)
+            return [a.headers["set-cookie"] for a in answers if a.variant and a.pod]
+
+        cookies = await wait_for(lambda: _all_of(issued, len(asked)), "both requests are stamped")
+        for cookie in cookies:
+            pair = cookie.partition(";")[0]
+            first, again = await stage.send([asked[0]._replace(headers={"cookie": pair})] * 2)
+            assert "set-cookie" not in first.headers
+            assert len({answer.variant for answer in (first, again) if answer.variant}) <= 1
+        assert all("x-force-variant" not in s.headers for pod in (v1, v2) for s in pod.seen)
+        before = await envoy.ext_proc()
+        beside = [Request("/predict"), Request("/v2/models/other/infer"), Request("/hello")]
+        assert {answer.status for answer in await stage.send(beside)} == {200}
+        assert (await envoy.ext_proc())["stream_msgs_sent"] == before["stream_msgs_sent"]
+
+
+async def _all_of(asking: Callable[[], Awaitable[list[str]]], count: int) -> list[str] | None:
+    found = await asking()
+    return found if len(found) == count else None
