@@ -14,7 +14,6 @@ from math import prod
 from typing import Any, Final, NamedTuple
 
 from sidecar.answers import (
-    NO_SLOT,
     Arm,
     Assembler,
     Template,
@@ -23,6 +22,7 @@ from sidecar.answers import (
     template,
 )
 from sidecar.arms import Experiment
+from sidecar.layers import Bound, Layer, Slots, bind_layers
 from sidecar.outcome import DUPLICATE_UNIT, Outcome, Tally
 from sidecar.predicates import Headers, Test
 from sidecar.tokens import ForceToken
@@ -32,40 +32,6 @@ from turnout.contract import BUCKET_COUNT, HEADER_UPSTREAM, UNIT_BYTES_MAX
 # Answers that are kept for one target, about 1 KB each. Where more combinations can be, the short
 # way assembles each answer from its arms' parts (2 us) and the long way builds it again (20 us).
 TEMPLATES_MAX: Final = 1_024
-
-Slots = Mapping[tuple[str, int, str], int]
-
-
-class Bound(NamedTuple):
-    """An experiment that may enrol, with what its arms add to the number of a combination.
-
-    Attributes:
-        experiment: As compiled.
-        unit: Number of its unit among the target's.
-        codes: By piece.
-        forced: By variant.
-    """
-
-    experiment: Experiment
-    unit: int
-    codes: tuple[int, ...]
-    forced: tuple[int, ...]
-
-
-class Layer(NamedTuple):
-    """The experiments of one layer, by name, and its digit in the number of a combination.
-
-    Attributes:
-        name: The layer's.
-        members: Of which a unit is in one at most.
-        stride: Value of the digit's 1.
-        arms: What the digits 1, 2, ... mean.
-    """
-
-    name: str
-    members: tuple[Bound, ...]
-    stride: int
-    arms: tuple[Arm, ...]
 
 
 class Target:
@@ -79,7 +45,7 @@ class Target:
     # What an answer counts as when no experiment serves here.
     idle: Tally
     # Of the experiments that may enrol: `models` first, then by name.
-    layers: tuple["Layer", ...]
+    layers: tuple[Layer, ...]
     # Where their units come from.
     sources: tuple[Source, ...]
     # None = there is no short way.
@@ -135,7 +101,7 @@ class Target:
             next(one.source for one in serving if one.unit_key == key) for key in keys
         )
         self.idle = self.tally(Outcome.WAITING if waiting else Outcome.NO_EXPERIMENT)
-        self.layers = _layers(serving, keys, self._slots)
+        self.layers = bind_layers(serving, keys, self._slots)
         possible = not self._hop and Quick.is_possible(self)
         self.quick = Quick(self) if possible else None
         return getattr(self, name)
@@ -266,59 +232,6 @@ def _forced(experiment: Experiment, unit: bytes, token: ForceToken | None) -> in
     if listed is not None or token is None or token.experiment != experiment.name:
         return listed
     return experiment.variant_index(token.variant) if token.unit in (b"", unit) else None
-
-
-def _layers(
-    serving: Sequence[Experiment], keys: Sequence[bytes], slots: Slots
-) -> tuple[Layer, ...]:
-    """Experiments by layer, each arm with its digit."""
-    # One shadow per target at a time: two copies of a request would double a model's load twice.
-    shadowing = next((one.name for one in serving if one.shadow is not None), None)
-    layers: list[Layer] = []
-    stride = 1
-    for name in dict.fromkeys(one.layer for one in serving):
-        arms: list[Arm] = []
-        members = tuple(
-            _bind(one, keys.index(one.unit_key), arms, stride, slots, one.name == shadowing)
-            for one in serving
-            if one.layer == name
-        )
-        layers.append(Layer(name, members, stride, tuple(arms)))
-        stride *= len(arms) + 1
-    return tuple(layers)
-
-
-def _bind(
-    one: Experiment, unit: int, arms: list[Arm], stride: int, slots: Slots, shadowing: bool
-) -> Bound:
-    made: dict[tuple[int, bool, bool], int] = {}
-
-    def code(index: int, *, copied: bool, forced: bool) -> int:
-        key = (index, copied, forced)
-        if key not in made:
-            variant = one.variants[index]
-            shadow = one.variants[one.shadow] if copied and one.shadow is not None else None
-            arms.append(
-                Arm(
-                    experiment=one.name,
-                    epoch=one.epoch,
-                    layer=one.layer,
-                    variant=variant.name,
-                    cluster=variant.cluster,
-                    parameters=variant.parameters,
-                    shadow=(shadow.name, shadow.cluster) if shadow is not None else None,
-                    forced=forced,
-                    unit=unit,
-                    session=one.session,
-                    slot=slots.get((one.name, one.epoch, variant.name), NO_SLOT),
-                )
-            )
-            made[key] = len(arms) * stride
-        return made[key]
-
-    codes = tuple(code(p.variant, copied=p.copied and shadowing, forced=False) for p in one.pieces)
-    forced = tuple(code(i, copied=False, forced=True) for i in range(len(one.variants)))
-    return Bound(one, unit, codes, forced)
 
 
 # -- The short way --------------------------------------------------------------------------------

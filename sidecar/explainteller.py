@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from sidecar.answers import Arm
 from sidecar.arms import Experiment
-from sidecar.assignment import Bound, Decision
+from sidecar.assignment import Decision
 from sidecar.explainwords import Conditions, percent, shown, size
 from sidecar.hashing import bucket_after
+from sidecar.layers import Bound
 from sidecar.outcome import Outcome
 from sidecar.units import Taken
 from turnout.contract import BUCKET_COUNT, LAYER_MODELS, UNIT_BYTES_MAX

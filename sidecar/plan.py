@@ -13,8 +13,9 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from sidecar.arms import EpochFacts, Experiment
-from sidecar.assignment import Slots, Target
+from sidecar.assignment import Target
 from sidecar.hashing import UnitHasher
+from sidecar.layers import Slots
 from sidecar.matching import Matcher, first_that_fits
 from sidecar.predicates import Headers
 from sidecar.requests import Decoder, page_of
