@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tests.benchmarks.dataplane import HEADINGS, ROUNDS, SECONDS, goals, table
+from tests.benchmarks.plans import USERS
 from tests.benchmarks.processes import CONNECTIONS
 from tests.benchmarks.running import Round
 
@@ -80,10 +81,10 @@ def data_plane(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "## The data plane",
         "",
         f"One interleaved run of {count} rounds in rotated order; medians, and medians of the "
-        f"rounds' ratios. wrk, 1 thread, {CONNECTIONS} connections, GET by 4,096 users with three "
-        "headers. Each Envoy has one thread and answers as upstream, too; all share the machine "
-        "with wrk. Server time and memory are of all of a server's processes, the supervisor "
-        "included. What rows have alike: `tests/benchmarks/rows.py`.",
+        f"rounds' ratios. wrk, 1 thread, {CONNECTIONS} connections, GET by {len(USERS):,} users in "
+        "turn with three headers. Each Envoy has one thread and answers as upstream, too; all "
+        "share the machine with wrk. Server time and memory are of all of a server's processes, "
+        "the supervisor included. What rows have alike: `tests/benchmarks/rows.py`.",
         "",
         *markdown(HEADINGS, table(results)),
         "",

@@ -24,7 +24,7 @@ PATH: Final = "/bench"
 UNIT_HEADER: Final = "x-user-id"
 # What wrk.lua sends.
 HEADERS: Final = {"x-country": "DE", "x-app-version": "2.7.1"}
-USERS: Final = tuple(f"user-{number}" for number in range(4096))
+USERS: Final = tuple(f"user-{number}" for number in range(32_768))
 CONTROL: Final = "first"
 CANDIDATE: Final = "second"
 LAYERS: Final = (LAYER_MODELS, "prices", "ranking", "texts")

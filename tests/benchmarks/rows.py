@@ -2,8 +2,9 @@
 
 Owns what every row has alike and in what rows differ. All Envoys have the product's bootstrap: the
 same listener, strip, request ids, clusters and health checks, one thread, and the upstream as a
-listener of their own. Every row adds `x-variant` to the response. Access logs are off, but in the
-row of the default configuration. Rows with ext_proc forward the same headers and stamp three.
+listener of their own. Routes have the same timeouts and retries; every row adds `x-variant` to the
+response. Access logs are off, but in the row of the default configuration. Rows with ext_proc
+forward the same headers and stamp three.
 """
 
 from __future__ import annotations
@@ -211,12 +212,21 @@ def write_files(place: Place, row: Row, snapshot: Snapshot) -> None:
     files = documents(snapshot, enabled={(e.name, e.epoch) for e in snapshot.experiments})
     place.write(CLUSTERS_FILE, files.cds)
     place.write(FILTER_FILE, files.ecds)
-    place.write(ROUTES_FILE, files.rds if row.plain is None else _plain_routes(place, row))
+    place.write(ROUTES_FILE, _routes(place, row, files.rds))
 
 
-def _plain_routes(place: Place, row: Row) -> str:
+def _routes(place: Place, row: Row, product: str) -> str:
+    return product if row.plain is None else _plain_routes(place, row, product)
+
+
+def _plain_routes(place: Place, row: Row, product: str) -> str:
+    """A single route, with the timeouts and retries of the product's route to the baseline."""
     assert row.plain is not None
-    route = {"match": {"prefix": plans.PATH}, **row.plain(place)}
+    [host] = yaml.safe_load(product)["resources"][0]["virtual_hosts"]
+    baseline = next(r for r in host["routes"] if "cluster" in r.get("route", {}))
+    limits = {key: value for key, value in baseline["route"].items() if key != "cluster"}
+    action = row.plain(place)
+    route = {"match": {"prefix": plans.PATH}, **action, "route": limits | action["route"]}
     configuration = {
         "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "name": contract.ROUTE_CONFIG_NAME,

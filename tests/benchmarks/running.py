@@ -95,6 +95,11 @@ class Running:
         if self.envoy.running:
             await self.envoy.kill()
 
+    def output(self) -> str:
+        """The end of what its processes wrote."""
+        children = [self.envoy, *([self._server] if self._server is not None else [])]
+        return "".join(f"--- {child.name}\n{child.output()[-2_000:]}\n" for child in children)
+
     def check(self) -> bool:
         """True; AssertionError with its output when a process has ended."""
         return self.envoy.alive() and (self._server is None or self._server.alive())
@@ -105,8 +110,8 @@ class Running:
         Raises:
             AssertionError: A request failed, a process ended, or the row was not what it says.
         """
-        await self.start()
         try:
+            await self.start()
             if warm_up_s:
                 await wrk(self.place.ports.listen, warm_up_s)
             for _ in range(ATTEMPTS):
@@ -115,6 +120,9 @@ class Running:
                     return measured
                 print(f"{self.row.name}: {unstamped:.1%} unstamped: something else was busy")
             return measured
+        except AssertionError:
+            print(self.output())
+            raise
         finally:
             await self.stop()
 
