@@ -29,7 +29,7 @@ from tests.conformance.servers import Address
 
 READ_BYTES: Final = 262_144
 # A server that takes nothing for so long has stopped reading: that is an answer too.
-STUCK_S: Final = 1.0
+STUCK_S: Final = 0.5
 
 
 class Over(Exception):
@@ -167,14 +167,14 @@ class Attacker:
             self._peer.close()
             self._connect()
 
-    def crowd(self, connections: int) -> None:
-        """Open more connections, and keep them until the end."""
+    def crowd(self, connections: int, data: bytes = b"") -> None:
+        """Open more connections, say something on each, and keep them until the end."""
         for _ in range(connections):
             self._check()
             # One that is not accepted, or closed at once, is as good as any.
             with contextlib.suppress(OSError):
                 self._more.append(self._address.connect())
-                self._more[-1].sendall(OPENING)
+                self._more[-1].sendall(OPENING + data)
 
     def end(self) -> Outcome:
         """Close, and say how it went."""

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 
 from tests.conformance.attacker import Attacker
 from tests.conformance.frames import (
+    ACCESS_LOGS_BLOCK,
+    ACKNOWLEDGED,
     CHECK_BLOCK,
     CONTINUATION,
     DATA,
@@ -47,6 +49,7 @@ from tests.conformance.frames import (
     window_update,
 )
 from tests.integration.extproc import CHECK
+from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 
 CHUNK_BYTES: Final = 32_768
 WATCH: Final = CHECK.replace("Check", "Watch")
@@ -63,6 +66,7 @@ class End(Enum):
     HELD = "held"  # closed, or nothing more is read from it
     SERVED = "served"  # it is within its rights; it must only stay cheap
     WORK = "work"  # ordinary requests, as many as it can: nobody else may starve
+    CROWD = "crowd"  # many connections, one after the other or at once: memory is for all of them
 
 
 class Attack(NamedTuple):
@@ -227,6 +231,21 @@ def _partial(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + body
 
 
+def _partial_log(stream: int) -> bytes:
+    """A quarter of what a stream's window lets in of a log as large as is allowed."""
+    first = message(b"x" * 16_000, length=GRPC_MESSAGE_BYTES_MAX)
+    body = data(stream, first) + data(stream, b"x" * 16_000)
+    return open_stream(stream, ACCESS_LOGS_BLOCK) + body
+
+
+def _partial_logs(attacker: Attacker) -> None:
+    """The same on 50 connections."""
+    attacker.open()
+    logs = b"".join(_partial_log(stream) for stream in range(FIRST, FIRST + 2 * 120, 2))
+    attacker.crowd(50, ACKNOWLEDGED + logs)
+    attacker.idle(0.5)
+
+
 def _huge(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + data(stream, message(b"x" * 100, length=2**32 - 1))
 
@@ -316,6 +335,8 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("message of 4 GiB, sent",
      again(data(FIRST, FULL), first=OPENED + data(FIRST, message(b"x", length=2**32 - 1))), C, 0),
     ("unfinished messages on every stream", per_stream(_partial), C, 0),
+    ("unfinished logs on every stream", per_stream(_partial_log), C, 0),
+    ("unfinished logs on 50 connections", _partial_logs, End.CROWD, 0),
     ("unreadable messages", per_stream(lambda s: _open(s) + data(s, message(b"\xff" * 9))), C, 0),
     ("compressed messages", per_stream(lambda s: _open(s) + data(s, message(b"x", flag=1))), C, 0),
     # Streams.
@@ -328,9 +349,9 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("requests as fast as they go", per_stream(lambda s: _asked(s) + rst(s)), End.WORK, 0),
     ("health checks as fast as they go", per_stream(_checked), End.WORK, 0),
     ("rapid reset, on connection after connection",
-     returning(per_stream(lambda s: _open(s) + rst(s))), End.WORK, 0),
-    ("PING flood, on connection after connection", returning(again(PING_FRAME)), End.WORK, 0),
-    ("200 connections", _crowd, End.SERVED, 0),
+     returning(per_stream(lambda s: _open(s) + rst(s))), End.CROWD, 0),
+    ("PING flood, on connection after connection", returning(again(PING_FRAME)), End.CROWD, 0),
+    ("200 connections", _crowd, End.CROWD, 0),
     # No preface at all.
     ("HTTP/1.1", lambda a: a.flood(repeat(b"POST / HTTP/1.1\r\nhost: a\r\n\r\n" * 1_000)), C, 0),
     ("TLS", lambda a: a.flood(repeat(b"\x16\x03\x01\x02\x00" + bytes(1_000))), C, 0),
