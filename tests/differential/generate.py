@@ -239,7 +239,7 @@ def _leaf(random: Random, *, matching: bool) -> Predicate:
         return Predicate(header=name, regex=random.choice(EXPRESSIONS))
     if kind == "semver":
         return Predicate(header="x-version", semver=random.choice(CONSTRAINTS))
-    made = Predicate(header=name)
+    made = Predicate(header=random.choice(("x-number", "x-number", name)))
     if kind == "range":
         low, high = sorted((random.choice((-5, 0, 1, 1.5)), random.choice((1, 2.5, 100, 1e300))))
         if random.random() < 0.7:

@@ -87,3 +87,15 @@ def test_request_is_refused_when_it_is_cut_short_after_a_whole_one_that_began_al
     for missing in (1, 10, 200):
         with pytest.raises(MalformedRequest):
             process_in(world, plan, whole[:-missing])
+
+
+@pytest.mark.parametrize("value", [b"1e400", b"-1e400", b"inf", b"nan", b"1_0", b" 1"])
+@pytest.mark.parametrize("side", ["min", "max"])
+def test_no_range_fits_when_a_value_is_no_finite_number(value: bytes, side: str) -> None:
+    """A number written in digits can still be an infinity."""
+    message = snapshot()
+    segment = message.experiments[0].segment
+    segment.header = "x-number"
+    setattr(segment.range, side, 5.0)
+    found = asked(message, ("x-user-id", b"u"), ("x-number", value))
+    assert found.outcome == "NOT_IN_SEGMENT"
