@@ -44,11 +44,11 @@ async def test_no_request_fails_and_the_totals_are_envoys_when_workers_are_kille
     print(f"unstamped: median {statistics.median(unstamped):g}, most {max(unstamped)}")
     assert seen.failed == 0
     total = await rig.agree(before)
-    assert total == sum(unstamped) or total >= sum(unstamped)
+    assert total >= sum(unstamped)
     assert statistics.median(unstamped) <= UNSTAMPED_MEDIAN_MAX
     # Every answer that Envoy took was counted when it was given, by workers that were killed, too.
-    decided = rig.fake.total("decided").total()
-    assert decided >= seen.requests - total
+    stamped = seen.requests - total
+    await wait_for(lambda: rig.fake.total("decided").total() >= stamped, "every answer is counted")
 
 
 async def test_delay_is_short_and_soon_over_when_a_worker_is_stopped(stage: Stage) -> None:

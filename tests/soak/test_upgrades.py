@@ -46,4 +46,5 @@ async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> Non
     finally:
         decided, requests = rig.fake.total("decided"), rig.fake.total("requests")
         print(f"decided {decided.total()}, logged {requests.total()}")
-    assert rig.fake.total("decided").total() >= seen.requests - unstamped
+    stamped = seen.requests - unstamped
+    await wait_for(lambda: rig.fake.total("decided").total() >= stamped, "every answer is counted")
