@@ -26,7 +26,7 @@ from sidecar.layers import Bound, Layer, Slots, bind_layers
 from sidecar.outcome import DUPLICATE_UNIT, Outcome, Tally
 from sidecar.predicates import Headers, Test
 from sidecar.tokens import ForceToken
-from sidecar.units import HeaderSource, RandomSource, Request, Source, Taken
+from sidecar.units import HeaderSource, Request, Source, Taken
 from turnout.contract import BUCKET_COUNT, HEADER_UPSTREAM, UNIT_BYTES_MAX
 
 # Answers that are kept for one target, about 1 KB each. Where more combinations can be, the short
@@ -252,7 +252,6 @@ class Quick:
     Attributes:
         header: Name of the unit's header, "" = it is read by `source`.
         source: The unit's.
-        lasting: A unit may come back.
         overridden: Units that some allow-list names: they take the long way.
         held_salt: Of the holdout that all experiments share; None = nobody is held out.
         held_edges: Where its ranges begin and end: a unit between an odd number of them is held.
@@ -265,7 +264,7 @@ class Quick:
 
     __slots__ = (
         "_assembler", "_not_in_layer", "_not_in_segment", "_target", "_tests", "few", "header",
-        "held_edges", "held_out", "held_salt", "invalid_unit", "lasting", "layers", "no_unit",
+        "held_edges", "held_out", "held_salt", "invalid_unit", "layers", "no_unit",
         "nothing", "overridden", "source", "stamped", "templates",
     )  # fmt: skip
 
@@ -274,7 +273,6 @@ class Quick:
         members = [bound.experiment for layer in target.layers for bound in layer.members]
         [self.source] = target.sources
         self.header = self.source.name if isinstance(self.source, HeaderSource) else ""
-        self.lasting = not isinstance(self.source, RandomSource)
         self.overridden = frozenset(unit for one in members for unit in one.overrides)
         holdout = members[0].holdout
         self.held_salt = holdout.prefix if holdout is not None else None

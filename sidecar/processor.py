@@ -160,11 +160,7 @@ def assign(
             total += codes[bisect_right(edges, xxh3_64_intdigest(salt + unit) % BUCKET_COUNT)]
     if not total:
         return target.default, (), quick.why_not(headers, unit)
-    hasher = plan.hasher
-    if quick.lasting:
-        unit_hash = hasher.known.get(unit) or hasher.remember(unit)
-    else:
-        unit_hash = hasher.hex_digits(unit)
+    unit_hash = plan.hasher.hex_digits(unit)
     template = quick.templates.get(total) if quick.few else None
     if template is None:
         return quick.answer(total, unit_hash)

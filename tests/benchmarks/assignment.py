@@ -217,7 +217,7 @@ def _cases_of(
             assign(plan, page, headers, request, bytes, float)
 
     for kind, requests in (("fresh", fresh), ("again", again)):
-        # A plan for each, as it remembers units.
+        # A plan for each, as it remembers answers.
         plan, work = build(snapshot), Work(CounterFile.create("benchmark"))
         work.serve(build(snapshot))
         ready = [(*found, data) for data in requests if (found := plan.decoder.quick(data))]
