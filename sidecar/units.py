@@ -22,7 +22,8 @@ RANDOM_UNIT_BYTES: Final = 16
 SESSION_MAX_AGE_S: Final = 720 * 3600
 JWT_AUTHN_NAMESPACE: Final = "envoy.filters.http.jwt_authn"
 JWT_DEFAULT_HEADER: Final = "authorization"
-JWT_BYTES_MAX: Final = 16_384  # a longer token is not read
+# A longer token is not read; Envoy takes 60 KiB of headers by default.
+JWT_BYTES_MAX: Final = 65_536
 # Beyond it a Struct's numbers, which are doubles, are not exact.
 INTEGER_MAX: Final = 2**53
 _BLANKS: Final = rb"[ \t\n\r\x0b\x0c]*"

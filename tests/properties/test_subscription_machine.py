@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar.plan import Plan
 from sidecar.outcome import Outcome
+from sidecar.plan import Plan
 from sidecar.snapshotcheck import InvalidSnapshot, validate
 from sidecar.subscription import (
     Apply,
