@@ -94,7 +94,10 @@ class Asked:
             assert not message.HasField("request_headers"), "a request was refused"
             return False
         assert message.HasField("request_headers"), "an answer to what is no request"
-        got, wanted = meaning_of(self.world, answer), oracle.answer(self.world, message)
+        got = meaning_of(self.world, answer)
+        if any(b"\0" in header.raw_value for header in message.request_headers.headers.headers):
+            return True  # HTTP has no such value (RFC 9110 section 5.5), and NUL separates ours
+        wanted = oracle.answer(self.world, message)
         assert got == wanted, f"oracle {wanted}\nsidecar {got}\n{message}"
         return True
 
