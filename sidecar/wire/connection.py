@@ -415,6 +415,8 @@ class Connection(Handlers):
     def _fail(self, fault: ConnectionFault) -> None:
         """Section 5.4.1."""
         self._out.append(frames.goaway(self._last_id, fault.code, fault.reason))
+        # Those that waited for memory wait for nothing now: a GOAWAY is the last that is said.
+        self._starved.clear()
         for stream in list(self._streams.values()):
             self._drop(stream)
         self._end()

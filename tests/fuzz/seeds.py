@@ -70,6 +70,13 @@ def sessions() -> dict[str, bytes]:
         "priority_on_itself_while_idle": SETTINGS
         + frame(2, 0, 1, b"\0\0\0\1\0") * 2
         + call(1, EXT_PROC, request),
+        # Found: when the first of these failed, the second was given a window behind the GOAWAY.
+        "large_logs_that_wait_when_the_connection_fails": SETTINGS
+        + b"".join(
+            frame(1, 4, i, encoded(request_fields(LOGS))) + frame(0, 0, i, b"\0\0\x40\0\0")
+            for i in (1, 3)
+        )
+        + frame(3, 0, 1, b"\0"),
         # Found: a reset of a stream that only a server could open.
         "priority_of_one_byte_on_an_even_stream": SETTINGS + frame(2, 0, 2, b"\0"),
     }
