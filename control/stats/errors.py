@@ -1,0 +1,171 @@
+"""Argument checks that every family shares: what is refused, and in which words.
+
+Owns the one form of refusal, `ValueError("alpha == 2, must be < 1")`: argument, value, rule.
+Refuses to repair anything: a NaN is never dropped, a number never clipped.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+Alternative = Literal["two-sided", "greater", "less"]
+Direction = Literal["higher_is_better", "lower_is_better"]
+
+_NUMERIC_KINDS: Final = "biufO"  # O: integers beyond 64 bits
+
+
+def require(name: str, value: npt.ArrayLike, holds: npt.ArrayLike, rule: str) -> None:
+    """Refuse when a condition fails anywhere.
+
+    Args:
+        name: The argument's name as the caller knows it.
+        value: What was given; any shape.
+        holds: Booleans that broadcast with `value`.
+        rule: What must hold, to follow "must be".
+
+    Raises:
+        ValueError: Somewhere it does not; names the first such value.
+    """
+    failed = ~np.asarray(holds, dtype=np.bool_)
+    if np.any(failed):
+        values, failed = np.broadcast_arrays(np.asarray(value), failed)
+        raise ValueError(f"{name} == {values[failed].flat[0]!s}, must be {rule}")
+
+
+def check(
+    name: str,
+    value: npt.ArrayLike,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+    whole: bool = False,
+) -> FloatArray:
+    """Finite numbers of any shape, within bounds, as float64.
+
+    Args:
+        name: The argument's name as the caller knows it.
+        value: Numbers, any shape; NaN and infinities are refused.
+        gt: Bound that all must be above.
+        ge: Bound that all must be at least.
+        lt: Bound that all must be below.
+        le: Bound that all may be at most.
+        whole: Whether all must be integers.
+
+    Raises:
+        ValueError: Not numbers, not finite or outside a bound.
+    """
+    try:
+        raw = np.asarray(value)
+        if raw.dtype.kind not in _NUMERIC_KINDS:
+            raise TypeError(raw.dtype)
+        array = raw.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} == {value!r}, must be numbers") from error
+    require(name, array, np.isfinite(array), "finite")
+    if gt is not None:
+        require(name, array, array > gt, f"> {gt:g}")
+    if ge is not None:
+        require(name, array, array >= ge, f">= {ge:g}")
+    if lt is not None:
+        require(name, array, array < lt, f"< {lt:g}")
+    if le is not None:
+        require(name, array, array <= le, f"<= {le:g}")
+    if whole:
+        require(name, array, array == np.floor(array), "whole")
+    return array
+
+
+def check_scalar(
+    name: str,
+    value: float,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+    whole: bool = False,
+) -> float:
+    """One finite number within bounds; arguments as of `check`.
+
+    Raises:
+        ValueError: An array, not a number, not finite or outside a bound.
+    """
+    array = check(name, value, gt=gt, ge=ge, lt=lt, le=le, whole=whole)
+    if array.ndim:
+        raise ValueError(f"{name} has shape {array.shape}, must be one number")
+    return float(array)
+
+
+def check_vector(
+    name: str,
+    values: npt.ArrayLike,
+    *,
+    least: int = 1,
+    ge: float | None = None,
+    le: float | None = None,
+    whole: bool = False,
+) -> FloatArray:
+    """A one-dimensional array of at least so many finite numbers; bounds as of `check`.
+
+    Raises:
+        ValueError: Another shape, too few, not finite or outside a bound.
+    """
+    array = check(name, values, ge=ge, le=le, whole=whole)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}, must be one-dimensional")
+    if len(array) < least:
+        raise ValueError(f"{name} has {len(array)} values, must be at least {least}")
+    return array
+
+
+def check_alpha(alpha: float, *, name: str = "alpha", below: float = 1.0) -> float:
+    """An error probability in (0, below).
+
+    Raises:
+        ValueError: It is not.
+    """
+    return check_scalar(name, alpha, gt=0.0, lt=below)
+
+
+def check_alternative(alternative: str) -> Alternative:
+    """One of "two-sided", "greater" (the treatment's value is), "less".
+
+    Raises:
+        ValueError: Another word.
+    """
+    for known in get_args(Alternative):
+        if alternative == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"alternative == {alternative!r}, must be one of {get_args(Alternative)}")
+
+
+def check_direction(direction: str) -> Direction:
+    """One of "higher_is_better", "lower_is_better".
+
+    Raises:
+        ValueError: Another word.
+    """
+    for known in get_args(Direction):
+        if direction == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"direction == {direction!r}, must be one of {get_args(Direction)}")
+
+
+def check_shapes(**arrays: npt.ArrayLike) -> tuple[int, ...]:
+    """The shape to which named arrays broadcast.
+
+    Raises:
+        ValueError: They do not fit each other.
+    """
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        raise ValueError(f"shapes {shapes}, must fit each other") from error

@@ -1,0 +1,150 @@
+"""Difference of two means: Welch's test, and the form that every fixed-sample estimate ends in.
+
+Owns Estimate (difference, standard error, degrees of freedom, p-value, interval). Refuses pooled
+variances: with 99/1 splits and unequal spreads Student's 5 % test errs in 32 % of A/A tests.
+Fixed-sample results: valid at one look decided beforehand; `confseq` is for looking at any time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from control.stats.distributions import p_value, t_ppf
+from control.stats.errors import (
+    Alternative,
+    BoolArray,
+    FloatArray,
+    check,
+    check_alpha,
+    check_alternative,
+    require,
+)
+from control.stats.moments import Moments
+
+
+class Estimate(NamedTuple):
+    """A fixed-sample estimate; all arrays of one shape, NaN where `decided` is false.
+
+    diff: Treatment - control, in the metric's unit. se: Its standard error. statistic: (diff -
+    null) / se. df: Degrees of freedom, inf for z. p_value: Under the alternative asked for.
+    ci_low, ci_high: Interval at 1 - alpha; one end infinite when one-sided.
+    """
+
+    diff: FloatArray
+    se: FloatArray
+    statistic: FloatArray
+    df: FloatArray
+    p_value: FloatArray
+    ci_low: FloatArray
+    ci_high: FloatArray
+
+    @property
+    def decided(self) -> BoolArray:
+        """Where there is a test at all: false without spread in both arms (se == 0)."""
+        return np.asarray(np.isfinite(self.p_value))[()]
+
+
+def estimate(
+    diff: npt.ArrayLike,
+    se: npt.ArrayLike,
+    *,
+    df: npt.ArrayLike = np.inf,
+    alpha: float = 0.05,
+    alternative: Alternative = "two-sided",
+    null: float = 0.0,
+) -> Estimate:
+    """Test and interval of an estimate with a standard error; vectorised.
+
+    Args:
+        diff: Estimate, any shape; finite.
+        se: Standard error, >= 0 or NaN; 0 and NaN give an undecided cell.
+        df: Degrees of freedom, > 0, inf for the normal.
+        alpha: Error probability of the interval, in (0, 1).
+        alternative: "two-sided", "greater" or "less".
+        null: The value tested against.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: textbook t and z; interval ends as of scipy.stats.ttest_ind. O(1) per cell.
+    """
+    check_alpha(alpha)
+    check_alternative(alternative)
+    d, nulls = check("diff", diff), check("null", null)
+    width = np.asarray(se, dtype=np.float64)
+    require("se", width, ~(width < 0) & ~np.isinf(width), ">= 0 and finite")
+    spread = np.where(width > 0, width, np.nan)
+    freedom = np.asarray(df, dtype=np.float64)
+    require("df", freedom, ~(freedom <= 0), "> 0")
+    statistic = (d - nulls) / spread
+    quantile = t_ppf(1 - (alpha / 2 if alternative == "two-sided" else alpha), freedom)
+    low, high = d - quantile * spread, d + quantile * spread
+    if alternative != "two-sided":
+        open_end = np.where(np.isnan(low), np.nan, np.inf)
+        low, high = (low, open_end) if alternative == "greater" else (-open_end, high)
+    p = p_value(statistic, freedom, alternative)
+    arrays = np.broadcast_arrays(d, spread, statistic, freedom, p, low, high)
+    return Estimate(*(array[()] for array in arrays))
+
+
+def welch(
+    control: Moments,
+    treatment: Moments,
+    *,
+    alpha: float = 0.05,
+    alternative: Alternative = "two-sided",
+    null: float = 0.0,
+) -> Estimate:
+    """Welch's t-test for the difference of two means with unequal variances; vectorised.
+
+    Args:
+        control: Moments with n >= 2 in each cell; any shape.
+        treatment: As control; the shapes must fit.
+        alpha: Error probability in (0, 1).
+        alternative: "greater" means that the treatment's mean is.
+        null: The difference tested against, in the metric's unit.
+
+    Raises:
+        ValueError: An arm has fewer than 2 units, or an argument is outside its range. No spread
+            in both arms is not an error: the cell is undecided (NaN).
+
+    Source: Welch 1947, Biometrika 34; df by Satterthwaite 1946. Checked against:
+    tests/vectors/statcases/welch_t.json (scipy). O(1) per cell.
+    """
+    variance_c, variance_t = mean_variances(control, treatment)
+    total = variance_c + variance_t
+    return estimate(
+        treatment.mean - control.mean,
+        np.sqrt(total),
+        df=welch_df(variance_c, control.n, variance_t, treatment.n),
+        alpha=alpha,
+        alternative=alternative,
+        null=null,
+    )
+
+
+def mean_variances(control: Moments, treatment: Moments) -> tuple[FloatArray, FloatArray]:
+    """The squared standard errors of both arms' means.
+
+    Raises:
+        ValueError: A number is not finite, m2 < 0, or an arm has fewer than 2 units.
+    """
+    for name, arm in (("control", control), ("treatment", treatment)):
+        check(f"{name}.n", arm.n, ge=2, whole=True)
+        check(f"{name}.mean", arm.mean)
+        check(f"{name}.m2", arm.m2, ge=0)
+    return control.variance_of_mean, treatment.variance_of_mean
+
+
+def welch_df(
+    variance_c: FloatArray, n_c: FloatArray, variance_t: FloatArray, n_t: FloatArray
+) -> FloatArray:
+    """Satterthwaite's degrees of freedom from squared standard errors; NaN without spread."""
+    total = np.asarray(variance_c + variance_t)
+    # Shares, not squares: the squares of tiny variances underflow.
+    share_c = variance_c / np.where(total > 0, total, np.nan)
+    share_t = variance_t / np.where(total > 0, total, np.nan)
+    return np.asarray(1 / (share_c**2 / (n_c - 1) + share_t**2 / (n_t - 1)))[()]
