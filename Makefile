@@ -61,7 +61,7 @@ soak: venv codegen tools image
 	$(BIN)/pytest -m soak $(ARGS)
 
 bench: venv
-	@PYTHON=$(PYTHON) .ci/tools wrk peers
+	@PYTHON=$(PYTHON) .ci/tools wrk peers h2load
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lint: venv

@@ -146,10 +146,10 @@ def run(
 
 
 def _serve(options: Options) -> None:
-    from sidecar.spawning import places, spawn
+    from sidecar.spawning import Spawned, places, spawn
 
     # While they import what they need, so do we; what fails here is tried again and said there.
-    spawned = []
+    spawned: list[Spawned] = []
     with contextlib.suppress(OSError):
         spawned.extend(spawn(place) for place in places(options))
 

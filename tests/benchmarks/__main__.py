@@ -38,7 +38,9 @@ class Benchmark(NamedTuple):
 BENCHMARKS: Final = (
     Benchmark("One decision", "tests.benchmarks.assignment"),
     Benchmark("One entry of the access log", "tests.benchmarks.folding"),
+    Benchmark("The wire alone", "tests.benchmarks.wire"),
     Benchmark("Memory and start", "tests.benchmarks.footprint"),
+    Benchmark("A push of 1,000 experiments under load", "tests.benchmarks.push"),
     Benchmark("Configuration push", "tests.benchmarks.configpush"),
 )
 

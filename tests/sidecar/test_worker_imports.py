@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-FORBIDDEN = {"grpc", "typer", "rich", "click", "numpy", "opentelemetry", "prometheus_client", "yaml"}
+FORBIDDEN = {
+    "grpc", "typer", "rich", "click", "numpy", "opentelemetry", "prometheus_client", "yaml",
+}  # fmt: skip
 
 
 def imported(module: str) -> set[str]:
