@@ -115,8 +115,10 @@ def test_no_test_is_skipped() -> None:
     assert not [hit for hit in found(pattern) if "test_sources.py" not in hit]
 
 
-def has_provenance(content: dict[str, object]) -> bool:
-    """Whether the file, or else each of its sections, has one."""
+def has_provenance(content: dict[str, object] | list[dict[str, object]]) -> bool:
+    """Whether the file, or else each of its sections, or each case of a list, has one."""
+    if isinstance(content, list):
+        return all(case.get("source") and case.get("version") for case in content)
     sections = [section for section in content.values() if isinstance(section, dict)]
     return bool(content.get("provenance")) or (
         bool(sections) and all(section.get("provenance") for section in sections)
@@ -124,7 +126,8 @@ def has_provenance(content: dict[str, object]) -> bool:
 
 
 def test_vectors_say_how_they_were_made() -> None:
-    """A JSON file, or each of its sections, has a `provenance`; other files are in a README.md."""
+    """A JSON file, or each of its sections, has a `provenance`, or each case a source and version;
+    other files are in a README.md."""
     nameless = []
     for path in files():
         if VECTORS not in path.parents or path.suffix in {".py", ".md"}:
@@ -133,7 +136,7 @@ def test_vectors_say_how_they_were_made() -> None:
         described = readme.exists() and path.name in readme.read_text()
         if path.suffix == ".json":
             content = json.loads((ROOT / path).read_text())
-            described |= isinstance(content, dict) and has_provenance(content)
+            described |= has_provenance(content)
         if not described:
             nameless.append(str(path))
     assert not nameless, nameless
