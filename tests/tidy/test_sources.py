@@ -118,7 +118,7 @@ def test_no_test_is_skipped() -> None:
 def has_provenance(content: dict[str, object] | list[dict[str, object]]) -> bool:
     """Whether the file, or else each of its sections, or each case of a list, has one."""
     if isinstance(content, list):
-        return all(case.get("source") and case.get("version") for case in content)
+        return all(case.get("source") and case.get("library") for case in content)
     sections = [section for section in content.values() if isinstance(section, dict)]
     return bool(content.get("provenance")) or (
         bool(sections) and all(section.get("provenance") for section in sections)
@@ -126,7 +126,7 @@ def has_provenance(content: dict[str, object] | list[dict[str, object]]) -> bool
 
 
 def test_vectors_say_how_they_were_made() -> None:
-    """A JSON file, or each of its sections, has a `provenance`, or each case a source and version;
+    """A JSON file, or each of its sections, has a `provenance`, or each case a source and library;
     other files are in a README.md."""
     nameless = []
     for path in files():
