@@ -1,0 +1,59 @@
+"""The reference cases of statistics pass, and the runner that says so can fail."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance.statcases import ADAPTERS, agrees, cases, faults, main
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "statcases"
+CASES = list(cases(VECTORS))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['kind']}-{case['name']}")
+def test_statistics_agree_with_the_reference_when_given_its_inputs(case: dict[str, Any]) -> None:
+    assert not faults(case)
+
+
+def test_every_kind_has_a_case_and_every_case_an_adapter() -> None:
+    assert {case["kind"] for case in CASES} == set(ADAPTERS)
+    assert len(CASES) == 37
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['kind']}-{case['name']}")
+def test_runner_fails_when_an_expected_value_is_off(case: dict[str, Any]) -> None:
+    wrong = copy.deepcopy(case)
+    key, value = next(iter(case["expected"].items()))
+    off = [x + 1 for x in value] if isinstance(value, list) else value + 1
+    wrong["expected"][key] = off
+    assert faults(wrong) and faults(wrong)[0].startswith(f"{key}: got")
+
+
+def test_runner_ends_with_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = copy.deepcopy(CASES[0]), copy.deepcopy(CASES[0])
+    bad["name"], bad["kind"] = "strange", "unheard_of"
+    (tmp_path / "a.json").write_text(json.dumps([good, bad]))
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "FAILED unheard_of/strange: kind 'unheard_of' is unknown",
+        "1 passed, 1 failed",
+    ]
+
+
+def test_runner_fails_when_there_is_no_case(tmp_path: Path) -> None:
+    assert main([str(tmp_path)]) == 1
+
+
+def test_agreement_takes_words_for_floats_and_booleans_exactly() -> None:
+    assert agrees(float("inf"), "inf", rtol=0, atol=0)
+    assert agrees(float("nan"), "nan", rtol=0, atol=0)
+    assert not agrees(1e300, "inf", rtol=1, atol=1)
+    assert not agrees(False, True, rtol=1, atol=1)
+    assert not agrees([1.0, 2.0], [1.0], rtol=1, atol=1)
+    assert not agrees(float("nan"), 1.0, rtol=1, atol=1)
