@@ -19,6 +19,7 @@ from control.stats.errors import FloatArray, check, check_shapes, require
 # Below this share of the raw sum of squares the centred one is rounding noise: float64 sums of n
 # numbers err by about sqrt(n) 1.1e-16, and 4e-15 covers n = 1,000.
 CANCELLATION_SHARE: Final = 4e-15
+_EXACT_MAX: Final = 2.0**53
 
 
 class Moments(NamedTuple):
@@ -221,7 +222,9 @@ def _centred(name: str, squares: FloatArray, total: FloatArray, n: FloatArray) -
     m2 = squares - total * (total / n)
     noise = CANCELLATION_SHARE * squares
     require(name, squares, m2 >= -noise, f">= total^2 / n ({np.max(total * (total / n)):g})")
-    lost = (m2 != 0) & (np.abs(m2) <= noise)
+    # No spread at all can be told from a lost one where every sum is an exact integer.
+    exact = (squares <= _EXACT_MAX) & (squares == np.floor(squares)) & (total == np.floor(total))
+    lost = (np.abs(m2) <= noise) & ~((m2 == 0) & exact)
     require(name, squares, ~lost, "clear of total^2 / n: variance lost in rounding, use a shift")
     return m2
 

@@ -237,12 +237,14 @@ def cs_asymptotic(i: Inputs) -> Outputs:
 
 
 def msprt(i: Inputs) -> Outputs:
-    n = i.get("n_per_arm", math.nan)
+    n_control, n_treatment = (
+        i.get(f"n_{arm}", i.get("n_per_arm")) for arm in ("control", "treatment")
+    )
     r = confseq.msprt(
         i["diff"],
         i["sigma"],
-        n_control=float(i.get("n_control", n)),
-        n_treatment=float(i.get("n_treatment", n)),
+        n_control=int(n_control or 0),
+        n_treatment=int(n_treatment or 0),
         tau=i["tau"],
         alpha=alpha(i),
     )
