@@ -27,6 +27,7 @@ ROUNDS = 200
 DEPTH_MAX = 6
 THEIRS = {
     "Node": "envoy.config.core.v3.Node",
+    "Metadata": "envoy.config.core.v3.Metadata",
     "HeaderValue": "envoy.config.core.v3.HeaderValue",
     "HeaderMap": "envoy.config.core.v3.HeaderMap",
     "HeaderValueOption": "envoy.config.core.v3.HeaderValueOption",
