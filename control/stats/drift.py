@@ -6,6 +6,7 @@ PSI limit: PSI of equal distributions grows as samples shrink, so its alarm has 
 
 from __future__ import annotations
 
+import warnings
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -39,7 +40,11 @@ class BinnedDrift(NamedTuple):
 
 
 class KolmogorovSmirnov(NamedTuple):
-    """statistic: Largest distance. p_asymptotic: Limit law. p_exact: NaN above 10,000 values."""
+    """statistic: Largest distance.
+
+    p_asymptotic: By the limit law; NaN for one value a side. p_exact: NaN above 10,000 values, or
+    where its path counts overflow.
+    """
 
     statistic: float
     p_asymptotic: float
@@ -126,11 +131,24 @@ def kolmogorov_smirnov(reference: npt.ArrayLike, current: npt.ArrayLike) -> Kolm
     tests/vectors/statcases/ks.json (scipy). O(n log n), exact O(n m).
     """
     a, b = check_vector("reference", reference), check_vector("current", current)
-    asymptotic = stats.ks_2samp(a, b, method="asymp")
-    exact = float("nan")
-    if max(len(a), len(b)) <= KS_EXACT_MAX:
-        exact = float(stats.ks_2samp(a, b, method="exact").pvalue)
-    return KolmogorovSmirnov(float(asymptotic.statistic), float(asymptotic.pvalue), exact)
+    effective = round(len(a) * len(b) / (len(a) + len(b)))
+    statistic = float(stats.ks_2samp(a, b, method="exact" if effective < 1 else "asymp").statistic)
+    asymptotic = float("nan")
+    if effective >= 1:
+        asymptotic = float(stats.ks_2samp(a, b, method="asymp").pvalue)
+    return KolmogorovSmirnov(statistic, asymptotic, _ks_exact(a, b))
+
+
+def _ks_exact(a: FloatArray, b: FloatArray) -> float:
+    if max(len(a), len(b)) > KS_EXACT_MAX:
+        return float("nan")
+    with warnings.catch_warnings():
+        # Where its path counts overflow scipy warns and answers with the limit law instead.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(stats.ks_2samp(a, b, method="exact").pvalue)
+        except RuntimeWarning:
+            return float("nan")
 
 
 def _filled(shares: FloatArray) -> FloatArray:
