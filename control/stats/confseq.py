@@ -304,8 +304,8 @@ def t_radius(n: int, coefficients: int, *, alpha: float, g: float | None = None)
         n: Observations, > coefficients + 1.
         coefficients: Fitted ones, >= 1 (a difference of two means: 2).
         alpha: Crossing probability in (0, 1).
-        g: Tuning, > 0, fixed beforehand; None takes the g that is best at this n, which is right
-            only for the n that was planned.
+        g: Tuning, > 0, fixed beforehand; None takes the g >= 1 that is best at this n, which is
+            right only for the n that was planned.
 
     Raises:
         ValueError: An argument is outside its range, or n is too small for any finite radius with
@@ -327,7 +327,7 @@ def t_radius(n: int, coefficients: int, *, alpha: float, g: float | None = None)
         return _t_radius(tuning, units, nu, level)
     best = optimize.minimize_scalar(
         lambda log_g: _t_radius(float(np.exp(log_g)), units, nu, level, strict=False),
-        bounds=(min(0.0, log_limit - 10.0), log_limit),
+        bounds=(0.0 if log_limit > 0 else log_limit - 10.0, log_limit),
         method="bounded",
         options={"xatol": 1e-10},
     )

@@ -57,3 +57,35 @@ def test_agreement_takes_words_for_floats_and_booleans_exactly() -> None:
     assert not agrees(False, True, rtol=1, atol=1)
     assert not agrees([1.0, 2.0], [1.0], rtol=1, atol=1)
     assert not agrees(float("nan"), 1.0, rtol=1, atol=1)
+    assert agrees(float("inf"), None, rtol=0, atol=0)
+    assert not agrees(0.0, None, rtol=1, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "expected"),
+    [
+        ("welch_t", {"control": {"n": 9, "mean": 1.0, "sd": 2.0},
+                     "treatment": {"n": 4, "mean": 2.0, "variance": 1.0},
+                     "alternative": "larger"}, {"diff": 1.0, "ci_high": "inf"}),
+        ("count_sequential", {"counts": [0, 0, 0], "weights": [1, 1, 2]},
+         {"log_bayes_factor": 0.0, "p_value": 1.0}),
+        ("count_sequential", {"counts": [0, 5], "weights": [1, 1]},
+         {"log_rate_ratio_ci_high": "inf"}),
+        ("cs_asymptotic", {"control": [1.0, 2.0, 4.0], "treatment": [2.0, 3.0, 4.0],
+                           "n_star": 10, "alternative": "less"}, {"ci_low": "-inf"}),
+        ("dkw_sequential", {"t": 10, "alpha": 0.05, "t_min": 100}, {"sup_cdf_bound": "inf"}),
+        ("quantile_ci", {"values": [1.0, 2.0], "q": 0.5}, {"ci_low": "nan", "estimate": 1.5}),
+        ("bandit_prob_best", {"arms": [{"n": 9, "mean": 1.0, "sd": 1.0}] * 2},
+         {"prob_best": [0.5, 0.5]}),
+        ("bayes_gauss", {"control": {"n": 9, "sum": 9.0, "sum_sq": 17.0},
+                         "treatment": {"n": 9, "sum": 9.0, "sum_sq": 17.0},
+                         "prior": {"mean": 1.0, "variance": 2 / 9, "proper": True}},
+         {"posterior_mean": 0.5}),
+        ("multiple_testing", {"e_values": [100.0, 1.0]}, {"reject": [True, False]}),
+    ],
+)  # fmt: skip
+def test_runner_takes_what_else_the_schema_allows(
+    kind: str, inputs: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    case = {"kind": kind, "name": "other", "inputs": inputs, "expected": expected}
+    assert not faults(case | {"rtol": 1e-9, "atol": 1e-9})
