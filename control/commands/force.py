@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, NamedTuple
 
 import grpc
 import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control import clock, forcetokens
+from control.commands import forcecurl
 from control.commands.client import (
     DEFAULT_CONTROL,
     Client,
@@ -24,12 +24,18 @@ from control.commands.files import DEFAULT_TENANT, refuse
 from control.commands.output import Format, FormatOption, print_data, print_line
 from control.model import ResourceName, durations, is_label, plain
 from turnout.completing import experiment_names
-from turnout.contract import HEADER_FORCE, TENANT_KEY_BYTES
+from turnout.contract import TENANT_KEY_BYTES
 from turnout.v1alpha1 import experiment_service_pb2 as api
+from turnout.v1alpha1.common_pb2 import Unit
 from turnout.v1alpha1.experiment_service_pb2 import ForceToken
 from turnout.v1alpha1.target_pb2 import RequestMatch
 
-ENVOY: Final = "127.0.0.1:8080"  # as in the README
+
+class _Known(NamedTuple):
+    """What a request must look like."""
+
+    match: RequestMatch
+    unit: Unit
 
 
 @client_command
@@ -59,6 +65,13 @@ def force(
     it expires; it cannot be taken back before. What it forces is flagged and left out of analysis.
     The control plane keeps who asked for it, not the token.
 
+    A bearer needs a unit like everybody else (the request has its place; give --unit, or fill it
+    in), and must not be held out: what is in the tenant's holdout gets the baseline whatever token
+    or list names it. Bucket and segment do not matter.
+
+    With --key-file nothing is known of the target: host and path are yours to fill in, and where
+    the unit is sent.
+
     \b
       turnout force fraud-v2 v2
       turnout force fraud-v2 v2 --unit user-42 --ttl 24h
@@ -68,7 +81,7 @@ def force(
     if name.collection != "experiments":
         raise typer.BadParameter(f"{experiment!r} is no experiment")
     seconds = _seconds(ttl)
-    match = RequestMatch(hosts=["*"], path_prefix="/")
+    known = None
     if key_file is not None:
         made = _signed(key_file, name, variant, unit, seconds)
     else:
@@ -76,10 +89,9 @@ def force(
             request = api.CreateForceTokenRequest(name=str(name), variant=variant, unit=unit)
             request.ttl.seconds = seconds
             made = client.call(client.experiments.CreateForceToken, request)
-            match = _match_of(client, name)
+            known = _known(client, name)
     if output is Format.TABLE:
-        print_line(made.token)
-        print_line(_curl(made.token, match))
+        _print(made, known, unit)
     else:
         print_data([plain(made)], output)
 
@@ -122,26 +134,26 @@ def _signed(
     return ForceToken(token=token, expire_time=Timestamp(seconds=issued_s + seconds))
 
 
-def _match_of(client: Client, name: ResourceName) -> RequestMatch:
-    """Which requests the experiment is about; any when it has just gone."""
+def _known(client: Client, name: ResourceName) -> _Known | None:
+    """Which requests the experiment is about; None when it has just gone."""
     try:
         asked: Any = api.GetExperimentRequest(name=str(name))
-        target = client.call(client.experiments.GetExperiment, asked).spec.target
-        asked = api.GetTargetRequest(name=f"tenants/{name.tenant}/targets/{target}")
-        match: RequestMatch = client.call(client.targets.GetTarget, asked).spec.match
+        spec = client.call(client.experiments.GetExperiment, asked).spec
+        asked = api.GetTargetRequest(name=f"tenants/{name.tenant}/targets/{spec.target}")
+        return _Known(client.call(client.targets.GetTarget, asked).spec.match, spec.unit)
     except grpc.RpcError as error:
         if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise
-        return RequestMatch(hosts=["*"], path_prefix="/")
-    return match
+        return None
 
 
-def _curl(token: str, match: RequestMatch) -> str:
-    """A request with the token, through an Envoy on this machine."""
-    words = ["curl", "-H", f"{HEADER_FORCE}: {token}"]
-    host = next((host for host in match.hosts if "*" not in host), "")
-    if host:
-        words += ["-H", f"host: {host}"]
-    if match.methods and "GET" not in match.methods:
-        words += ["-X", match.methods[0]]
-    return shlex.join([*words, f"http://{ENVOY}{match.path_prefix}"])
+def _print(made: ForceToken, known: _Known | None, unit: str) -> None:
+    if known is None:
+        printed = forcecurl.unknown_target(made.token, unit)
+    else:
+        printed = forcecurl.known_target(made.token, known.match, known.unit, unit)
+    print_line(made.token)
+    print_line(printed.curl)
+    print_line(f"Expires {made.expire_time.ToJsonString()}, or when the experiment ends.")
+    for note in printed.notes:
+        print_line(f"Note: {note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -9,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from control.model import durations
 from control.model.rules import MINUTE, check_cookie, check_duration, check_header, check_text
 from control.model.violations import Report
+from turnout.contract import SESSION_ID_HEX_DIGITS
 from turnout.v1alpha1.common_pb2 import JwtClaim, NoUnit, OverrideSpec, Session, Unit
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 
@@ -21,6 +23,8 @@ OVERRIDE_UNITS_MAX: Final = 256
 OVERRIDE_UNITS_TOTAL_MAX: Final = 1024
 UNIT_VALUE_BYTES_MAX: Final = 256
 
+_SESSION_ID: Final = re.compile(rf"[0-9a-f]{{{SESSION_ID_HEX_DIGITS}}}")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _SOURCES: Final = "header, cookie, random, jwtClaim, session, queryParameter"
 
 
@@ -111,25 +115,40 @@ def check_overrides(report: Report, spec: ExperimentSpec) -> None:
         if override.variant not in names:
             rule = f"must name a variant: {', '.join(names[:10]) or 'none'}"
             report.add(f"{here}.variant", override.variant or "missing", rule)
-        _check_units(report, f"{here}.units", override, owners, trimmed=_trimmed(spec.unit))
+        _check_units(report, f"{here}.units", override, owners, spec.unit)
 
 
-def _trimmed(unit: Unit) -> bool:
-    """True when no value of this unit can begin or end with blanks."""
-    return bool(unit.header or unit.cookie)
+def value_fault(unit: Unit, value: str) -> str:
+    """Why no request can have this value as its unit; "" = one can, as far as is known."""
+    if unit.random:
+        return "the experiment's unit is random: no request has this one; leave it out"
+    if unit.HasField("session") and not _SESSION_ID.fullmatch(value):
+        digits = SESSION_ID_HEX_DIGITS
+        return f"must be a session's id, {digits} digits of 0-9 a-f: no session has another"
+    if not (unit.header or unit.cookie):
+        return ""
+    if value != value.strip(" \t"):
+        return "must not begin or end with blanks: no such value does"
+    if _CONTROL.search(value):
+        return "must not have control characters: no such value does"
+    if unit.cookie and ";" in value:
+        return "must not have a semicolon: a cookie's value ends there"
+    return ""
 
 
 def _check_units(
-    report: Report, path: str, override: OverrideSpec, owners: dict[str, str], *, trimmed: bool
+    report: Report, path: str, override: OverrideSpec, owners: dict[str, str], kind: Unit
 ) -> None:
     if not 1 <= len(override.units) <= OVERRIDE_UNITS_MAX:
         report.add(path, f"{len(override.units)} units", f"must be 1 to {OVERRIDE_UNITS_MAX}")
         return
     for index, unit in enumerate(override.units):
         here = f"{path}[{index}]"
+        faults = len(report.violations)
         check_text(report, here, unit, UNIT_VALUE_BYTES_MAX)
-        if trimmed and unit != unit.strip(" \t"):
-            report.add(here, unit, "must not begin or end with blanks: no such value does")
+        rule = value_fault(kind, unit)
+        if rule and len(report.violations) == faults:
+            report.add(here, unit, rule)
         if unit in owners:
             report.add(here, unit, f"is in {owners[unit]} already; a unit has one variant")
         owners.setdefault(unit, here)

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from control import forcetokens, views
 from control.model import durations
+from control.model.units import value_fault
 from control.refusals import Fault, invalid, not_found, precondition
 from control.rollout.controller import Controller
 from control.rollout.effects import Call
@@ -79,9 +80,10 @@ def _checked(entry: ExperimentEntry, asked: CreateForceTokenRequest) -> int:
     if len(asked.unit.encode()) > forcetokens.UNIT_BYTES_MAX:
         value = f"{len(asked.unit.encode())} bytes"
         faults.append(Fault("unit", value, f"at most {forcetokens.UNIT_BYTES_MAX} bytes"))
-    if asked.unit and entry.spec.unit.random:
-        rule = "the experiment's unit is random: no request has this one; leave it out"
-        faults.append(Fault("unit", asked.unit, rule))
+    elif asked.unit:
+        rule = value_fault(entry.spec.unit, asked.unit)
+        if rule:
+            faults.append(Fault("unit", asked.unit, rule))
     ttl = asked.ttl if asked.HasField("ttl") else Duration(seconds=forcetokens.TTL_DEFAULT_S)
     bounds = f"{forcetokens.TTL_MIN_S // 60}m to {forcetokens.TTL_MAX_S // 3600}h"
     if not forcetokens.TTL_MIN_S <= ttl.seconds <= forcetokens.TTL_MAX_S or (

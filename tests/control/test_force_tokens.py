@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from tests.control.resources import EXPERIMENT as EXPERIMENT_FILE
 from tests.control.resources import TARGET as TARGET_FILE
 from turnout import contract
 from turnout.v1alpha1 import experiment_service_pb2 as service
+from turnout.v1alpha1.common_pb2 import Session, Unit
 from turnout.v1alpha1.experiment_service_pb2 import ForceToken
 
 CODE = grpc.StatusCode
@@ -136,6 +138,30 @@ async def test_token_is_refused_by_field_when_it_cannot_be(
     assert list(violations(refused.value)) == [field]
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "rule"),
+    [
+        (Unit(header="x-user-id"), " a", "begin or end with blanks"),
+        (Unit(header="x-user-id"), "a\nb", "control characters"),
+        (Unit(cookie="uid"), "a;b", "semicolon"),
+        (Unit(session=Session()), "alice", "32 digits of 0-9 a-f"),
+        (Unit(session=Session()), "A" * 32, "32 digits of 0-9 a-f"),
+        (Unit(random=True), "alice", "is random"),
+    ],
+)
+async def test_token_is_refused_when_no_request_can_have_its_unit(
+    api: Api, unit: Unit, value: str, rule: str
+) -> None:
+    resource = experiment()
+    resource.spec.unit.CopyFrom(unit)
+    await api.create_target()
+    await api.create(resource)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await create(api, variant="v2", unit=value)
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+    assert rule in violations(refused.value)["unit"]
+
+
 async def test_token_is_refused_when_the_experiment_does_not_run(api: Api) -> None:
     await api.create_target()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -159,12 +185,16 @@ def test_command_prints_token_and_request_when_it_runs(shell: Shell) -> None:
     assert shell("force", "fraud-v2", "v2").code == 5
     shell("start", "fraud-v2")
     done = shell("force", "fraud-v2", "v2", "--unit", "alice", "--ttl", "24h")
-    token, curl = done.lines
+    token, curl, expires, *notes = done.lines
     assert payload(token)[:3] == [shell.tenant, "fraud-v2", "v2"]
     words = shlex.split(curl)
     assert words[:3] == ["curl", "-H", f"x-force-variant: {token}"]
-    assert "host: fraud.risk.svc" in words
+    assert {"host: fraud.risk.svc", "x-user-id: alice"} <= set(words)
     assert words[-1].endswith("/v2/models/fraud")
+    moment = datetime.fromtimestamp(int(payload(token)[4]), UTC)
+    assert expires == f"Expires {moment:%Y-%m-%dT%H:%M:%SZ}, or when the experiment ends."
+    assert notes == []
+    assert "for PUT-A-UNIT-HERE" in shell("force", "fraud-v2", "v2").lines[-1]
     assert shell("force", "fraud-v2", "v9").code == 3
     assert shell("force", "nobody", "v2").code == 4
     assert shell("force", "fraud-v2", "v2", "--ttl", "25h").code == 2
@@ -176,7 +206,8 @@ def test_command_signs_by_a_key_file_when_there_is_no_control_plane(tmp_path: Pa
     key = tmp_path / "tenant.key"
     key.write_bytes(KEY)
     done = turnout("force", "fraud-v2", "v2", "--tenant", "risk", "--key-file", key, "--unit", "u")
-    token = done.lines[0]
+    token, curl, *_ = done.lines
+    assert curl.endswith(" http://127.0.0.1:8080/PUT-THE-PATH-HERE")
     tenant, name, variant, issued, expires, _ = payload(token)
     assert token == mint(
         KEY,
@@ -188,6 +219,7 @@ def test_command_signs_by_a_key_file_when_there_is_no_control_plane(tmp_path: Pa
         expires_s=int(expires),
     )
     key.write_bytes(KEY[1:])
+    assert "host and path are yours to fill in" in done.lines[-1]
     assert "has 31 bytes and is no key" in turnout("force", "a", "b", "--key-file", key).err
     assert turnout("force", "a", "b", "--key-file", tmp_path / "none").code == 1
     assert turnout("force", "a", "B", "--key-file", key).code == 2

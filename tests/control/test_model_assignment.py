@@ -242,6 +242,27 @@ def test_overrides_are_refused_by_field_and_rule_when_they_are_wrong(
     assert rule in found.rule
 
 
+@pytest.mark.parametrize(
+    ("unit", "value", "rule"),
+    [
+        ("session: {}", "alice", "32 digits of 0-9 a-f"),
+        ("session: {}", "0123456789ABCDEF0123456789ABCDEF", "32 digits of 0-9 a-f"),
+        ("session: {}", "0123456789abcdef0123456789abcdef", ""),
+        ("cookie: uid", "a;b", "semicolon"),
+        ("queryParameter: user", "a;b", ""),
+        ("queryParameter: user", "' a'", ""),
+    ],
+)
+def test_override_is_refused_when_no_request_can_have_the_unit(
+    unit: str, value: str, rule: str
+) -> None:
+    text = replaced(EXPERIMENT, "header: x-user-id, noUnit: skip", unit)
+    overrides = f"  overrides: [{{units: [{value}], variant: v2}}]\n  onFinish:"
+    found = violations_of(replaced(text, "  onFinish:", overrides))
+    assert [item.field for item in found] == (["spec.overrides[0].units[0]"] if rule else [])
+    assert all(rule in item.rule for item in found)
+
+
 def test_overrides_are_refused_when_there_are_too_many_or_no_units_to_name() -> None:
     spec = spec_of(EXPERIMENT)
     for index in range(5):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
+from control.commands.forcecurl import ENVOY
 from tests.integration.harness import Pod, Request, Stage, wait_for
+from tests.integration.waiting import LOOPBACK
 from turnout.contract import HEADER_FORCE, HEADER_STAMP
 
 USERS = [f"user-{number}" for number in range(400)]
@@ -98,6 +101,14 @@ async def settled(stage: Stage, pods: list[Pod], experiments: set[str]) -> dict[
     return last
 
 
+async def sent(stage: Stage, line: str) -> None:
+    """Run a printed curl line in a shell, through this stage's Envoy."""
+    assert line.count(ENVOY) == 1
+    line = line.replace(ENVOY, f"{LOOPBACK}:{stage.port}")
+    shell = await asyncio.create_subprocess_shell(f"{line} --silent --show-error --fail")
+    assert await asyncio.wait_for(shell.wait(), 30) == 0
+
+
 async def test_layers_hold_and_end_one_by_one_when_several_experiments_run(stage: Stage) -> None:
     pods = [await stage.pod(name, record=True) for name in ("v1", "v2", "v3")]
     file = stage.directory / "resources.yaml"
@@ -130,11 +141,15 @@ async def test_layers_hold_and_end_one_by_one_when_several_experiments_run(stage
 
     # A token gives the candidate to somebody of nobody's part of the layer; not to the held out.
     free = next(user for user in USERS if user not in held_out | second | third)
-    token, _ = (await stage.run("force", "second", "v2", *where)).splitlines()
+    token, *_ = (await stage.run("force", "second", "v2", *where)).splitlines()
     for user, pod in ((free, "v2"), (min(held_out), "v1")):
         asked = Request(headers={"x-user-id": user, HEADER_FORCE: token})
         (answer,) = await stage.send([asked])
         assert answer.pod == pod
+    printed = await stage.run("force", "second", "v2", "--unit", free, *where)
+    before = len(pods[1].seen)
+    await sent(stage, printed.splitlines()[1])
+    assert [seen.headers["x-user-id"] for seen in pods[1].seen[before:]] == [free]
 
     # One is rolled back: its users go to the baseline, nobody else moves.
     await stage.run("rollback", "second", *where)
