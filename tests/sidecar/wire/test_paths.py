@@ -157,9 +157,28 @@ def test_fast_path_is_taken_for_envoys_bytes() -> None:
 
     reads = [bytes.fromhex(read) for read in CAPTURE["process"]]
     _, processed, _ = outcome(Watched, reads)
-    # Preface, settings and the requests before the prefix is learned: 12 frames.
+    # Preface, settings and the requests before the prefix is learned: 11 frames.
     assert len(processed) > 40
     assert len(slow) <= 14
+
+
+def test_fast_path_is_taken_when_envoys_block_says_something_else_behind_the_path() -> None:
+    """Another time-out, or an attempt count: neither is learned or decoded anew."""
+    served = Served()
+    decoded: list[bytes] = []
+    connection = Connection(served.process, served.healthy, served.fold, strict=False, now_s=0.0)
+    for read in CAPTURE["process"]:
+        connection.receive(bytes.fromhex(read), 0.0)
+    asked = len(served.processed)
+    sent = b"".join(bytes.fromhex(read) for read in CAPTURE["process"])[len(PREFACE) :]
+    block = [f.payload for f in frames_of(sent) if f.kind is FrameType.HEADERS][-1]
+    connection._heads.decode = decoded.append  # type: ignore[method-assign, assignment]
+    for at, odd in enumerate((block[:-1] + b"9", block + literal(b"x-envoy-attempt-count", b"2"))):
+        stream_id = 100_001 + 2 * at
+        connection.receive(headers(stream_id, odd) + data(stream_id, message(b"again")), 0.0)
+    assert served.processed[asked:] == [b"again"] * 2
+    assert not decoded
+    assert not connection.closed
 
 
 def test_prefix_is_learned_once_tables_are_empty() -> None:
