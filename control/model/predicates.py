@@ -157,7 +157,7 @@ def _check_regex(report: Report, path: str, expression: str) -> None:
 
 def _check_range(report: Report, path: str, limits: NumberRange) -> None:
     if not limits.HasField("min") and not limits.HasField("max"):
-        report.add(path, "none", "must have min, max or both")
+        report.add(path, "none", "must have min, max or both: min <= x < max")
     finite = True
     for name in ("min", "max"):
         value = getattr(limits, name)

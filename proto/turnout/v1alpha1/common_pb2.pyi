@@ -265,7 +265,10 @@ Global___Stratum: _TypeAlias = Stratum  # noqa: Y015
 
 @_typing.final
 class OverrideSpec(_message.Message):
-    """Units that get a variant whatever their bucket and segment: flagged as forced, left out of analysis."""
+    """Units that get a variant whatever their bucket and segment: flagged as forced, left out of analysis.
+    Units that are held out are not among them: the holdout is asked first, and neither a list nor a force
+    token takes a unit out of it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -275,7 +278,9 @@ class OverrideSpec(_message.Message):
     """Name of a variant."""
     @_builtins.property
     def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Values of the experiment's unit, 1..256 bytes each; 1..256 of them; a unit is in one entry only."""
+        """Values of the experiment's unit, 1..256 bytes each; 1..256 of them; a unit is in one entry only. Those
+        of a session are 32 hex digits, lower case.
+        """
 
     def __init__(
         self,
