@@ -31,7 +31,7 @@ With a control plane:
 
 \b
   turnout sidecar --listen unix:/run/turnout/worker --workers 2 \\
-    --control 10.0.0.5:7070 --tenant risk --state-dir /var/lib/turnout \\
+    --control 10.0.0.5:7700 --tenant risk --state-dir /var/lib/turnout \\
     --envoy-dir /etc/envoy/turnout --envoy-admin unix:/run/envoy/admin \\
     --metrics 127.0.0.1:9102
 

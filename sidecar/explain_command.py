@@ -64,6 +64,7 @@ Offline, from a snapshot file, a sidecar's state directory (what it serves now) 
   turnout explain --snapshot risk.snapshot fraud-v2 'cookie: session=8f2a'
   turnout explain -f fraud.yaml 'x-user-id: 42' -o json
 
+\b
   turnout explain --snapshot /var/lib/turnout fraud 'x-force-variant: v1.cmlza...'
   turnout explain -f fraud.yaml --claims '{"sub": "42"}'
 

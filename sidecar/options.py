@@ -144,7 +144,7 @@ def address(option: str, text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not host or (":" in host and not bracketed):
-        raise OptionError(option, text, "must be HOST:PORT, like 127.0.0.1:7070 or [::1]:7070")
+        raise OptionError(option, text, "must be HOST:PORT, like 127.0.0.1:7700 or [::1]:7700")
     if not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= PORT_MAX:
         raise OptionError(option, text, "its port must be a number of 0..65535")
     return host.strip("[]"), int(port)

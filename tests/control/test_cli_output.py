@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -301,3 +302,13 @@ def test_condition_has_no_reason_when_there_is_none_to_tell() -> None:
     page = describing.experiment(Experiment(status=status), [])
     assert "  WAITING_FOR_UPSTREAM no" in page.splitlines()
     assert "UNSPECIFIED)" not in page
+
+
+def test_every_example_has_a_line_of_its_own_in_the_help() -> None:
+    commands = [*re.findall(r"^  ([a-z]+) ", turnout("--help").out, re.MULTILINE)]
+    assert {"explain", "force", "sidecar"} <= set(commands)
+    for command in commands:
+        lines = turnout(command, "--help").out.splitlines()
+        assert [line for line in lines if re.match(r" +turnout .*[^|] turnout ", line)] == []
+    explained = turnout("explain", "--help").lines
+    assert """turnout explain -f fraud.yaml --claims '{"sub": "42"}'""" in explained

@@ -13,7 +13,7 @@ from sidecar.options import OptionError, address, check
 GOOD: dict[str, Any] = {
     "listen": "unix:/run/w",
     "workers": 2,
-    "control": "127.0.0.1:7070",
+    "control": "127.0.0.1:7700",
     "snapshot": None,
     "state_dir": Path("/state"),
     "node": "n",
