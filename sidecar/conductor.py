@@ -157,8 +157,10 @@ class Conductor:
             await self._step()
             self._on_step()
             wait_s = LOOK_BUSY_S if self._gate.pending() else LOOK_CALM_S
+            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the waking.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
             self._woken.clear()
 
     async def _step(self) -> None:

@@ -281,7 +281,8 @@ class Workers:
         # The first restart is immediate: traffic is waiting.
         delay_s = _BACKOFF_S[max(0, min(slot.failures - 1, len(_BACKOFF_S) - 1))]
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await self._stopping.wait()
         if not self._stopping.is_set() and slot.life is None:
             self._begin(slot)
 
@@ -312,7 +313,8 @@ class Workers:
     async def _until(self, condition: Callable[[], bool], limit_s: float | None) -> bool:
         """Wait for a condition; whether it came within the limit (None: a start's)."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.until(condition), limit_s or START_MS / 1000)
+            async with asyncio.timeout(limit_s or START_MS / 1000):
+                await self.until(condition)
         return condition()
 
     def _changed(self) -> None:
