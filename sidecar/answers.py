@@ -59,7 +59,6 @@ class Arm(NamedTuple):
         shadow: (variant, cluster) that gets a copy, None = no copy.
         forced: By an override, not by its bucket.
         unit: Number of the unit among the target's.
-        session: Name and Max-Age in seconds of the unit's session cookie, None = another unit.
         slot: Decided counter, or NO_SLOT.
     """
 
@@ -72,7 +71,6 @@ class Arm(NamedTuple):
     shadow: tuple[str, str] | None
     forced: bool
     unit: int
-    session: tuple[str, int] | None
     slot: int
 
 
@@ -177,7 +175,7 @@ def template(
     tally: Tally,
     *,
     baseline: str,
-    issued: int | None = None,
+    session: tuple[str, int] | None = None,
     hop: bool = False,
 ) -> Template:
     """Build the answer to one combination.
@@ -186,7 +184,7 @@ def template(
         arms: At most one for each layer, in the order of the layers; one at least.
         tally: What the answer counts as.
         baseline: Cluster that serves when no arm names one.
-        issued: Number of the unit whose session has just begun: its cookie is told.
+        session: Name and Max-Age in seconds of the cookie of a session that has just begun.
         hop: Sidecars intercept: mark what goes to another cluster than the baseline.
     """
     routed = next((arm for arm in arms if arm.layer == LAYER_MODELS), None)
@@ -201,18 +199,38 @@ def template(
         entries += _shadow_headers(arm)
     for arm in arms:
         entries += ((name, value.encode()) for name, value in arm.parameters)
-    session = next((arm.session for arm in arms if arm.unit == issued), None)
     if session is not None:
-        name, max_age_s = session
-        tail = f"; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Lax"
-        place = b"\0" * SESSION_ID_HEX_DIGITS
-        entries.append((HEADER_SET_COOKIE, f"{name}=".encode() + place + tail.encode()))
+        entries.append(_cookie(session))
         fills.append(FILL_SESSION)
     if hop and cluster != baseline:
         entries.append((HEADER_HOP, b"\0" * HOP_MARK_BYTES))
         fills.append(FILL_HOP)
     slots = [arm.slot for arm in arms if arm.slot != NO_SLOT]
     return Template(_parts(encode(entries), fills), fills, slots, tally)
+
+
+def cookie_template(session: tuple[str, int], tally: Tally, *, default: str) -> Template:
+    """Build the answer that stamps nothing, and tells the client of its new session.
+
+    Whoever is held out or outside of a layer's reserve keeps to that only with a cookie: without
+    one it would draw again, request after request, until it is enrolled.
+
+    Args:
+        session: As in `template`.
+        tally: What the answer counts as.
+        default: Cluster for requests that get no variant; "" = Envoy's routes know it.
+    """
+    entries = [_cookie(session)]
+    if default:
+        entries.append((HEADER_UPSTREAM, default.encode()))
+    return Template(_parts(encode(entries), [FILL_SESSION]), [FILL_SESSION], [], tally)
+
+
+def _cookie(session: tuple[str, int]) -> tuple[str, bytes]:
+    """The header that has Envoy set a session's cookie, with a place for its id."""
+    name, max_age_s = session
+    tail = f"; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Lax"
+    return HEADER_SET_COOKIE, f"{name}=".encode() + b"\0" * SESSION_ID_HEX_DIGITS + tail.encode()
 
 
 def encode(headers: Iterable[tuple[str, bytes]]) -> bytes:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sidecar.answers import parameter_headers
 from sidecar.hashing import bucket_after, salt_prefix
 from sidecar.predicates import Headers, Test, compile_predicate
-from sidecar.units import SessionSource, Source, source_of
+from sidecar.units import Source, source_of
 from turnout.contract import BUCKET_COUNT, LAYER_MODELS, SESSION_COOKIE
 from turnout.v1alpha1.common_pb2 import Unit
 from turnout.v1alpha1.snapshot_pb2 import BucketRange, ExperimentPlan, HoldoutPlan
@@ -63,7 +63,7 @@ class Experiment:
 
     __slots__ = (
         "epoch", "facts", "holdout", "layer", "layer_prefix", "layer_ranges", "name",
-        "overrides", "pieces", "prefix", "segment", "segment_key", "session", "shadow", "source",
+        "overrides", "pieces", "prefix", "segment", "segment_key", "shadow", "source",
         "starts", "target", "unit_key", "variants",
     )  # fmt: skip
 
@@ -75,7 +75,6 @@ class Experiment:
         self.facts = _epoch_facts(message)
         self.source: Source = source_of(message.unit)
         self.unit_key = _unit_key(message.unit)
-        self.session = _session(self.source)
         # None = all of the layer is this experiment's.
         whole = not message.layer_ranges
         self.layer_prefix = None if whole else salt_prefix(message.layer_salt.encode())
@@ -143,10 +142,6 @@ def _unit_key(unit: Unit) -> bytes:
         plain.session.cookie = unit.session.cookie or SESSION_COOKIE
         plain.session.ClearField("max_age")
     return plain.SerializeToString(deterministic=True)
-
-
-def _session(source: Source) -> tuple[str, int] | None:
-    return (source.name, source.max_age_s) if isinstance(source, SessionSource) else None
 
 
 def _epoch_facts(message: ExperimentPlan) -> EpochFacts:

@@ -17,6 +17,7 @@ from sidecar.answers import (
     Arm,
     Assembler,
     Template,
+    cookie_template,
     encode,
     encoded_arm,
     template,
@@ -26,7 +27,7 @@ from sidecar.layers import Bound, Layer, Slots, bind_layers
 from sidecar.outcome import DUPLICATE_UNIT, Outcome, Tally
 from sidecar.predicates import Headers, Test
 from sidecar.tokens import ForceToken
-from sidecar.units import HeaderSource, Request, Source, Taken
+from sidecar.units import HeaderSource, Request, SessionSource, Source, Taken
 from turnout.contract import BUCKET_COUNT, HEADER_UPSTREAM, UNIT_BYTES_MAX
 
 # Answers that are kept for one target, about 1 KB each. Where more combinations can be, the short
@@ -38,7 +39,7 @@ class Target:
     """One target, and its experiments bound to gates and counters."""
 
     __slots__ = (
-        "_closed", "_hop", "_slots", "_tallies", "_templates", "baseline", "default",
+        "_closed", "_default", "_hop", "_slots", "_tallies", "_templates", "baseline", "default",
         "experiments", "idle", "layers", "name", "quick", "sources",
     )  # fmt: skip
 
@@ -78,6 +79,7 @@ class Target:
         self.experiments = tuple(sorted(experiments, key=lambda one: one.order))
         # The answer to a request that gets no variant; None = Envoy's route knows the baseline.
         self.default = encode([(HEADER_UPSTREAM, default.encode())]) if default else None
+        self._default = default
         self.baseline = default or baseline
         self._closed = closed
         self._slots = slots
@@ -114,7 +116,12 @@ class Target:
         return found
 
     def template(self, number: int, issued: int | None = None) -> Template:
-        """The answer to a combination; `issued` is the number of a unit whose session began."""
+        """The answer to a combination.
+
+        Args:
+            number: Of the combination; 0, which stamps nothing, with `issued` alone.
+            issued: Number of the unit whose session has just begun.
+        """
         key = number if issued is None else (number, issued)
         found = self._templates.get(key)
         if found is None:
@@ -125,9 +132,14 @@ class Target:
         return found
 
     def build(self, number: int, issued: int | None = None) -> Template:
-        """A new answer to a combination."""
+        """A new answer to a combination; arguments as `template`."""
         arms, stamped = self.arms(number), self.tally(Outcome.STAMPED)
-        return template(arms, stamped, baseline=self.baseline, issued=issued, hop=self._hop)
+        # Of experiments that read one cookie and give it different ages, the first one's counts.
+        source = self.sources[issued] if issued is not None else None
+        session = (source.name, source.max_age_s) if isinstance(source, SessionSource) else None
+        if session is not None and not arms:
+            return cookie_template(session, self.idle, default=self._default)
+        return template(arms, stamped, baseline=self.baseline, session=session, hop=self._hop)
 
     def arms(self, number: int) -> list[Arm]:
         """The assignments that a combination's number stands for."""

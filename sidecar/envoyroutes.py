@@ -103,8 +103,14 @@ def _routes(
             # the routes above take the request. Without a worker the pod that was called serves.
             marked = {"name": contract.HEADER_HOP, "present_match": True}
             asked = match | {"headers": [*match.get("headers", []), marked]}
-            yield _passing_route(f"{target.name}/peer", asked, _action(target), on=bool(running))
-        yield _baseline_route(target, match, on=bool(running))
+            peer = _passing_route(f"{target.name}/peer", asked, _action(target), on=bool(running))
+            yield peer | _cookie_alone(running)
+        yield _baseline_route(target, match, on=bool(running)) | _cookie_alone(running)
+
+
+def _cookie_alone(running: Iterable[ExperimentPlan]) -> Json:
+    """What a route of unstamped requests adds to a response: a session's new cookie."""
+    return {"response_headers_to_add": [session_cookie()]} if _issue(running) else {}
 
 
 # -- Transparent proxying --------------------------------------------------------------------------
@@ -207,9 +213,13 @@ def _span_values(named: ExperimentPlan | None) -> Json:
 def stamped_answer(running: Iterable[ExperimentPlan]) -> list[Json]:
     """What the stamped route adds to a response: who answered, and a session's new cookie."""
     added = [added_header(contract.HEADER_VARIANT, request_value(contract.HEADER_VARIANT))]
-    if any(experiment.unit.HasField("session") for experiment in running):
+    if _issue(running):
         added.append(session_cookie())
     return added
+
+
+def _issue(running: Iterable[ExperimentPlan]) -> bool:
+    return any(experiment.unit.HasField("session") for experiment in running)
 
 
 def session_cookie() -> Json:

@@ -127,7 +127,8 @@ def stamped_headers(response: bytes | None) -> dict[str, str]:
     message = ProcessingResponse.FromString(response)
     options = message.request_headers.response.header_mutation.set_headers
     headers = {option.header.key: option.header.raw_value.decode() for option in options}
-    headers[HEADER_STAMP] = _HASH.sub(HASH_SHOWN, headers[HEADER_STAMP])
+    if HEADER_STAMP in headers:
+        headers[HEADER_STAMP] = _HASH.sub(HASH_SHOWN, headers[HEADER_STAMP])
     return dict(sorted(headers.items(), key=lambda item: _rank(item[0])))
 
 

@@ -92,7 +92,6 @@ def _bind(
                     shadow=(shadow.name, shadow.cluster) if shadow is not None else None,
                     forced=forced,
                     unit=unit,
-                    session=one.session,
                     slot=slots.get((one.name, one.epoch, variant.name), NO_SLOT),
                 )
             )

@@ -190,7 +190,9 @@ def _assign_fully(
     token, flags = _token(plan, firsts, now_s)
     found = target.decide(Request(headers, first, page.path, request), token, random_unit)
     flags |= found.flags
-    if not found.number:
+    # A session that has just begun is told of in any case: without its cookie the client would
+    # draw another unit next time, and be held out or outside of a layer only until one enrols it.
+    if not found.number and found.issued is None:
         return target.default, (), target.tally(found.furthest, flags)
     template = target.template(found.number, found.issued)
 
@@ -203,7 +205,8 @@ def _assign_fully(
             return found.units[found.issued].value
         return plan.hasher.hex_digits(found.units[place].value)
 
-    tally = target.tally(Outcome.STAMPED, flags) if flags else template.tally
+    outcome = Outcome.STAMPED if found.number else found.furthest
+    tally = template.tally if found.number and not flags else target.tally(outcome, flags)
     return template.filled(fill), template.slots, tally
 
 

@@ -19,8 +19,8 @@ HEADER_SHADOW_OF: Final = "x-turnout-shadow-of"
 # may say why. Requests with neither this nor a stamp are not logged: a target at rest costs
 # nothing.
 HEADER_UNSTAMPED: Final = "x-turnout-unstamped"
-# With a session unit whose cookie is missing: the whole value of a Set-Cookie, which the stamped
-# route copies into the response.
+# With a session unit whose cookie is missing: the whole value of a Set-Cookie, which the route
+# copies into the response, the baseline's too: it is there with or without a stamp.
 HEADER_SET_COOKIE: Final = "x-turnout-set-cookie"
 # From clients: a signed token that gives its bearer a variant (see FORCE_*). Removed before the
 # upstream.

@@ -87,11 +87,22 @@ def _mirror(config: Config, _needs: Needs) -> Iterator[Hit]:
 
 
 def _cookie(config: Config, needs: Needs) -> Iterator[Hit]:
-    for route, levels in _stamped(config) if needs.session else ():
-        added = [h for level in levels for h in level.list_of("response_headers_to_add")]
-        keys = {h.word("header", "key").lower() for h in added}
-        if "set-cookie" not in keys:
-            yield Hit(route, "the stamped route adds no set-cookie to responses")
+    for header, levels in _stamped(config) if needs.session else ():
+        if not _sets_cookie(levels):
+            yield Hit(header, "the stamped route adds no set-cookie to responses")
+            continue
+        stamped, host, table = levels
+        later = [*host.list_of("routes")]
+        later = later[later.index(stamped) + 1 :]
+        default = next((route for route in later if _is_default(route, stamped)), None)
+        if default is not None and not _sets_cookie((default, host, table)):
+            action = default.get("route") or default
+            yield Hit(action, "the default route adds no set-cookie to responses")
+
+
+def _sets_cookie(levels: tuple[Node, ...]) -> bool:
+    added = [h for level in levels for h in level.list_of("response_headers_to_add")]
+    return "set-cookie" in {h.word("header", "key").lower() for h in added}
 
 
 def _token_leak(config: Config, needs: Needs) -> Iterator[Hit]:
@@ -175,9 +186,11 @@ RULES: Final = (
     Rule(
         "session-cookie",
         ERROR,
-        "The unit is a session, and no client ever gets its cookie: each request is a new user.",
-        "Add to the stamped route's response_headers_to_add: set-cookie: "
-        "%REQ(x-turnout-set-cookie)% with append_action APPEND_IF_EXISTS_OR_ADD.",
+        "The unit is a session, and a client that never gets its cookie is a new user with each "
+        "request.",
+        "Add to response_headers_to_add, of the stamped route and of the default one (who is held "
+        "out keeps to it by the same cookie): set-cookie: %REQ(x-turnout-set-cookie)% with "
+        "append_action APPEND_IF_EXISTS_OR_ADD.",
         _cookie,
     ),
     Rule(

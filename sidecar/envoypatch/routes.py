@@ -297,6 +297,9 @@ def _default(route: Tree, target: TargetPlan) -> Tree:
     put(route, "request_headers_to_add", [*listed(route, "request_headers_to_add"), mark])
     removed = [*listed(route, "response_headers_to_remove"), contract.HEADER_VARIANT]
     put(route, "response_headers_to_remove", removed)
+    # Whoever is outside of an experiment stays there by the same cookie.
+    added = [*listed(route, "response_headers_to_add"), session_cookie()]
+    put(route, "response_headers_to_add", added)
     switch = {"@type": TYPE + "envoy.config.route.v3.FilterConfig", "config": {}}
     put(default(route, "typed_per_filter_config", {}), contract.EXT_PROC_FILTER, switch)
     return route
@@ -306,6 +309,7 @@ def _take_back(route: Tree) -> None:
     """Remove what `_default` added, so that copies are made of theirs alone."""
     _drop(route, "request_headers_to_add", added_header(contract.HEADER_UNSTAMPED, "1"))
     _drop(route, "response_headers_to_remove", contract.HEADER_VARIANT)
+    _drop(route, "response_headers_to_add", session_cookie())
     settings = field(route, "typed_per_filter_config")
     if isinstance(settings, dict) and settings.pop(contract.EXT_PROC_FILTER, None) and not settings:
         drop(route, "typed_per_filter_config")
@@ -321,7 +325,9 @@ def _drop(route: Tree, name: str, item: Any) -> None:
 
 def _same(given: Any, ours: Any) -> bool:
     if isinstance(ours, dict):
-        return bool(field(given, "header", "key") == ours["header"]["key"])
+        # The value too: they may set cookies of their own.
+        pairs = ((field(given, "header", name), ours["header"][name]) for name in ("key", "value"))
+        return all(str(theirs) == wanted for theirs, wanted in pairs)
     return bool(str(given).lower() == ours)
 
 

@@ -106,7 +106,7 @@ def answer(world: World, request: ProcessingRequest) -> Meaning:
     enrolled: list[Enrolled] = []
     failed: list[str] = []
     duplicate = False
-    cookie = ""  # the one that this request's new session goes by
+    cookie = ""  # the whole of it, when this request begins a session
     for layer in layers_of(experiments):
         tried: list[Enrolled] = []
         for experiment in layer:
@@ -115,9 +115,8 @@ def answer(world: World, request: ProcessingRequest) -> Meaning:
                 continue
             unit = unit_of(world, experiment.unit, headers, request)
             if unit.issued:
-                name = unit.issued.partition("=")[0]
-                cookie = cookie or name
-                if name != cookie:
+                cookie = cookie or unit.issued
+                if unit.issued.partition("=")[0] != cookie.partition("=")[0]:
                     unit = Found(b"")
             duplicate = duplicate or unit.duplicate
             result = enrol(experiment, unit, headers, token)
@@ -129,9 +128,13 @@ def answer(world: World, request: ProcessingRequest) -> Meaning:
         enrolled += ([one for one in tried if one.forced] or tried)[:1]
     if not enrolled:
         outcome = max(failed, key=FAILURES.index)
-        return refusal(world, target, outcome, duplicate=duplicate, wasted=wasted)
+        none = refusal(world, target, outcome, duplicate=duplicate, wasted=wasted)
+        told = {**(none.headers or {}), HEADER_SET_COOKIE: cookie.encode()}
+        return none._replace(headers=told) if cookie else none
     stamps = frozenset((e.experiment.name, e.experiment.epoch, e.variant) for e in enrolled)
     said = stamp(world, target, experiments, enrolled, headers)
+    if cookie:
+        said[HEADER_SET_COOKIE] = cookie.encode()
     return Meaning(said, "STAMPED", target.name, duplicate, wasted, stamps)
 
 
@@ -470,8 +473,6 @@ def stamp(
             said[HEADER_VARIANT] = one.variant.encode()
         for key, value in variant.parameters.items():
             said[HEADER_PARAMETER_PREFIX + key.lower()] = value.encode()
-        if one.unit.issued and HEADER_SET_COOKIE not in said:
-            said[HEADER_SET_COOKIE] = one.unit.issued.encode()
     said[HEADER_STAMP] = ",".join(entries).encode()
     said[HEADER_UPSTREAM] = upstream.encode()
     said |= shadow(world, experiments, enrolled)

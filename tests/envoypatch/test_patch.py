@@ -273,6 +273,20 @@ def test_the_stamped_route_keeps_all_but_the_cluster() -> None:
     assert theirs["name"] == "mine"
     assert [h["header"]["key"] for h in theirs["request_headers_to_add"]] == ["x-turnout-unstamped"]
     assert "request_headers_to_add" not in stamped
+    # Who is held out answers with it as well.
+    assert [h["header"]["key"] for h in theirs["response_headers_to_add"]] == ["b", "set-cookie"]
+
+
+def test_a_cookie_of_theirs_stays_when_ours_is_made_anew() -> None:
+    mine = {"header": {"key": "set-cookie", "value": "theirs=1"}}
+    own = {"match": {"prefix": "/t"}, "route": {"cluster": "v1"}, "response_headers_to_add": [mine]}
+    table: Tree = {"virtual_hosts": [{"domains": ["*"], "routes": [own]}]}
+    for _ in range(2):
+        add_routes(table, [target("t", "/t")])
+        stamped, theirs = table["virtual_hosts"][0]["routes"]
+        values = [h["header"]["value"] for h in theirs["response_headers_to_add"]]
+        assert values == ["theirs=1", "%REQ(x-turnout-set-cookie)%"]
+        assert len(stamped["response_headers_to_add"]) == 3
 
 
 # -- The rest of the bootstrap ---------------------------------------------------------------------

@@ -107,8 +107,8 @@ class Scene:
 def _world(stage: Stage) -> World:
     v1, *candidates = stage.pods
     world = World(v1, candidates)
-    for name in ("plain", "session", "claim", "unverified", "query", "layers", "exclusive",
-                 "holdout", "overrides", "segment", "share", "parameter"):  # fmt: skip
+    for name in ("plain", "session", "reserved", "claim", "unverified", "query", "layers",
+                 "exclusive", "holdout", "overrides", "segment", "share", "parameter"):  # fmt: skip
         world.target(name)
     world.target("iris", model_name="iris")
     world.target("iris-2", model_name="iris", model_version="2")
@@ -118,6 +118,7 @@ def _world(stage: Stage) -> World:
     unverified = JwtClaim(claim="realm.user", unverified=True, header="x-jwt")
     world.experiment("plain")
     world.experiment("session", unit=Unit(session=session))
+    world.experiment("reserved", unit=Unit(session=session), layer_ranges=[(0, BUCKET_COUNT // 2)])
     world.experiment("claim", unit=Unit(jwt_claim=claim))
     world.experiment("unverified", unit=Unit(jwt_claim=unverified))
     world.experiment("query", unit=Unit(query_parameter="user"))
@@ -188,6 +189,27 @@ async def test_session_is_issued_once_and_its_cookie_keeps_the_variant(scene: Sc
     again = await scene.ask("/session", *({"cookie": f"a=b; {c[1]}"} for c in cookies if c))
     assert [one.variant for one in again] == [one.variant for one in first]
     assert not any("set-cookie" in one.answer.headers for one in again)
+
+
+async def test_client_outside_a_reserve_gets_its_cookie_at_once_and_stays_outside(
+    scene: Scene,
+) -> None:
+    """Without it a client would draw a new place with every request, until one is inside."""
+    first = await scene.ask("/reserved", *({} for _ in USERS))
+    cookies = [COOKIE.fullmatch(one.answer.headers.get("set-cookie", "")) for one in first]
+    wanted = []
+    for cookie in cookies:
+        assert cookie is not None
+        inside = place_of("layer-reserved-models", cookie[2]) < BUCKET_COUNT // 2
+        wanted.append(scene.world.expected("reserved", cookie[2]) if inside else "")
+    assert [one.variant for one in first] == wanted
+    assert set(wanted) == {"", "control", "v2"}
+    assert {one.answer.pod for one in first if not one.variant} == {"v1"}
+    assert not any(one.stamp for one in first if not one.variant)
+    for _ in range(3):
+        again = await scene.ask("/reserved", *({"cookie": c[1]} for c in cookies if c))
+        assert [one.variant for one in again] == wanted
+        assert not any("set-cookie" in one.answer.headers for one in again)
 
 
 async def test_session_is_issued_anew_when_the_cookie_is_not_of_its_form(scene: Scene) -> None:

@@ -17,7 +17,7 @@ from sidecar.snapshotcheck import validate
 from tests.differential.generate import make_world
 from tests.differential.traffic import make_request
 from tests.sidecar.samples import stamped
-from turnout.contract import HEADER_STAMP, HEADER_UPSTREAM, HEADER_VARIANT
+from turnout.contract import HEADER_SET_COOKIE, HEADER_STAMP, HEADER_UPSTREAM, HEADER_VARIANT
 from turnout.v1alpha1.snapshot_pb2 import BucketRange, Snapshot
 
 REQUESTS = 6
@@ -62,7 +62,10 @@ def _same_answer(found: Explanation, answer: Answer) -> None:
     assert found.outcome == answer.outcome.name
     assert found.target == answer.target
     if answer.outcome is not Outcome.STAMPED:
-        assert (found.variant, found.headers, found.shadow) == ("", {}, "")
+        assert (found.variant, found.shadow) == ("", "")
+        cookie = {} if answer.response is None else stamped(answer)
+        assert found.headers == {name: value.decode() for name, value in cookie.items()}
+        assert found.headers.keys() <= {HEADER_SET_COOKIE}
         return
     headers = {name: value.decode() for name, value in stamped(answer).items()}
     assert found.headers.keys() == headers.keys()

@@ -49,7 +49,6 @@ def arm(layer: str, *, parameters: int = 1, copied: bool = False, long: int = 0)
         shadow=("v3", "turnout.fraud.v3") if copied else None,
         forced=False,
         unit=0,
-        session=None,
         slot=NO_SLOT if layer == "c" else len(layer),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -350,14 +350,75 @@ def test_session_cookie_is_replaced_when_it_is_not_ours() -> None:
         assert stamped(answer)["x-turnout-set-cookie"].startswith(b"turnout-session=0000")
 
 
-def test_no_cookie_is_set_when_the_session_is_not_enrolled() -> None:
-    one = tuned("a", "ui", part=(0, 1))
-    one.unit.Clear()
-    one.unit.session.SetInParent()
+def of_session(plan: ExperimentPlan) -> ExperimentPlan:
+    """The same, by session."""
+    plan.unit.Clear()
+    plan.unit.session.SetInParent()
+    return plan
+
+
+def test_session_is_kept_when_another_unit_alone_is_enrolled() -> None:
+    one = of_session(tuned("a", "ui", part=(0, 1)))
     plan = build(with_experiments(one, experiment()))
     data = request(("x-user-id", b"u"))
     answer = process(plan, data, random_unit=lambda: bytes(16), now_s=lambda: NOW_S)
-    assert "x-turnout-set-cookie" not in stamped(answer)
+    assert [entry[0] for entry in entries(answer)] == ["fraud-v2"]
+    assert stamped(answer)["x-turnout-set-cookie"].startswith(b"turnout-session=0000")
+
+
+def held_out(plan: ExperimentPlan) -> None:
+    plan.holdout.salt = "h"
+    plan.holdout.ranges.add(start=0, end=BUCKET_COUNT)
+
+
+def outside_its_layer(plan: ExperimentPlan) -> None:
+    plan.layer_salt = "l"
+    plan.layer_ranges.add(start=0, end=1)
+
+
+def outside_a_percentage(plan: ExperimentPlan) -> None:
+    plan.segment.percentage.salt = "p"
+    plan.segment.percentage.buckets = 1
+
+
+def without_a_header(plan: ExperimentPlan) -> None:
+    plan.segment.header = "x-none"
+    plan.segment.present = True
+
+
+@pytest.mark.parametrize(
+    ("excluded", "outcome"),
+    [
+        (held_out, Outcome.HELD_OUT),
+        (outside_its_layer, Outcome.NOT_IN_LAYER),
+        (outside_a_percentage, Outcome.NOT_IN_SEGMENT),
+        (without_a_header, Outcome.NOT_IN_SEGMENT),
+    ],
+)
+@pytest.mark.parametrize("transparent", [False, True])
+def test_new_session_is_kept_outside_when_it_is_not_enrolled(
+    excluded: Callable[[ExperimentPlan], None], outcome: Outcome, *, transparent: bool
+) -> None:
+    """Without the cookie it would be drawn anew with each request, until it is enrolled."""
+    one = of_session(tuned("a", "ui"))
+    excluded(one)
+    cookie = b"turnout-session=" + b"0" * 32 + b"; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax"
+    told = {"x-turnout-set-cookie": cookie}
+    for default, more in (("", {}), ("theirs", {"x-turnout-upstream": b"theirs"})):
+        defaults = {"fraud": default} if default else {}
+        plan = build(with_experiments(one), defaults=defaults, transparent=transparent)
+        first = process(plan, request(), random_unit=lambda: bytes(16), now_s=lambda: NOW_S)
+        assert (stamped(first), first.outcome, first.slots) == (told | more, outcome, ())
+        again = ask(plan, ("cookie", cookie.partition(b";")[0]))
+        assert again.outcome is outcome
+        assert (again.response is None) is (not default)
+        assert not default or stamped(again) == more
+
+
+def test_no_session_begins_when_the_gate_is_closed() -> None:
+    plan = build(with_experiments(of_session(tuned("a", "ui"))), open_gates=[])
+    answer = process(plan, request(), random_unit=lambda: bytes(16), now_s=lambda: NOW_S)
+    assert (answer.response, answer.outcome) == (None, Outcome.WAITING)
 
 
 def test_several_values_are_flagged_when_any_unit_has_them() -> None:

@@ -190,6 +190,18 @@ def test_session_answers_with_its_cookie_and_others_do_not() -> None:
     assert "cookie" in envoyfilter.forwarded_headers(snapshot)
 
 
+def test_baseline_answers_with_the_cookie_too_when_a_session_runs() -> None:
+    """Of whoever is held out: else a new session would be drawn with each request."""
+    snapshot = samples.snapshot()
+    assert "response_headers_to_add" not in _routes(snapshot, ON)[1]
+    snapshot.experiments[0].unit.Clear()
+    snapshot.experiments[0].unit.session.SetInParent()
+    stamped, baseline = _routes(snapshot, ON)[:2]
+    assert baseline["name"] == "turnout/fraud/baseline"
+    assert baseline["response_headers_to_add"] == stamped["response_headers_to_add"][1:]
+    assert "response_headers_to_add" not in _routes(snapshot, set())[0]
+
+
 def test_force_token_goes_to_the_sidecar_and_no_further() -> None:
     (rds,) = _resources(envoyfiles.documents(samples.snapshot(), enabled=ON).rds)
     assert rds["request_headers_to_remove"] == ["x-force-variant"]

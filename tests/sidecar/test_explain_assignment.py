@@ -133,6 +133,11 @@ def test_session_is_told_to_be_new_when_there_is_no_cookie(tmp_path: Path) -> No
     unit = stories(done)["fraud-v2"]["unit"]
     assert unit.endswith("(session cookie sid) (new: the answer sets the cookie)")
     assert "  x-turnout-set-cookie: sid=" in done.out
+    message.experiments[0].holdout.salt = "h"
+    message.experiments[0].holdout.ranges.add(start=0, end=1_000_000)
+    held = asked(tmp_path, message, "fraud")
+    assert stories(held)["fraud-v2"]["holdout"].startswith("NO ")
+    assert "  x-turnout-set-cookie: sid=" in held.out
 
 
 @pytest.mark.parametrize("version", ["", "2"])
