@@ -490,7 +490,9 @@ class CreateForceTokenRequest(_message.Message):
     variant: _builtins.str
     """A variant of the experiment. Required."""
     unit: _builtins.str
-    """Good for this unit only; empty = for whoever bears it."""
+    """Good for this unit only; empty = for whoever bears it. Refused where no request can have it: a random
+    unit, a session's that is not 32 hex digits.
+    """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long it is good. Default 1h; 1m..24h."""

@@ -530,7 +530,8 @@ class ExperimentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateForceToken(self, request, context):
-        """Signs a token that gives its bearer a variant: a value for the header x-force-variant.
+        """Signs a token that gives its bearer a variant: a value for the header x-force-variant. The
+        bearer's requests need a unit, too, and a unit that is held out gets the baseline all the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -142,7 +142,9 @@ class ExperimentServiceStub:
     RejectExperiment: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.RejectExperimentRequest, _experiment_pb2.Experiment]
     """UNIMPLEMENTED: approval steps."""
     CreateForceToken: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.CreateForceTokenRequest, _experiment_service_pb2.ForceToken]
-    """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
+    """Signs a token that gives its bearer a variant: a value for the header x-force-variant. The
+    bearer's requests need a unit, too, and a unit that is held out gets the baseline all the same.
+    """
     WatchExperiments: _grpc.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]
     """First the present state, then one event per change."""
     GetExperimentResults: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
@@ -174,7 +176,9 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     RejectExperiment: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.RejectExperimentRequest, _experiment_pb2.Experiment]  # type: ignore[assignment]
     """UNIMPLEMENTED: approval steps."""
     CreateForceToken: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.CreateForceTokenRequest, _experiment_service_pb2.ForceToken]  # type: ignore[assignment]
-    """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
+    """Signs a token that gives its bearer a variant: a value for the header x-force-variant. The
+    bearer's requests need a unit, too, and a unit that is held out gets the baseline all the same.
+    """
     WatchExperiments: _aio.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]  # type: ignore[assignment]
     """First the present state, then one event per change."""
     GetExperimentResults: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
@@ -299,7 +303,9 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experiment_service_pb2.CreateForceTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experiment_service_pb2.ForceToken, _abc.Awaitable[_experiment_service_pb2.ForceToken]]:
-        """Signs a token that gives its bearer a variant: a value for the header x-force-variant."""
+        """Signs a token that gives its bearer a variant: a value for the header x-force-variant. The
+        bearer's requests need a unit, too, and a unit that is held out gets the baseline all the same.
+        """
 
     @_abc_1.abstractmethod
     def WatchExperiments(
