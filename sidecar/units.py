@@ -202,23 +202,28 @@ def _unescaped(text: bytes) -> bytes:
 class ClaimSource:
     """A claim that Envoy's jwt_authn filter has verified and put into the metadata."""
 
-    __slots__ = ("_payload", "_steps", "claim")
+    __slots__ = ("_last", "_parents", "_payload", "claim")
 
     def __init__(self, claim: JwtClaim) -> None:
         self.claim = claim.claim
-        self._steps = claim.claim.split(".")
+        *self._parents, self._last = claim.claim.split(".")
         self._payload = claim.payload_in_metadata
 
     def take(self, request: Request, random_unit: Callable[[], bytes]) -> Taken:
         """The claim's value."""
         metadata = ProcessingRequest.FromString(request.encoded).metadata_context
         fields = metadata.filter_metadata[JWT_AUTHN_NAMESPACE].fields
-        steps = [self._payload, *self._steps]
-        for step in steps[:-1]:
+        if self._payload not in fields:
+            return _NOTHING
+        fields = fields[self._payload].struct_value.fields
+        # A claim's own name may have dots: https://example.com/user (RFC 7519 section 4.2).
+        if self.claim in fields:
+            return Taken(_claim_text(fields[self.claim]))
+        for step in self._parents:
             if step not in fields:
                 return _NOTHING
             fields = fields[step].struct_value.fields
-        return Taken(_claim_text(fields[steps[-1]])) if steps[-1] in fields else _NOTHING
+        return Taken(_claim_text(fields[self._last])) if self._last in fields else _NOTHING
 
     def describe(self) -> str:
         """In words."""
@@ -264,7 +269,8 @@ class UnverifiedClaimSource:
             found = json.loads(_base64url(parts[1].rstrip(b"=")).decode())
         except (ValueError, RecursionError):  # binascii.Error and UnicodeError are ValueErrors
             return Taken(b"", several)
-        for step in self._steps:
+        whole = isinstance(found, dict) and self.claim in found
+        for step in (self.claim,) if whole else self._steps:
             found = found.get(step) if isinstance(found, dict) else None
         return Taken(_json_text(found), several)
 

@@ -382,14 +382,16 @@ def claim(unit: Unit, headers: Headers, request: ProcessingRequest) -> Found:
     if JWT_NAMESPACE not in metadata:
         return Found(b"")
     node = metadata[JWT_NAMESPACE]
-    for name in (wanted.payload_in_metadata, *wanted.claim.split(".")[:-1]):
+    path = [wanted.payload_in_metadata, *wanted.claim.split(".")]
+    if path[0] in node.fields and wanted.claim in node.fields[path[0]].struct_value.fields:
+        path = [path[0], wanted.claim]  # a claim whose own name has the dots
+    for name in path[:-1]:
         if name not in node.fields or node.fields[name].WhichOneof("kind") != "struct_value":
             return Found(b"")
         node = node.fields[name].struct_value
-    last = wanted.claim.split(".")[-1]
-    if last not in node.fields:
+    if path[-1] not in node.fields:
         return Found(b"")
-    value = node.fields[last]
+    value = node.fields[path[-1]]
     kind = value.WhichOneof("kind")
     if kind in ("string_value", "bool_value", "number_value"):
         return Found(values.claim_text(getattr(value, kind)))

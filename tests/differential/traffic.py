@@ -158,6 +158,8 @@ def _token(random: Random) -> bytes:
             said["sub"] = random.choice(CLAIMS)
         if random.random() < 0.7:
             said["realm"] = random.choice(({"user": random.choice(CLAIMS)}, 7, "user", {}))
+        if random.random() < 0.2:
+            said["realm.user"] = random.choice(CLAIMS)
         payload = json.dumps(said, ensure_ascii=random.random() < 0.5).encode()
     text = b"eyJhbGciOiJub25lIn0." + base64url(payload).encode() + b".c2ln"
     damage = random.random()
@@ -224,3 +226,5 @@ def _add_metadata(random: Random, message: ProcessingRequest) -> None:
     if random.random() < 0.7:
         nested = payload.get_or_create_struct("realm")
         nested["user"] = random.choice(CLAIMS)
+    if random.random() < 0.3:
+        payload["realm.user"] = random.choice(CLAIMS)

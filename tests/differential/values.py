@@ -218,7 +218,9 @@ def claim_text(value: Any) -> bytes:
 
 
 def claim_of(payload: Any, claim: str) -> bytes:
-    """The claim of a payload, nested ones with dots."""
+    """The claim of a payload: of this name, or else nested ones with dots."""
+    if isinstance(payload, dict) and claim in payload:
+        return claim_text(payload[claim])
     for name in claim.split("."):
         if not isinstance(payload, dict) or name not in payload:
             return b""

@@ -89,7 +89,12 @@ CLAIMS: list[tuple[str, Any, bytes]] = [
     ("sub", {"sub": {"a": "b"}}, b""),
     ("sub", {}, b""),
     ("realm.user", {"realm": {"user": "u1"}}, b"u1"),
-    ("realm.user", {"realm.user": "u1"}, b""),
+    ("realm.user", {"realm.user": "u1"}, b"u1"),
+    ("realm.user", {"realm.user": "u1", "realm": {"user": "u2"}}, b"u1"),
+    ("realm.user", {"realm.user": None, "realm": {"user": "u2"}}, b""),
+    ("realm.user", {"realm": {"realm.user": "u1"}}, b""),
+    ("https://example.com/user_id", {"https://example.com/user_id": "42"}, b"42"),
+    ("https://example.com/user_id", {"https://example": {"com/user_id": "42"}}, b"42"),
     ("realm.user", {"realm": "user"}, b""),
     ("a.b.c", {"a": {"b": {"c": 1}}}, b"1"),
 ]
