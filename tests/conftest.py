@@ -1,12 +1,25 @@
-"""What holds for every test: property tests draw the same examples in every run."""
+"""What holds for every test: the same examples in every run, and nothing is left behind."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.leaks import nothing_left, watch_grpc
 
 # A failure of `make test` is a change of ours, not of the examples; `long` looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("long", max_examples=5_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+watch_grpc()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Fail who leaves a process or an open gRPC object; made first, and so looks last."""
+    with nothing_left():
+        yield

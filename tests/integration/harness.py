@@ -23,7 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -229,6 +229,17 @@ class ControlPlane(Child):
         return f"{LOOPBACK}:{self.port}"
 
 
+async def _end(child: Child) -> None:
+    if child.running:
+        await child.kill(signal.SIGKILL if isinstance(child, Envoy) else signal.SIGTERM)
+
+
+async def _failed(endings: Iterable[Awaitable[object]]) -> list[BaseException]:
+    """Carry them all out; what was raised."""
+    ended = await asyncio.gather(*endings, return_exceptions=True)
+    return [one for one in ended if isinstance(one, BaseException)]
+
+
 class Stage:
     """One Envoy with one sidecar and all around it; everything ends with it.
 
@@ -254,17 +265,20 @@ class Stage:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await asyncio.gather(*(load.abort() for load in self._loads))
+        """End all of it, whatever of it fails to end; then say what failed."""
+        failures: list[BaseException] = []
+        failures += await _failed(load.abort() for load in self._loads)
         if self._client is not None:
             self._client.close()
         for child in reversed(self._children):
-            if child.running:
-                await child.kill(signal.SIGKILL if isinstance(child, Envoy) else signal.SIGTERM)
-        await asyncio.gather(*(fake.stop() for fake in self._fakes))
-        await asyncio.gather(*(pod.close() for pod in self.pods))
-        if error[0] is not None:
+            failures += await _failed([_end(child)])
+        failures += await _failed(fake.stop() for fake in self._fakes)
+        failures += await _failed(pod.close() for pod in self.pods)
+        if error[0] is not None or failures:
             self.dump()
-        shutil.rmtree(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=bool(failures))
+        if failures:
+            raise BaseExceptionGroup("the stage did not end as it should", failures)
 
     def dump(self) -> None:
         """Print the end of every child's output."""
@@ -394,8 +408,8 @@ class Stage:
     async def fake_control(self) -> FakeControl:
         """Start a control plane that does what the test says."""
         fake = FakeControl(free_port())
-        await fake.start()
         self._fakes.append(fake)
+        await fake.start()
         return fake
 
     async def control(self, *args: str, port: int = 0, store: str = "control.db") -> ControlPlane:
