@@ -134,10 +134,16 @@ def _claim(path: str, claim: JwtClaim) -> Iterator[Violation]:
     if not 0 < len(claim.claim.encode()) <= CLAIM_BYTES_MAX or "" in claim.claim.split("."):
         rule = f"must be names with dots between them, 1..{CLAIM_BYTES_MAX} bytes"
         yield violation(f"{path}.claim", claim.claim, rule)
-    if claim.unverified == bool(claim.payload_in_metadata):
-        rule = "must be there unless the claim is unverified"
+    if claim.unverified and claim.payload_in_metadata:
+        rule = "must be absent: the claim is unverified, and so read from the token"
         yield violation(f"{path}.payload_in_metadata", claim.payload_in_metadata, rule)
-    if claim.header:
+    if not claim.unverified and not claim.payload_in_metadata:
+        rule = "must be there unless the claim is unverified"
+        yield violation(f"{path}.payload_in_metadata", "none", rule)
+    if claim.header and not claim.unverified:
+        rule = "must be absent unless the claim is unverified: jwt_authn knows the token's header"
+        yield violation(f"{path}.header", claim.header, rule)
+    elif claim.header:
         yield from header_violations(f"{path}.header", claim.header)
 
 

@@ -183,6 +183,7 @@ RULES: list[tuple[str, Change, str]] = [
     ("claim", lambda m: unit(m, jwt_claim=JwtClaim(claim="a..b", payload_in_metadata="p")), "experiments[0].unit.jwt_claim.claim"),
     ("claim of nobody", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub")), "experiments[0].unit.jwt_claim.payload_in_metadata"),
     ("claim of both", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", unverified=True, payload_in_metadata="p")), "experiments[0].unit.jwt_claim.payload_in_metadata"),
+    ("verified claim's header", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", payload_in_metadata="p", header="x-jwt")), "experiments[0].unit.jwt_claim.header"),
     ("claim's header", lambda m: unit(m, jwt_claim=JwtClaim(claim="sub", unverified=True, header="X")), "experiments[0].unit.jwt_claim.header"),
     ("session cookie", lambda m: unit(m, session=Session(cookie="a b")), "experiments[0].unit.session.cookie"),
     ("session age", lambda m: unit(m, session=Session(max_age=Duration(seconds=59))), "experiments[0].unit.session.max_age"),
@@ -234,6 +235,21 @@ def test_all_violations_are_reported_when_several_rules_are_broken() -> None:
         "experiments[0].variants[1].parameters[a]",
         "experiments[0].variants[1].name",
     }
+
+
+@pytest.mark.parametrize(
+    ("claim", "rule"),
+    [
+        (JwtClaim(claim="sub"), "must be there unless"),
+        (JwtClaim(claim="sub", unverified=True, payload_in_metadata="p"), "must be absent: the"),
+    ],
+)
+def test_rule_says_what_to_do_when_a_claims_payload_is_wrong(claim: JwtClaim, rule: str) -> None:
+    message = snapshot()
+    unit(message, jwt_claim=claim)
+    [found] = validate(message)
+    assert found.field == "experiments[0].unit.jwt_claim.payload_in_metadata"
+    assert found.rule.startswith(rule)
 
 
 def test_violation_shows_the_value_shortened_when_it_is_long() -> None:
