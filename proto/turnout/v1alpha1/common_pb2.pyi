@@ -359,7 +359,9 @@ class JwtClaim(_message.Message):
     UNVERIFIED_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     claim: _builtins.str
-    """Name of the claim; nested ones with dots: "realm.user". 1..128 bytes."""
+    """Name of the claim; nested ones with dots: "realm.user". A claim of the whole name comes first,
+    whatever its value: "https://example.com/user_id" needs nothing else. 1..128 bytes.
+    """
     payload_in_metadata: _builtins.str
     """Where Envoy's jwt_authn filter, placed before ours, keeps the verified payload: its
     `payload_in_metadata`. Required unless `unverified`.
@@ -388,7 +390,12 @@ Global___JwtClaim: _TypeAlias = JwtClaim  # noqa: Y015
 
 @_typing.final
 class Session(_message.Message):
-    """A cookie that the sidecar issues: 32 hex digits of chance. A value of another form is replaced."""
+    """A cookie that the sidecar issues: 32 hex digits of chance. A value of another form is replaced.
+    The first answer sets it while an experiment with this unit enrols on the target, to whoever it
+    does not enrol, too: who is held out, outside of the layer's reserve or of the segment stays so.
+    Its attributes are Path=/, HttpOnly and SameSite=Lax, without Secure. One answer begins one
+    session: where experiments of a target have different cookies, the next begins with the next one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -398,7 +405,11 @@ class Session(_message.Message):
     """Name of the cookie (RFC 6265 token, 1..64 bytes). Default "turnout-session"."""
     @_builtins.property
     def max_age(self) -> _duration_pb2.Duration:
-        """Max-Age of the cookie. Default 720h; 1m..8760h."""
+        """Max-Age of the cookie, counted from when it was issued and not renewed by later requests: then
+        the client is another unit, and may get another variant. Of experiments of one target with the
+        same cookie the first one's counts (layer `models` first, then by layer and name).
+        Default 720h; 1m..8760h.
+        """
 
     def __init__(
         self,
