@@ -538,8 +538,10 @@ def _reason(code: str, template: str, **values: Value) -> Reason:
 def _check_look(look: Look) -> None:
     for name, arm in (("control", look.control), ("treatment", look.treatment)):
         for field in ("units", "buckets", "events", "non_events"):
-            if getattr(arm, field) is not None:
-                check_scalar(f"{name}.{field}", getattr(arm, field), ge=0, whole=True)
+            count = getattr(arm, field)
+            # The full check costs 20 us a count, too much for 10,000 verdicts at every look.
+            if count is not None and not (type(count) is int and count >= 0):
+                check_scalar(f"{name}.{field}", count, ge=0, whole=True)
     for guardrail in look.guardrails:
         check_scalar("guardrail.margin", guardrail.margin, ge=0)
         check_scalar("guardrail.tolerance", guardrail.tolerance, ge=0)
