@@ -9,6 +9,7 @@ import yaml
 from sidecar import envoyfiles
 from sidecar.plan import Plan
 from sidecar.predicates import REPEATED
+from tests.integration.client import CONNECTIONS
 from tests.integration.harness import Request, Stage, one_target, wait_for
 from turnout.v1alpha1.common_pb2 import Predicate
 from turnout.v1alpha1.snapshot_pb2 import Snapshot, TargetPlan
@@ -155,8 +156,9 @@ async def test_envoy_and_plan_agree_on_the_target_when_matches_overlap() -> None
         stage.write(envoyfiles.ROUTES_FILE, _named(snapshot))
 
         async def loaded() -> bool:
-            answers = await stage.send([Request("/", host="any.other")])
-            return answers[0].body == b"any"
+            # On every connection that is used below: each of Envoy's threads hears of it alone.
+            answers = await stage.send([Request("/", host="any.other")] * CONNECTIONS)
+            return all(answer.body == b"any" for answer in answers)
 
         await wait_for(loaded, "Envoy has the new routes")
         requests = _requests()

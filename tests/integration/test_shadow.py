@@ -45,20 +45,26 @@ async def _shadowing(stage: Stage, fraction: float) -> FakeControl:
 async def test_mirrored_post_of_3_mb_arrives_whole_and_once(stage: Stage) -> None:
     await _shadowing(stage, 0.5)
     v1, v2 = stage.pods
-    bodies = {user: user.encode() * (3 * MEBIBYTE // len(user)) for user in USERS[:16]}
     secret = {"authorization": "Bearer s", "cookie": "session=1"}
-    answers = await stage.send(
-        Request(headers={"x-user-id": user, **secret}, body=body) for user, body in bodies.items()
-    )
-    assert {(a.status, a.pod, a.variant) for a in answers} <= {
-        (200, "v1", "control"),
-        (200, "v1", ""),
-    }
+    bodies: dict[str, bytes] = {}
+    stamped: set[str] = set()
+    wanted: set[str] = set()
+    # On a busy machine the sidecar may be late, and then nothing is copied: others are asked.
+    while len(wanted) < 3 or wanted == stamped:
+        some = {u: u.encode() * (3 * MEBIBYTE // len(u)) for u in USERS[len(bodies) :][:8]}
+        assert some, f"of {len(bodies)} requests {len(stamped)} were stamped"
+        answers = await stage.send(
+            Request(headers={"x-user-id": user, **secret}, body=body) for user, body in some.items()
+        )
+        assert {(a.status, a.pod, a.variant) for a in answers} <= {
+            (200, "v1", "control"),
+            (200, "v1", ""),
+        }
+        bodies |= some
+        stamped |= {u for u, a in zip(some, answers, strict=True) if a.variant}
+        wanted = {user for user in stamped if _mirrored(user, 0.5)}
     digests = {hashlib.sha256(body).hexdigest(): user for user, body in bodies.items()}
     assert Counter(digests[s.body_sha256] for s in v1.seen) == dict.fromkeys(bodies, 1)
-    stamped = {u for u, a in zip(bodies, answers, strict=True) if a.variant}
-    wanted = {user for user in stamped if _mirrored(user, 0.5)}
-    assert 3 <= len(wanted) <= 13
     await wait_for(lambda: len(v2.seen) >= len(wanted), "all copies arrived")
     assert Counter(digests[s.body_sha256] for s in v2.seen) == dict.fromkeys(wanted, 1)
     for seen in v2.seen:
@@ -78,15 +84,17 @@ async def test_crashing_shadow_never_counts_against_the_serving_variant(stage: S
     answers = await stage.users(USERS)
     assert {(a.status, a.pod) for a in answers} == {(200, "v1")}
     wanted = sum(_mirrored(user, 0.5) for user, a in zip(USERS, answers, strict=True) if a.variant)
+    stamped = sum(bool(a.variant) for a in answers)
     await wait_for(lambda: v2.requests >= wanted, "all copies arrived")
     # A pod that is gone altogether does no harm either.
     await v2.close()
     answers = await stage.users(USERS)
     assert {(a.status, a.pod) for a in answers} == {(200, "v1")}
+    stamped += sum(bool(a.variant) for a in answers)
 
     def folded() -> bool:
         requests = fake.total("requests")
-        return requests[_key("control", ROLE_SERVED)] >= len(USERS)
+        return requests[_key("control", ROLE_SERVED)] >= stamped
 
     await wait_for(folded, "the served requests are folded")
     await wait_for(
