@@ -69,12 +69,16 @@ def children() -> dict[int, str]:
 
 
 def _command(pid: int) -> str:
-    """Its command line; "" = it has ended."""
+    """Its command line, or its name while it has none yet; "" = it has ended."""
     try:
+        # The name is in brackets; what ended and nobody waited for yet is a zombie.
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return ""
-    return raw.replace(b"\0", b" ").decode(errors="replace").strip()
+    if rest.split()[0] in "ZX":
+        return ""
+    return raw.replace(b"\0", b" ").decode(errors="replace").strip() or name
 
 
 @contextlib.contextmanager

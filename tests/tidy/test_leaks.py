@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 
 import grpc.aio
 import pytest
 
 from tests.integration.fakecontrol import FakeControl
 from tests.integration.harness import Child, Stage
-from tests.integration.waiting import free_port
+from tests.integration.waiting import DEADLINE_S, POLL_S, free_port
 from tests.leaks import LeftBehindError, children, nothing_left
+
+
+def _sleeping() -> subprocess.Popen[bytes]:
+    """A process; between fork and exec it has another's name, or none."""
+    left = subprocess.Popen(["sleep", "321"], stdout=subprocess.PIPE)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while "321" not in children().get(left.pid, "") and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+    return left
 
 
 def test_process_is_named_and_ended_when_a_test_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.leaks.END_S", 0.0)
     with pytest.raises(LeftBehindError, match="sleep 321"), nothing_left():
-        left = subprocess.Popen(["sleep", "321"])
-    assert left.wait(10) == -9
+        left = _sleeping()
+    left.communicate()
+    assert left.returncode == -9
 
 
 def test_process_of_wider_scope_is_let_live_when_a_test_ends() -> None:
