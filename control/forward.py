@@ -143,7 +143,9 @@ class Forwarder:
         """Send for a moment what waits, then stop; the rest is dropped."""
         if not self._down:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._sent.wait(), self._limits.drain_s)
+                # Not wait_for: Python 3.11's loses a cancellation that comes with the event.
+                async with asyncio.timeout(self._limits.drain_s):
+                    await self._sent.wait()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
