@@ -132,8 +132,8 @@ def _ext_proc(headers: Sequence[str], namespaces: Sequence[str]) -> Json:
                 "skip_envoy_headers": True,
             },
             "timeout": "1s",
-            # Here, not in envoy_grpc: there Envoy takes it, and retries nothing. The longest back-off
-            # is each try's timeout, too; it never begins, as our calls do not end before the answer.
+            # Here, not in envoy_grpc: there Envoy takes it, and retries nothing. The longest pause
+            # is each try's timeout, too; it never begins: our calls do not end before the answer.
             "retry_policy": {
                 "num_retries": 2,
                 "retry_on": "connect-failure,refused-stream,reset,unavailable",
