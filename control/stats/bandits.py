@@ -80,8 +80,10 @@ def top_two_weights(prob_best: npt.ArrayLike, *, beta: float = 0.5) -> FloatArra
     share = check_scalar("beta", beta, ge=0, le=1)
     # 1 - P_j as the sum of the others, which is exact where P_j is nearly 1.
     others = np.array([np.sum(np.delete(p, j)) for j in range(len(p))])
-    if np.any(others == 0):
-        return np.where(others == 0, share, (1 - share) / (len(p) - 1))
+    # Below the smallest normal number the odds overflow: that arm is certainly best, too.
+    certain = others < np.finfo(np.float64).tiny
+    if np.any(certain):
+        return np.where(certain, share, (1 - share) / (len(p) - 1))
     odds = p / others
     return np.asarray(p * (share + (1 - share) * (odds.sum() - odds)))
 

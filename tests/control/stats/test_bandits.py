@@ -40,6 +40,11 @@ def test_top_two_explores_evenly_when_one_arm_is_certain() -> None:
     assert bandits.top_two_weights([0.6, 0.4], beta=1.0) == pytest.approx([0.6, 0.4])
 
 
+def test_top_two_explores_evenly_when_the_odds_would_overflow() -> None:
+    """Found by hypothesis: P = (3e-309, 1) from 0 of 1,317 and 531 of 766."""
+    assert bandits.top_two_weights([3e-309, 1.0]) == pytest.approx([0.5, 0.5])
+
+
 def test_floor_keeps_every_arm_and_the_sum() -> None:
     assert bandits.with_floor([1.0, 0.0], floor=0.1) == pytest.approx([0.9, 0.1])
     with pytest.raises(ValueError, match=r"floor == 0.6, must be <= 0.5"):

@@ -1,0 +1,13 @@
+"""Fixtures of the tests in network namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """A sidecar that a test has started anew belongs to the network, which ends it."""
+    yield
