@@ -146,6 +146,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """More than 1 % of one variant's decided requests were never logged, and not of the other's."""
     REASON_GUARDRAIL: _Reason.ValueType  # 19
     REASON_NO_SIDECARS: _Reason.ValueType  # 20
+    REASON_BANDIT: _Reason.ValueType  # 40
+    """A bandit's shares follow the evidence."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
 
@@ -173,6 +175,8 @@ REASON_DIFFERENTIAL_LOSS: Reason.ValueType  # 18
 """More than 1 % of one variant's decided requests were never logged, and not of the other's."""
 REASON_GUARDRAIL: Reason.ValueType  # 19
 REASON_NO_SIDECARS: Reason.ValueType  # 20
+REASON_BANDIT: Reason.ValueType  # 40
+"""A bandit's shares follow the evidence."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _Action:
@@ -193,6 +197,8 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     ACTION_STOP: _Action.ValueType  # 9
     ACTION_FINISH: _Action.ValueType  # 10
     ACTION_UNDO: _Action.ValueType  # 11
+    ACTION_REALLOCATE: _Action.ValueType  # 20
+    """A bandit moves traffic between variants: a new epoch."""
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
 
@@ -208,6 +214,8 @@ ACTION_RESUME: Action.ValueType  # 8
 ACTION_STOP: Action.ValueType  # 9
 ACTION_FINISH: Action.ValueType  # 10
 ACTION_UNDO: Action.ValueType  # 11
+ACTION_REALLOCATE: Action.ValueType  # 20
+"""A bandit moves traffic between variants: a new epoch."""
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
 @_typing.final
@@ -502,7 +510,7 @@ class Primary(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     MINIMUM_IMPROVEMENT_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """error_rate, latency_p50, latency_p90, latency_p95, latency_p99 or accuracy."""
+    """A built-in metric that is measured live, or a declared one (kind Metric): `turnout get metrics`."""
     @_builtins.property
     def minimum_improvement(self) -> _common_pb2.Margin: ...
     def __init__(
@@ -527,7 +535,7 @@ class Guardrail(_message.Message):
     MAXIMUM_HARM_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
-    """error_rate, latency_p50, latency_p90, latency_p95, latency_p99 or accuracy."""
+    """A built-in metric that is measured live, or a declared one (kind Metric): `turnout get metrics`."""
     @_builtins.property
     def maximum_harm(self) -> _common_pb2.Margin:
         """The harm that is tolerated. Default: any significant harm fails."""
@@ -571,9 +579,7 @@ class Step(_message.Message):
     @_builtins.property
     def ab(self) -> Global___AbStep: ...
     @_builtins.property
-    def bandit(self) -> Global___BanditStep:
-        """Not implemented."""
-
+    def bandit(self) -> Global___BanditStep: ...
     def __init__(
         self,
         *,
@@ -795,22 +801,90 @@ Global___AbStep: _TypeAlias = AbStep  # noqa: Y015
 
 @_typing.final
 class BanditStep(_message.Message):
+    """The split follows the evidence: every `every` the variants, control among them, get shares by how likely
+    each is the best one. It begins with equal shares, must be the last step, and ends after `for`.
+    A unit may change its variant when the shares do: only as many units move as the shares differ by, and
+    only into a variant that grows. Every reallocation is an epoch, and inference is by epochs.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALGORITHM_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    EXPLORATION_FLOOR_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    DWELL_FIELD_NUMBER: _builtins.int
+    MINIMUM_REQUESTS_FIELD_NUMBER: _builtins.int
     algorithm: _builtins.str
+    """thompson: a share is the probability of being the best. top_two: half of that, and half for the
+    runner-up, which settles sooner which one is the best. Default thompson.
+    """
+    exploration_floor: _builtins.float
+    """Least share of every variant, control too: what keeps the comparison honest and the safety lanes
+    awake. 0.01..1/variants. Default 0.05, or half of 1/variants when that is less.
+    """
+    minimum_requests: _builtins.int
+    """Requests (labelled ones where the reward needs labels) that every variant must have in the step
+    before shares first move. 1 or more. Default 100.
+    """
+    @_builtins.property
+    def reward(self) -> Global___BanditReward:
+        """Required."""
+
+    @_builtins.property
+    def every(self) -> _duration_pb2.Duration:
+        """Time between reallocations, 10s..24h. Default 5m. `for` has at most 288 of them."""
+
+    @_builtins.property
+    def dwell(self) -> _duration_pb2.Duration:
+        """How long. Required, >= every."""
+
     def __init__(
         self,
         *,
         algorithm: _builtins.str = ...,
+        reward: Global___BanditReward | None = ...,
+        exploration_floor: _builtins.float | None = ...,
+        every: _duration_pb2.Duration | None = ...,
+        dwell: _duration_pb2.Duration | None = ...,
+        minimum_requests: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration_floor", b"_exploration_floor", "_minimum_requests", b"_minimum_requests", "dwell", b"dwell", "every", b"every", "exploration_floor", b"exploration_floor", "minimum_requests", b"minimum_requests", "reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration_floor", b"_exploration_floor", "_minimum_requests", b"_minimum_requests", "algorithm", b"algorithm", "dwell", b"dwell", "every", b"every", "exploration_floor", b"exploration_floor", "minimum_requests", b"minimum_requests", "reward", b"reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exploration_floor: _TypeAlias = _typing.Literal["exploration_floor"]  # noqa: Y015
+    _WhichOneofArgType__exploration_floor: _TypeAlias = _typing.Literal["_exploration_floor", b"_exploration_floor"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_requests: _TypeAlias = _typing.Literal["minimum_requests"]  # noqa: Y015
+    _WhichOneofArgType__minimum_requests: _TypeAlias = _typing.Literal["_minimum_requests", b"_minimum_requests"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exploration_floor) -> _WhichOneofReturnType__exploration_floor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_requests) -> _WhichOneofReturnType__minimum_requests | None: ...
+
+Global___BanditStep: _TypeAlias = BanditStep  # noqa: Y015
+
+@_typing.final
+class BanditReward(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """What a request earns: error_rate (1 without an error, else 0) or accuracy (1 for a right answer, else
+    0), or a declared metric that is measured as one of them. Required.
+    """
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BanditStep: _TypeAlias = BanditStep  # noqa: Y015
+Global___BanditReward: _TypeAlias = BanditReward  # noqa: Y015
 
 @_typing.final
 class Holdback(_message.Message):
@@ -1005,7 +1079,7 @@ class ExperimentStatus(_message.Message):
     step: _builtins.int
     """Index into spec.steps."""
     phase: _builtins.str
-    """"shadow", "canary", "ab"; empty when no step runs."""
+    """"shadow", "canary", "ab", "bandit"; empty when no step runs."""
     epoch: _builtins.int
     """+1 at every change of split, variants, targeting or metrics; never reused for a name."""
     shadow_variant: _builtins.str
@@ -1351,3 +1425,131 @@ class VariantResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VariantResult: _TypeAlias = VariantResult  # noqa: Y015
+
+@_typing.final
+class BanditResult(_message.Message):
+    """What a bandit step has earned and learnt so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    REGRET_FIELD_NUMBER: _builtins.int
+    UNIFORM_REGRET_FIELD_NUMBER: _builtins.int
+    NEXT_REALLOCATION_TIME_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    algorithm: _builtins.str
+    """thompson or top_two."""
+    metric: _builtins.str
+    """As the spec names it."""
+    epochs: _builtins.int
+    """Epochs of the step, the present one included."""
+    regret: _builtins.float
+    """Rewards lost against serving the arm with the best mean to everybody, estimated; and what equal
+    shares would have lost.
+    """
+    uniform_regret: _builtins.float
+    sentence: _builtins.str
+    """One sentence."""
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___BanditArm]: ...
+    @_builtins.property
+    def next_reallocation_time(self) -> _timestamp_pb2.Timestamp:
+        """When the shares may move again at the earliest."""
+
+    def __init__(
+        self,
+        *,
+        algorithm: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        epochs: _builtins.int = ...,
+        arms: _abc.Iterable[Global___BanditArm] | None = ...,
+        regret: _builtins.float = ...,
+        uniform_regret: _builtins.float = ...,
+        next_reallocation_time: _timestamp_pb2.Timestamp | None = ...,
+        sentence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_reallocation_time", b"next_reallocation_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "arms", b"arms", "epochs", b"epochs", "metric", b"metric", "next_reallocation_time", b"next_reallocation_time", "regret", b"regret", "sentence", b"sentence", "uniform_regret", b"uniform_regret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BanditResult: _TypeAlias = BanditResult  # noqa: Y015
+
+@_typing.final
+class BanditArm(_message.Message):
+    """One variant of a bandit step, over all its epochs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    EXPOSURE_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    INVERSE_PROPENSITY_MEAN_FIELD_NUMBER: _builtins.int
+    PROBABILITY_BEST_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LOWER_FIELD_NUMBER: _builtins.int
+    UPPER_FIELD_NUMBER: _builtins.int
+    INVERSE_PROPENSITY_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    INVERSE_PROPENSITY_LOWER_FIELD_NUMBER: _builtins.int
+    INVERSE_PROPENSITY_UPPER_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    control: _builtins.bool
+    share: _builtins.float
+    """Share of the units now, and of the requests since the step began (the exposure)."""
+    exposure: _builtins.float
+    requests: _builtins.int
+    """Requests that earned or missed a reward."""
+    mean: _builtins.float
+    """Mean reward, 0..1, higher is better: epochs weighted by their traffic."""
+    standard_error: _builtins.float
+    inverse_propensity_mean: _builtins.float
+    """Mean reward by inverse propensity: a second estimate of the same."""
+    probability_best: _builtins.float
+    """Probability of being the best."""
+    compared: _builtins.bool
+    """Against control, stratified by epoch, in rewards: estimate and 95 % confidence sequence, valid at
+    every look. All 0 for control and while `compared` is false.
+    """
+    difference: _builtins.float
+    lower: _builtins.float
+    upper: _builtins.float
+    inverse_propensity_difference: _builtins.float
+    """The same difference by inverse propensity, with its own confidence sequence."""
+    inverse_propensity_lower: _builtins.float
+    inverse_propensity_upper: _builtins.float
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        control: _builtins.bool = ...,
+        share: _builtins.float = ...,
+        exposure: _builtins.float = ...,
+        requests: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        standard_error: _builtins.float = ...,
+        inverse_propensity_mean: _builtins.float = ...,
+        probability_best: _builtins.float = ...,
+        compared: _builtins.bool = ...,
+        difference: _builtins.float = ...,
+        lower: _builtins.float = ...,
+        upper: _builtins.float = ...,
+        inverse_propensity_difference: _builtins.float = ...,
+        inverse_propensity_lower: _builtins.float = ...,
+        inverse_propensity_upper: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compared", b"compared", "control", b"control", "difference", b"difference", "exposure", b"exposure", "inverse_propensity_difference", b"inverse_propensity_difference", "inverse_propensity_lower", b"inverse_propensity_lower", "inverse_propensity_mean", b"inverse_propensity_mean", "inverse_propensity_upper", b"inverse_propensity_upper", "lower", b"lower", "mean", b"mean", "probability_best", b"probability_best", "requests", b"requests", "share", b"share", "standard_error", b"standard_error", "upper", b"upper", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BanditArm: _TypeAlias = BanditArm  # noqa: Y015

@@ -932,6 +932,7 @@ class ExperimentResults(_message.Message):
     UNSTAMPED_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     BESIDE_FIELD_NUMBER: _builtins.int
+    BANDIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _experiment_pb2.State.ValueType
     epoch: _builtins.int
@@ -963,6 +964,10 @@ class ExperimentResults(_message.Message):
         enrolled; duplicate_unit and invalid_token what was ignored. Only what there was.
         """
 
+    @_builtins.property
+    def bandit(self) -> _experiment_pb2.BanditResult:
+        """Of the bandit step that runs or ran last; not set when there was none."""
+
     def __init__(
         self,
         *,
@@ -978,10 +983,11 @@ class ExperimentResults(_message.Message):
         unstamped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
         beside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        bandit: _experiment_pb2.BanditResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
