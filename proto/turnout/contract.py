@@ -107,6 +107,16 @@ FIRST_BAD_SLOT_S: Final = 60
 FIRST_BAD_BLOCK_EVERY: Final = 5
 FIRST_BAD_BLOCK_SLOTS: Final = 60
 FIRST_BAD_UNITS_MAX: Final = 65_536
+# Sums that variances are computed from are kept by bucket of units: the unit hash's top bits. The
+# hash is keyed and not the assignment's, so a bucket says nothing about the variant. A unit is in
+# the sample that the sample ratio is tested on when its bits from UNIT_SAMPLE_BIT up are 0, as many
+# as the shift says: other bits than the buckets' and than those of first bad events (from bit 0).
+UNIT_BUCKETS: Final = 1024
+UNIT_BUCKET_SHIFT: Final = 54
+UNIT_SAMPLE_BIT: Final = 24
+UNIT_SAMPLE_SHIFT_MAX: Final = 30
+UNIT_SAMPLE_MAX: Final = 65_536  # units of one epoch, over all variants
+LATENCY_THRESHOLDS_MAX: Final = 16
 # DDSketch (Masson, Rim, Lee 2019, arXiv 1908.10693): bin i holds (gamma^(i-1), gamma^i]
 # milliseconds.
 LATENCY_SKETCH_ALPHA: Final = 0.01
