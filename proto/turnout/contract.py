@@ -113,6 +113,7 @@ FIRST_BAD_UNITS_MAX: Final = 65_536
 # as the shift says: other bits than the buckets' and than those of first bad events (from bit 0).
 UNIT_BUCKETS: Final = 1024
 UNIT_BUCKET_SHIFT: Final = 54
+BUCKET_INCREMENT_MAX: Final = 2**31  # of one delta
 UNIT_SAMPLE_BIT: Final = 24
 UNIT_SAMPLE_SHIFT_MAX: Final = 30
 UNIT_SAMPLE_MAX: Final = 65_536  # units of one epoch, over all variants

@@ -271,6 +271,8 @@ class DeltaBatch(_message.Message):
     EXPOSURES_DROPPED_FIELD_NUMBER: _builtins.int
     REPEATED_REQUESTS_FIELD_NUMBER: _builtins.int
     MALFORMED_STAMPS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     seq: _builtins.int
     """1, 2, 3, ... within the instance."""
@@ -289,6 +291,16 @@ class DeltaBatch(_message.Message):
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetDelta]: ...
     @_builtins.property
     def exposures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExposureBatch]: ...
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedCompositeFieldContainer[Global___CellDelta]:
+        """The served requests of `counts` by bucket of units. A sidecar that sends none is of an older
+        version: what it counted is missing here, not zero.
+        """
+
+    @_builtins.property
+    def units(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitDelta]:
+        """Units that were not sent before, of a hash sample."""
+
     def __init__(
         self,
         *,
@@ -302,10 +314,12 @@ class DeltaBatch(_message.Message):
         exposures_dropped: _builtins.int = ...,
         repeated_requests: _builtins.int = ...,
         malformed_stamps: _builtins.int = ...,
+        cells: _abc.Iterable[Global___CellDelta] | None = ...,
+        units: _abc.Iterable[Global___UnitDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "created_unix_ms", b"created_unix_ms", "exposures", b"exposures", "exposures_dropped", b"exposures_dropped", "first_bad", b"first_bad", "instance_id", b"instance_id", "malformed_stamps", b"malformed_stamps", "repeated_requests", b"repeated_requests", "seq", b"seq", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "counts", b"counts", "created_unix_ms", b"created_unix_ms", "exposures", b"exposures", "exposures_dropped", b"exposures_dropped", "first_bad", b"first_bad", "instance_id", b"instance_id", "malformed_stamps", b"malformed_stamps", "repeated_requests", b"repeated_requests", "seq", b"seq", "targets", b"targets", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,6 +432,159 @@ class CountDelta(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountDelta: _TypeAlias = CountDelta  # noqa: Y015
+
+@_typing.final
+class CellDelta(_message.Message):
+    """Increments by bucket of units (contract.UNIT_BUCKETS of them: the unit hash's top bits). Key:
+    (experiment, epoch, variant, stratum). Served requests that were not forced and began after the
+    epoch's warm-up: requests here and `warm_up` add up to CountDelta.requests of the key.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    SLOW_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    experiment: _builtins.str
+    epoch: _builtins.int
+    variant: _builtins.str
+    stratum: _builtins.int
+    warm_up: _builtins.int
+    """Requests that began in the epoch's warm-up: in no bucket."""
+    @_builtins.property
+    def requests(self) -> Global___BucketCounts: ...
+    @_builtins.property
+    def errors(self) -> Global___BucketCounts:
+        """Of `requests`, as in CountDelta."""
+
+    @_builtins.property
+    def slow(self) -> Global___BucketCounts: ...
+    @_builtins.property
+    def over(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyExceedance]:
+        """Of `requests`, by threshold: those that took longer. One for each of
+        ExperimentPlan.latency_thresholds that was exceeded.
+        """
+
+    def __init__(
+        self,
+        *,
+        experiment: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        variant: _builtins.str = ...,
+        stratum: _builtins.int = ...,
+        requests: Global___BucketCounts | None = ...,
+        errors: Global___BucketCounts | None = ...,
+        slow: Global___BucketCounts | None = ...,
+        over: _abc.Iterable[Global___LatencyExceedance] | None = ...,
+        warm_up: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "requests", b"requests", "slow", b"slow"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "errors", b"errors", "experiment", b"experiment", "over", b"over", "requests", b"requests", "slow", b"slow", "stratum", b"stratum", "variant", b"variant", "warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CellDelta: _TypeAlias = CellDelta  # noqa: Y015
+
+@_typing.final
+class BucketCounts(_message.Message):
+    """Only buckets that counted something: parallel arrays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    buckets: _builtins.bytes
+    """Bucket numbers, ascending, 2 bytes each, little endian."""
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """> 0, each below contract.BUCKET_INCREMENT_MAX."""
+
+    def __init__(
+        self,
+        *,
+        buckets: _builtins.bytes = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "counts", b"counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BucketCounts: _TypeAlias = BucketCounts  # noqa: Y015
+
+@_typing.final
+class LatencyExceedance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_MS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    threshold_ms: _builtins.float
+    """Milliseconds, as in the plan."""
+    @_builtins.property
+    def requests(self) -> Global___BucketCounts: ...
+    def __init__(
+        self,
+        *,
+        threshold_ms: _builtins.float = ...,
+        requests: Global___BucketCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests", "threshold_ms", b"threshold_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyExceedance: _TypeAlias = LatencyExceedance  # noqa: Y015
+
+@_typing.final
+class UnitDelta(_message.Message):
+    """Units exposed, each sent once by an instance while it remembers: what the sample ratio is tested on.
+    Forced ones are left out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERIMENT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    SAMPLE_SHIFT_FIELD_NUMBER: _builtins.int
+    UNIT_HASHES_FIELD_NUMBER: _builtins.int
+    experiment: _builtins.str
+    epoch: _builtins.int
+    variant: _builtins.str
+    stratum: _builtins.int
+    sample_shift: _builtins.int
+    """Only unit hashes whose `sample_shift` bits from contract.UNIT_SAMPLE_BIT up are 0 were kept, in all
+    variants and strata of the epoch.
+    """
+    unit_hashes: _builtins.bytes
+    """8 bytes each, little endian."""
+    def __init__(
+        self,
+        *,
+        experiment: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        variant: _builtins.str = ...,
+        stratum: _builtins.int = ...,
+        sample_shift: _builtins.int = ...,
+        unit_hashes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "experiment", b"experiment", "sample_shift", b"sample_shift", "stratum", b"stratum", "unit_hashes", b"unit_hashes", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitDelta: _TypeAlias = UnitDelta  # noqa: Y015
 
 @_typing.final
 class FirstBadDelta(_message.Message):

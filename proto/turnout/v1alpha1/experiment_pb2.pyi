@@ -483,21 +483,31 @@ class Metrics(_message.Message):
 
     PRIMARY_FIELD_NUMBER: _builtins.int
     GUARDRAILS_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def primary(self) -> Global___Primary:
         """Accepted, stored and shown as ANALYSIS_PENDING."""
 
     @_builtins.property
     def guardrails(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guardrail]: ...
+    @_builtins.property
+    def warm_up(self) -> _duration_pb2.Duration:
+        """Cold caches and fresh replicas: requests that begin earlier than this after the start of an epoch (a
+        change of the split begins one) are left out of the comparison of the variants, in all of them.
+        They are counted and shown as ever, and the safety lanes, the window rule and the breakers see
+        them. 0s..1h. Default 0s.
+        """
+
     def __init__(
         self,
         *,
         primary: Global___Primary | None = ...,
         guardrails: _abc.Iterable[Global___Guardrail] | None = ...,
+        warm_up: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["primary", b"primary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["primary", b"primary", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails", "primary", b"primary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails", "primary", b"primary", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1367,6 +1377,10 @@ class VariantResult(_message.Message):
     SHADOW_LABELLED_FIELD_NUMBER: _builtins.int
     SHADOW_CORRECT_FIELD_NUMBER: _builtins.int
     FIRST_BAD_UNIX_MS_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    UNIT_SAMPLE_SHIFT_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
     control: _builtins.bool
     decided: _builtins.int
@@ -1393,6 +1407,17 @@ class VariantResult(_message.Message):
     shadow_correct: _builtins.int
     first_bad_unix_ms: _builtins.int
     """Unix time in milliseconds of the first bad event, 0 = none."""
+    warm_up: _builtins.int
+    """Of the requests, those that the comparison leaves out: they began in a warm-up."""
+    units: _builtins.int
+    """Distinct units of the hash sample, 1 unit in 2^unit_sample_shift, of the current epoch. 0 in the
+    counts over all epochs.
+    """
+    unit_sample_shift: _builtins.int
+    missing: _builtins.int
+    """Of the requests, those of which no sidecar told the unit's bucket: of an older version, or beyond a
+    bound. The comparison does not have them.
+    """
     def __init__(
         self,
         *,
@@ -1417,10 +1442,14 @@ class VariantResult(_message.Message):
         shadow_labelled: _builtins.int = ...,
         shadow_correct: _builtins.int = ...,
         first_bad_unix_ms: _builtins.int = ...,
+        warm_up: _builtins.int = ...,
+        units: _builtins.int = ...,
+        unit_sample_shift: _builtins.int = ...,
+        missing: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_cancelled", b"client_cancelled", "control", b"control", "correct", b"correct", "decided", b"decided", "errors", b"errors", "first_bad_unix_ms", b"first_bad_unix_ms", "label_coverage", b"label_coverage", "labelled", b"labelled", "latency_p50_ms", b"latency_p50_ms", "latency_p90_ms", b"latency_p90_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "loss", b"loss", "requests", b"requests", "shadow_correct", b"shadow_correct", "shadow_errors", b"shadow_errors", "shadow_labelled", b"shadow_labelled", "shadow_latency_p95_ms", b"shadow_latency_p95_ms", "shadow_requests", b"shadow_requests", "slow", b"slow", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_cancelled", b"client_cancelled", "control", b"control", "correct", b"correct", "decided", b"decided", "errors", b"errors", "first_bad_unix_ms", b"first_bad_unix_ms", "label_coverage", b"label_coverage", "labelled", b"labelled", "latency_p50_ms", b"latency_p50_ms", "latency_p90_ms", b"latency_p90_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "loss", b"loss", "missing", b"missing", "requests", b"requests", "shadow_correct", b"shadow_correct", "shadow_errors", b"shadow_errors", "shadow_labelled", b"shadow_labelled", "shadow_latency_p95_ms", b"shadow_latency_p95_ms", "shadow_requests", b"shadow_requests", "slow", b"slow", "unit_sample_shift", b"unit_sample_shift", "units", b"units", "variant", b"variant", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

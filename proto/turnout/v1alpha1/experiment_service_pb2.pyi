@@ -920,6 +920,26 @@ class ExperimentResults(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TargetUnstampedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -932,6 +952,7 @@ class ExperimentResults(_message.Message):
     UNSTAMPED_FIELD_NUMBER: _builtins.int
     AS_OF_TIME_FIELD_NUMBER: _builtins.int
     BESIDE_FIELD_NUMBER: _builtins.int
+    TARGET_UNSTAMPED_FIELD_NUMBER: _builtins.int
     BANDIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _experiment_pb2.State.ValueType
@@ -965,6 +986,10 @@ class ExperimentResults(_message.Message):
         """
 
     @_builtins.property
+    def target_unstamped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Of `unstamped`, those that access-log entries name the experiment's target for, by reason."""
+
+    @_builtins.property
     def bandit(self) -> _experiment_pb2.BanditResult:
         """Of the bandit step that runs or ran last; not set when there was none."""
 
@@ -983,11 +1008,12 @@ class ExperimentResults(_message.Message):
         unstamped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         as_of_time: _timestamp_pb2.Timestamp | None = ...,
         beside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        target_unstamped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         bandit: _experiment_pb2.BanditResult | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "target_unstamped", b"target_unstamped", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

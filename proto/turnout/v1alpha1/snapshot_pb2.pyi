@@ -245,6 +245,8 @@ class ExperimentPlan(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     HOLDOUT_FIELD_NUMBER: _builtins.int
     OVERRIDES_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    LATENCY_THRESHOLDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The experiment's id within the tenant."""
     epoch: _builtins.int
@@ -291,6 +293,14 @@ class ExperimentPlan(_message.Message):
     def overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___Override]:
         """Sorted by unit; each unit once."""
 
+    @_builtins.property
+    def warm_up(self) -> _duration_pb2.Duration:
+        """Requests that begin earlier than this after the epoch's start are in no CellDelta. 0s..1h."""
+
+    @_builtins.property
+    def latency_thresholds(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
+        """Latency thresholds beside `slow_after`, ascending, above it, at most 16: exceedances are counted."""
+
     def __init__(
         self,
         *,
@@ -312,10 +322,12 @@ class ExperimentPlan(_message.Message):
         step: _builtins.int = ...,
         holdout: Global___HoldoutPlan | None = ...,
         overrides: _abc.Iterable[Global___Override] | None = ...,
+        warm_up: _duration_pb2.Duration | None = ...,
+        latency_thresholds: _abc.Iterable[_duration_pb2.Duration] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["holdout", b"holdout", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holdout", b"holdout", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "unit", b"unit", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "holdout", b"holdout", "kinds", b"kinds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "overrides", b"overrides", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "step", b"step", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "epoch_start_unix_ms", b"epoch_start_unix_ms", "holdout", b"holdout", "kinds", b"kinds", "latency_thresholds", b"latency_thresholds", "layer", b"layer", "layer_ranges", b"layer_ranges", "layer_salt", b"layer_salt", "name", b"name", "overrides", b"overrides", "salt", b"salt", "segment", b"segment", "shadow", b"shadow", "slow_after", b"slow_after", "step", b"step", "strata", b"strata", "target", b"target", "unit", b"unit", "variants", b"variants", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
