@@ -40,6 +40,8 @@ class _MetricKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MetricKind
     """Events per unit; integers >= 0."""
     METRIC_KIND_CLASSIFIER: _MetricKind.ValueType  # 6
     """Of predictions and labels."""
+    METRIC_KIND_DRIFT: _MetricKind.ValueType  # 7
+    """How far a distribution is from control's. Built in only."""
 
 class MetricKind(_MetricKind, metaclass=_MetricKindEnumTypeWrapper): ...
 
@@ -56,6 +58,8 @@ METRIC_KIND_COUNT: MetricKind.ValueType  # 5
 """Events per unit; integers >= 0."""
 METRIC_KIND_CLASSIFIER: MetricKind.ValueType  # 6
 """Of predictions and labels."""
+METRIC_KIND_DRIFT: MetricKind.ValueType  # 7
+"""How far a distribution is from control's. Built in only."""
 Global___MetricKind: _TypeAlias = MetricKind  # noqa: Y015
 
 class _MetricDirection:
