@@ -17,6 +17,7 @@ from typing import Final
 from control.model.defaults import (
     bad_event_kinds,
     experiment_with_defaults,
+    latency_thresholds,
     slow_after,
     target_with_defaults,
 )
@@ -336,6 +337,8 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
         kinds=bad_event_kinds(spec),
         slow_after=slow_after(spec),
         step=running.step,
+        warm_up=spec.metrics.warm_up if spec.metrics.HasField("warm_up") else None,
+        latency_thresholds=latency_thresholds(spec),
     )
     _add_variants(plan, spec, running.allocation, baseline)
     if running.shadow is not None:

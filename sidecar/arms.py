@@ -25,6 +25,10 @@ class EpochFacts(NamedTuple):
     start_ms: int  # Unix time
     slow_after_ms: float | None  # a longer answer is a bad event; None: not a kind in use
     kinds: frozenset[int]  # BadEventKind
+    # Requests that begin before this, unix time, are in no cell. 0 = there is no warm-up.
+    warm_until_ms: int = 0
+    # Beside `slow_after_ms` and above it, ascending: exceedances are counted.
+    thresholds_ms: tuple[float, ...] = ()
 
 
 class VariantFacts(NamedTuple):
@@ -146,10 +150,13 @@ def _unit_key(unit: Unit) -> bytes:
 
 def _epoch_facts(message: ExperimentPlan) -> EpochFacts:
     slow_after_ms = message.slow_after.ToNanoseconds() / 1e6
+    warm_up_ms = message.warm_up.ToMilliseconds()
     return EpochFacts(
         message.epoch_start_unix_ms,
         slow_after_ms if slow_after_ms > 0 else None,
         frozenset(message.kinds),
+        message.epoch_start_unix_ms + warm_up_ms if warm_up_ms else 0,
+        tuple(threshold.ToNanoseconds() / 1e6 for threshold in message.latency_thresholds),
     )
 
 

@@ -24,6 +24,7 @@ from sidecar.violations import (
 from turnout.contract import (
     BUCKET_COUNT,
     HEADER_PARAMETER_PREFIX,
+    LATENCY_THRESHOLDS_MAX,
     LAYER_MODELS,
     VARIANTS_MAX,
 )
@@ -57,6 +58,7 @@ COOKIE_BYTES_MAX: Final = 64
 CLAIM_BYTES_MAX: Final = 128
 QUERY_PARAMETER_BYTES_MAX: Final = 64
 MAX_AGE_S: Final = (60, 8760 * 3600)
+WARM_UP_MAX_NS: Final = 3600 * 1_000_000_000
 
 _ADDRESS: Final = re.compile(r"([0-9A-Za-z_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})\Z")
 _UNITS: Final = ("header", "cookie", "random", "query_parameter")
@@ -87,6 +89,7 @@ def _experiment(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
     if experiment.HasField("shadow"):
         yield from _shadow(f"{path}.shadow", experiment)
     yield from _kinds(path, experiment)
+    yield from _measures(path, experiment)
     if experiment.HasField("holdout"):
         yield from _holdout(f"{path}.holdout", experiment.holdout)
     names = {variant.name for variant in experiment.variants}
@@ -246,6 +249,24 @@ def _kinds(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
     if needs_limit and experiment.slow_after.ToNanoseconds() <= 0:
         value = experiment.slow_after.ToJsonString()
         yield violation(f"{path}.slow_after", value, "must be above 0s: SLOW is in kinds")
+
+
+def _measures(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
+    """What is left out of the comparison, and over which latencies requests are counted."""
+    if not 0 <= experiment.warm_up.ToNanoseconds() <= WARM_UP_MAX_NS:
+        value = experiment.warm_up.ToJsonString()
+        yield violation(f"{path}.warm_up", value, "must be 0s to 3600s")
+    thresholds = experiment.latency_thresholds
+    if len(thresholds) > LATENCY_THRESHOLDS_MAX:
+        rule = f"at most {LATENCY_THRESHOLDS_MAX}"
+        yield violation(f"{path}.latency_thresholds", len(thresholds), rule)
+        return
+    before_ns = experiment.slow_after.ToNanoseconds()
+    for index, threshold in enumerate(thresholds):
+        if threshold.ToNanoseconds() <= before_ns:
+            here, value = f"{path}.latency_thresholds[{index}]", threshold.ToJsonString()
+            yield violation(here, value, "must be above slow_after and the one before it")
+        before_ns = max(before_ns, threshold.ToNanoseconds())
 
 
 def _holdout(path: str, holdout: HoldoutPlan) -> Iterator[Violation]:

@@ -148,12 +148,21 @@ def shadow_at(spec: ExperimentSpec, step: int) -> tuple[str, float] | None:
 
 def slow_after(spec: ExperimentSpec) -> Duration | None:
     """The declared latency SLO: the shortest of the latency guardrails', None without one."""
-    slos = [
-        guardrail.slo
+    return next(iter(_slos(spec)), None)
+
+
+def latency_thresholds(spec: ExperimentSpec) -> list[Duration]:
+    """The other latency guardrails' SLOs, each once, ascending: all longer than `slow_after`."""
+    return _slos(spec)[1:]
+
+
+def _slos(spec: ExperimentSpec) -> list[Duration]:
+    slos = {
+        durations.milliseconds(guardrail.slo): guardrail.slo
         for guardrail in spec.metrics.guardrails
         if guardrail.metric in LATENCY_METRICS and guardrail.HasField("slo")
-    ]
-    return min(slos, key=durations.milliseconds, default=None)
+    }
+    return [slos[limit_ms] for limit_ms in sorted(slos)]
 
 
 def bad_event_kinds(spec: ExperimentSpec) -> list[BadEventKind.ValueType]:

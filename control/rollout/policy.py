@@ -9,6 +9,7 @@ from typing import Final
 
 from control.model import defaults
 from control.model.durations import milliseconds
+from control.rollout import codec
 from control.rollout.words import Kind, Phase
 from control.snapshot import weights_ppm
 from turnout import contract
@@ -17,6 +18,7 @@ from turnout.v1alpha1 import common_pb2, experiment_pb2
 METRIC_ERROR_RATE: Final = "error_rate"
 METRIC_ACCURACY: Final = "accuracy"
 METRIC_LATENCY_PREFIX: Final = "latency_p"
+ALPHA_PRIMARY: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class GuardrailPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PrimaryPolicy:
+    """What an `ab` step decides by; no `minimum_improvement`: any improvement counts."""
+
+    metric: str
+    minimum_improvement: Margin | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepPolicy:
     """One step.
 
@@ -54,6 +64,9 @@ class StepPolicy:
         dwell_ms: How long at least.
         checks: Guardrail metrics that must pass.
         minimum_requests: Of each candidate (copies, for a shadow step).
+        alpha: For `ab` steps: probability that a verdict on the primary metric is wrong.
+        minimum_units: For `ab` steps, of each arm.
+        maximum_ms: For `ab` steps: when the verdict is INCONCLUSIVE; 0 = never.
     """
 
     phase: Phase
@@ -63,6 +76,9 @@ class StepPolicy:
     dwell_ms: int = 0
     checks: tuple[str, ...] = ()
     minimum_requests: int = defaults.REQUESTS_MIN_DEFAULT
+    alpha: float = field(default=ALPHA_PRIMARY, metadata=codec.ADDED)
+    minimum_units: int = field(default=0, metadata=codec.ADDED)
+    maximum_ms: int = field(default=0, metadata=codec.ADDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +115,7 @@ class Policy:
         window, breaker: The other two safety rules.
         kinds: Bad events that have a lane.
         slow_after_ms: A slower answer is a bad event, None = there is no SLOW lane.
+        warm_up_ms: Requests that begin earlier than this in an epoch are not compared.
     """
 
     control: str
@@ -112,6 +129,7 @@ class Policy:
     breaker: BreakerPolicy | None = None
     kinds: tuple[Kind, ...] = (Kind.ERROR,)
     slow_after_ms: float | None = None
+    warm_up_ms: int = field(default=0, metadata=codec.ADDED)
 
     @staticmethod
     def from_spec(spec: experiment_pb2.ExperimentSpec) -> "Policy":
@@ -138,6 +156,7 @@ class Policy:
             breaker=_breaker(full.safety.breaker) if full.safety.HasField("breaker") else None,
             kinds=tuple(kind_of(number) for number in defaults.bad_event_kinds(full)),
             slow_after_ms=None if slow_after is None else milliseconds(slow_after),
+            warm_up_ms=int(milliseconds(full.metrics.warm_up)),
         )
 
 
@@ -159,6 +178,14 @@ def _margin(margin: common_pb2.Margin) -> Margin | None:
     if which == "absolute_duration":
         return Margin(absolute=milliseconds(margin.absolute_duration))
     return Margin(absolute=margin.absolute)
+
+
+def _primary(metrics: experiment_pb2.Metrics) -> PrimaryPolicy | None:
+    primary = metrics.primary
+    if not primary.metric:
+        return None
+    least = _margin(primary.minimum_improvement) if primary.HasField("minimum_improvement") else None
+    return PrimaryPolicy(primary.metric, least)
 
 
 def _guardrail(guardrail: experiment_pb2.Guardrail) -> GuardrailPolicy:
@@ -192,8 +219,15 @@ def _step(spec: experiment_pb2.ExperimentSpec, index: int) -> StepPolicy:
             minimum_requests=step.canary.minimum_requests,
         )
     if which == "ab":
-        dwell_ms = int(milliseconds(step.ab.minimum_duration))
-        return StepPolicy(phase=Phase.AB, split_ppm=ppm, dwell_ms=dwell_ms)
+        return StepPolicy(
+            phase=Phase.AB,
+            split_ppm=ppm,
+            dwell_ms=int(milliseconds(step.ab.minimum_duration)),
+            # As people write it: 1 - 0.95 is not 0.05.
+            alpha=round(1 - step.ab.confidence, 12),
+            minimum_units=step.ab.minimum_units,
+            maximum_ms=int(milliseconds(step.ab.maximum_duration)),
+        )
     raise ValueError(f"a step of kind {which} is not implemented")
 
 
