@@ -23,14 +23,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def rate_interval(events: int, trials: int, *, alpha: float) -> Interval:
+def rate_interval(events: float, trials: float, *, alpha: float) -> Interval:
     """Beta-binomial confidence sequence of one Bernoulli rate.
 
     Covers the true rate at all numbers of trials simultaneously with probability >= 1 - alpha,
     exactly (independent trials). Without events the low end is 0 and the high end still falls.
 
     Args:
-        events: 0 <= events <= trials.
+        events: 0 <= events <= trials; planning gives expected numbers.
         trials: >= 0; 0 gives [0, 1].
         alpha: Crossing probability in (0, 1).
 
@@ -68,7 +68,7 @@ def _edge(outside: float, within: float, inside: Callable[[float], bool]) -> flo
     return outside
 
 
-def _log_likelihood(events: int, trials: int, p: float) -> float:
+def _log_likelihood(events: float, trials: float, p: float) -> float:
     log = 0.0
     if events:
         log += events * math.log(p) if p > 0 else -math.inf

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -145,11 +145,11 @@ def log_threshold(block: int, alpha_lane: float) -> float:
     return math.log(math.pi**2 * block**2 / (6.0 * alpha_lane))
 
 
-def log_tilt(candidate: int, control: int, theta: float) -> float:
+def log_tilt(candidate: float, control: float, theta: float) -> float:
     """Logarithm of the tilt e-value, mixed over GRID.
 
     Args:
-        candidate: First bad events of the candidate, >= 0.
+        candidate: First bad events of the candidate, >= 0; planning gives expected numbers.
         control: Of control, >= 0.
         theta: Probability that one is the candidate's without harm, in (0, 1).
 
@@ -168,7 +168,7 @@ def _costs(theta: float) -> tuple[float, ...]:
     return tuple(math.log1p(theta * math.expm1(d)) for d in GRID)
 
 
-def log_block(candidate: list[int], control: list[int], theta: float) -> float:
+def log_block(candidate: Sequence[float], control: Sequence[float], theta: float) -> float:
     """Logarithm of one block's e-value.
 
     Args:
@@ -177,7 +177,9 @@ def log_block(candidate: list[int], control: list[int], theta: float) -> float:
         control: The same of control.
         theta: As in `log_tilt`.
     """
-    logs, n_candidate, n_control = [], 0, 0
+    logs: list[float] = []
+    n_candidate: float = 0
+    n_control: float = 0
     for restart in reversed(range(len(RESTARTS))):
         n_candidate += candidate[restart]
         n_control += control[restart]
