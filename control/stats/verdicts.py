@@ -9,18 +9,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, NamedTuple
 
-from control.stats.errors import check_alpha, check_direction, check_scalar
+from control.stats.looks import (
+    Alarm,
+    Arm,
+    Breaker,
+    Doubt,
+    Effect,
+    Evidence,
+    Flips,
+    Guardrail,
+    Look,
+    Policy,
+    Rule,
+    Stratum,
+    Window,
+    check_look,
+    oriented,
+)
+
+__all__ = [
+    "HOLD",
+    "HOLD_REPLACES",
+    "TABLE",
+    "WEEK_S",
+    "WINDOW_ERRORS_LEAST",
+    "WINDOW_UNITS_LEAST",
+    "Alarm",
+    "Arm",
+    "Breaker",
+    "Doubt",
+    "Effect",
+    "Evidence",
+    "Flips",
+    "Guardrail",
+    "Kind",
+    "Look",
+    "Policy",
+    "Reason",
+    "Row",
+    "Rule",
+    "Stratum",
+    "Verdict",
+    "Window",
+    "judge",
+    "oriented",
+    "projected_units",
+]
 
 WINDOW_UNITS_LEAST: Final = 300  # with a minimum count alone 33-63 % false rollbacks a day
 WINDOW_ERRORS_LEAST: Final = 5.0  # pooled standard errors
 WEEK_S: Final = 7 * 24 * 3600.0
 
-Rule = Literal["point", "strict"]
-Doubt = Literal["simpson", "heterogeneity", "input_drift"]
 Value = float | int | str | None
 
 
@@ -37,162 +79,6 @@ class Kind(Enum):
     NO_DIFFERENCE = "NO_DIFFERENCE"
     CONTINUE = "CONTINUE"
     INCONCLUSIVE = "INCONCLUSIVE"
-
-
-class Effect(NamedTuple):
-    """An oriented effect (+ is good), in the metric's unit: low < effect < high, or unusable.
-
-    metric: Its name. effect: Point estimate. low, high: Confidence sequence; of the primary both
-    finite, elsewhere low may be -inf and high +inf: no bound on that side yet.
-    """
-
-    metric: str
-    effect: float
-    low: float
-    high: float
-
-
-class Guardrail(NamedTuple):
-    """effect: Its high bound at alpha_g / G (harm), its low bound unsplit (non-inferiority).
-
-    margin: Loss still non-inferior, m_g >= 0. tolerance: Harm h >= 0 that the point effect must
-    reach before a rollback. stratum: Names the stratum if it guards only one.
-    """
-
-    effect: Effect
-    margin: float
-    tolerance: float = 0.0
-    stratum: str = ""
-
-
-class Stratum(NamedTuple):
-    """The effect in one stratum; its bounds at alpha / number of strata."""
-
-    name: str
-    effect: Effect
-
-
-class Evidence(NamedTuple):
-    """An e-process: of a signal (fast lane), an epoch or segment (sample ratio), a loss.
-
-    log_e: ln of the e-value; +inf says "impossible under the null". alpha: It fires at
-    e >= 1 / alpha.
-    """
-
-    about: str
-    log_e: float
-    alpha: float
-
-
-class Window(NamedTuple):
-    """Harm of one signal in one window: fires above limit, with 300 units and 5 errors.
-
-    difference: Oriented so that + is HARM, like limit (>= 0) and std_error (pooled).
-    """
-
-    signal: str
-    difference: float
-    limit: float
-    std_error: float
-    n_control: int
-    n_treatment: int
-
-
-class Breaker(NamedTuple):
-    """Absolute limit: windows with enough requests that broke it, and how many trip it (k)."""
-
-    signal: str
-    limit: float
-    broken: int
-    needed: int
-
-
-class Flips(NamedTuple):
-    """Units of one epoch that were seen in more than one arm."""
-
-    epoch: str
-    flipped: int
-    units: int
-
-
-class Alarm(NamedTuple):
-    """A doubt about one metric or input that keeps the split: `about` names it."""
-
-    doubt: Doubt
-    about: str
-
-
-class Arm(NamedTuple):
-    """State of one arm against the floors of the warm-up; None where a floor does not apply.
-
-    units: Counted. buckets: Non-empty hash buckets. events, non_events: Of a proportion judged by
-    a normal approximation. label_coverage: In [0, 1], of a metric that needs labels.
-    """
-
-    units: int
-    buckets: int | None = None
-    events: int | None = None
-    non_events: int | None = None
-    label_coverage: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """All that is known at one look; durations in seconds."""
-
-    primary: Effect
-    control: Arm
-    treatment: Arm
-    duration_s: float = 0.0
-    guardrails: tuple[Guardrail, ...] = ()
-    strata: tuple[Stratum, ...] = ()
-    fast_lanes: tuple[Evidence, ...] = ()
-    windows: tuple[Window, ...] = ()
-    breakers: tuple[Breaker, ...] = ()
-    sample_ratios: tuple[Evidence, ...] = ()
-    losses: tuple[Evidence, ...] = ()  # labels or metrics missing in one arm more than the other
-    flips: tuple[Flips, ...] = ()
-    alarms: tuple[Alarm, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """What was fixed before the first look.
-
-    minimum_improvement d, equivalence q, harm_tolerance h: >= 0, in the primary's unit.
-    rule: "point" promotes at low > 0 and effect >= d; "strict" at low > 0 and low >= d.
-    max_units: Of both arms together.
-
-    Raises:
-        ValueError: A value is not finite, negative, a share above 1, or an unknown rule.
-    """
-
-    minimum_improvement: float
-    equivalence: float
-    harm_tolerance: float = 0.0
-    rule: Rule = "point"
-    ship_if_non_inferior: bool = False
-    min_units: int = 100
-    min_buckets: int = 50
-    min_events: int = 10
-    min_label_coverage: float = 0.0
-    max_flip_share: float = 0.01
-    min_duration_s: float = 0.0
-    max_duration_s: float | None = None
-    max_units: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("minimum_improvement", "equivalence", "harm_tolerance", "min_duration_s"):
-            check_scalar(name, getattr(self, name), ge=0)
-        for name in ("min_units", "min_buckets", "min_events"):
-            check_scalar(name, getattr(self, name), ge=0, whole=True)
-        for name in ("min_label_coverage", "max_flip_share"):
-            check_scalar(name, getattr(self, name), ge=0, le=1)
-        for name in ("max_duration_s", "max_units"):
-            if getattr(self, name) is not None:
-                check_scalar(name, getattr(self, name), gt=0)
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule == {self.rule!r}, must be one of {get_args(Rule)}")
 
 
 class Reason(NamedTuple):
@@ -247,7 +133,7 @@ def judge(look: Look, policy: Policy) -> Verdict:
     Source: the usual superiority-or-stop rule made total; non-inferior guardrails as in Spotify's
     decision rule (arXiv 2402.11609), but harm before validity. O(inputs).
     """
-    _check_look(look)
+    check_look(look)
     row, reasons = next((row, why) for row in TABLE if (why := row.when(look, policy)))
     kind, doubts = row.yields, HOLD.when(look, policy)
     if kind in HOLD_REPLACES and doubts:
@@ -256,19 +142,6 @@ def judge(look: Look, policy: Policy) -> Verdict:
         kind is Kind.NO_DIFFERENCE and policy.ship_if_non_inferior and not _blocked(look)
     )
     return Verdict(kind, reasons, _notes(look, policy), ships)
-
-
-def oriented(
-    metric: str, effect: float, *, low: float, high: float, direction: str = "higher_is_better"
-) -> Effect:
-    """An effect (treatment - control) turned so that + is good.
-
-    Raises:
-        ValueError: Unknown direction.
-    """
-    if check_direction(direction) == "lower_is_better":
-        return Effect(metric, -effect, -high, -low)
-    return Effect(metric, effect, low, high)
 
 
 def _rollback(look: Look, policy: Policy) -> Reasons:
@@ -533,23 +406,3 @@ def _reason(code: str, template: str, **values: Value) -> Reason:
         for name, value in values.items()
     }
     return Reason(code, template.format(**values), shown)
-
-
-def _check_look(look: Look) -> None:
-    # A full check costs 20 us, too much for 10,000 verdicts a look: only what fails here gets one.
-    for name, arm in (("control", look.control), ("treatment", look.treatment)):
-        for field in ("units", "buckets", "events", "non_events"):
-            count = getattr(arm, field)
-            if count is not None and not (type(count) is int and count >= 0):
-                check_scalar(f"{name}.{field}", count, ge=0, whole=True)
-    for guardrail in look.guardrails:
-        for field in ("margin", "tolerance"):
-            if not 0 <= getattr(guardrail, field) < math.inf:
-                check_scalar(f"guardrail.{field}", getattr(guardrail, field), ge=0)
-    for evidence in (*look.fast_lanes, *look.sample_ratios, *look.losses):
-        if not 0 < evidence.alpha < 1:
-            check_alpha(evidence.alpha, name=f"alpha of {evidence.about}")
-    for window in look.windows:
-        check_scalar("window.limit", window.limit, ge=0)
-    for breaker in look.breakers:
-        check_scalar("breaker.needed", breaker.needed, ge=1, whole=True)
