@@ -7,13 +7,15 @@ and the queue of batches. Refuses bytes that do not decode. Sending is the calle
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from sidecar.increments import (
     ANSWER_COUNTS,
+    CellCounts,
+    CellKey,
     CountKey,
     Counts,
     ExposureKey,
@@ -22,16 +24,22 @@ from sidecar.increments import (
     FoldDelta,
     SlotKey,
     TargetCounts,
+    UnitSample,
 )
 from sidecar.unstamped import Accounted
+from turnout.contract import BUCKET_INCREMENT_MAX, UNIT_BUCKETS
 from turnout.v1alpha1.common_pb2 import BadEventKind
 from turnout.v1alpha1.config_service_pb2 import (
+    BucketCounts,
+    CellDelta,
     CountDelta,
     DeltaBatch,
     ExposureBatch,
     FirstBadDelta,
+    LatencyExceedance,
     Role,
     TargetDelta,
+    UnitDelta,
 )
 
 # A batch a second: ten minutes without the control plane. With 200 exposures a second that is 4 MB,
@@ -75,6 +83,9 @@ def to_message(delta: FoldDelta) -> DeltaBatch:
         malformed_stamps=delta.malformed_stamps,
     )
     batch.counts.extend(_count_delta(key, delta.counts[key]) for key in sorted(delta.counts))
+    batch.cells.extend(_cell_delta(key, delta.cells[key]) for key in sorted(delta.cells))
+    for epoch in sorted(delta.units):
+        batch.units.extend(_unit_deltas(epoch, delta.units[epoch]))
     for slot in sorted(delta.first_bad):
         batch.first_bad.extend(_first_bad_deltas(slot, delta.first_bad[slot]))
     batch.targets.extend(_target_delta(name, delta.targets[name]) for name in sorted(delta.targets))
@@ -96,6 +107,14 @@ def from_message(batch: DeltaBatch) -> FoldDelta:
     )
     for message in batch.counts:
         delta.counts.setdefault(_count_key(message), Counts()).merge(_counts(message))
+    for cell in batch.cells:
+        cell_key = CellKey(cell.experiment, cell.epoch, cell.variant, cell.stratum)
+        delta.cells.setdefault(cell_key, CellCounts()).merge(_cell_counts(cell))
+    for units in batch.units:
+        sample = delta.units.setdefault((units.experiment, units.epoch), UnitSample())
+        sample.shift = max(sample.shift, units.sample_shift)
+        group = (units.variant, units.stratum)
+        sample.units.setdefault(group, set()).update(_unpack(units.unit_hashes))
     for bad in batch.first_bad:
         key = SlotKey(bad.experiment, bad.epoch, bad.kind, bad.slot)
         first_bad = delta.first_bad.setdefault(key, FirstBad())
@@ -161,6 +180,65 @@ def _counts(message: CountDelta) -> Counts:
         first_bad_ms=message.first_bad_unix_ms,
         forced=message.forced,
     )
+
+
+def _cell_delta(key: CellKey, counts: CellCounts) -> CellDelta:
+    return CellDelta(
+        experiment=key.experiment,
+        epoch=key.epoch,
+        variant=key.variant,
+        stratum=key.stratum,
+        requests=_buckets(counts.requests),
+        errors=_buckets(counts.errors),
+        slow=_buckets(counts.slow),
+        over=[
+            LatencyExceedance(threshold_ms=limit_ms, requests=_buckets(counts.over[limit_ms]))
+            for limit_ms in sorted(counts.over)
+        ],
+        warm_up=counts.warm_up,
+    )
+
+
+def _buckets(counts: Mapping[int, int]) -> BucketCounts | None:
+    if not counts:
+        return None
+    buckets = sorted(counts)
+    return BucketCounts(
+        buckets=struct.pack(f"<{len(buckets)}H", *buckets),
+        counts=[min(counts[bucket], BUCKET_INCREMENT_MAX - 1) for bucket in buckets],
+    )
+
+
+def _cell_counts(message: CellDelta) -> CellCounts:
+    return CellCounts(
+        requests=_bucket_counts(message.requests),
+        errors=_bucket_counts(message.errors),
+        slow=_bucket_counts(message.slow),
+        over={over.threshold_ms: _bucket_counts(over.requests) for over in message.over},
+        warm_up=message.warm_up,
+    )
+
+
+def _bucket_counts(message: BucketCounts) -> dict[int, int]:
+    counts = message.counts
+    if len(message.buckets) != 2 * len(counts):
+        raise MalformedDelta("buckets and counts differ in length")
+    buckets = struct.unpack(f"<{len(counts)}H", message.buckets)
+    if buckets and max(buckets) >= UNIT_BUCKETS:
+        raise MalformedDelta(f"bucket {max(buckets)}, must be below {UNIT_BUCKETS}")
+    return dict(zip(buckets, counts, strict=True))
+
+
+def _unit_deltas(epoch: tuple[str, int], sample: UnitSample) -> Iterator[UnitDelta]:
+    for variant, stratum in sorted(sample.units):
+        yield UnitDelta(
+            experiment=epoch[0],
+            epoch=epoch[1],
+            variant=variant,
+            stratum=stratum,
+            sample_shift=sample.shift,
+            unit_hashes=_pack(sorted(sample.units[variant, stratum])),
+        )
 
 
 def _first_bad_deltas(slot: SlotKey, first_bad: FirstBad) -> Iterator[FirstBadDelta]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from sidecar.counters import Key
 from sidecar.fold import Fold
 from sidecar.increments import ANSWER_COUNTS, FoldDelta
+from sidecar.unitsample import UnitSamples
 from sidecar.unstamped import UnstampedLedger
 
 
@@ -26,6 +27,7 @@ class Evidence:
                 Otherwise the access log's entries are, and lost entries are not seen.
         """
         self._fold = Fold()
+        self._units = UnitSamples()
         self._ledger = UnstampedLedger() if envoy_counts else None
         # By (experiment, variant): epochs would grow without end.
         self.decided_total: Counter[tuple[str, str]] = Counter()
@@ -49,6 +51,10 @@ class Evidence:
             for name in ("requests", "errors", "slow"):
                 total = (key.experiment, key.variant, name)
                 self.requests_total[total] += getattr(count, name)
+        for exposed, rows in delta.exposures.items():
+            if not exposed.forced:
+                group = (exposed.variant, exposed.stratum)
+                self._units.add(exposed.experiment, exposed.epoch, group, rows.units)
         self._fold.merge(delta)
         if self._ledger is not None:
             self._ledger.add_reasons(reasons, now_ms)
@@ -75,7 +81,9 @@ class Evidence:
         """Everything since the last take; `last` = nothing more will come."""
         if self._ledger is not None:
             self._add_unstamped(self._ledger.take(now_ms, last=last))
-        return self._fold.take()
+        delta = self._fold.take()
+        delta.units = self._units.take()
+        return delta
 
     def _add_unstamped(self, reasons: Mapping[str, int]) -> None:
         if reasons:

@@ -1,7 +1,8 @@
 """Access log entries and answers, folded into increments that merge.
 
 Owns the statistics a sidecar sends up: counts and latency sketches by (experiment, epoch, variant,
-stratum, role, time bucket), the first bad event of each unit, exposures, and answers by target.
+stratum, role, time bucket), served requests by bucket of units, the first bad event of each unit,
+exposures, and answers by target.
 Refuses to know the time or the network: an entry brings its own time, `take` hands out what has
 come in since the last one. Folding any partition of the same entries, in any order, gives the same
 increments, but for sums of floats and which of several exposures of one request id is kept.
@@ -28,6 +29,8 @@ from sidecar.accesslog import (
 )
 from sidecar.hashing import request_hash
 from sidecar.increments import (
+    CellCounts,
+    CellKey,
     CountKey,
     Counts,
     Exposure,
@@ -44,6 +47,8 @@ from turnout.contract import (
     FIRST_BAD_SLOT_S,
     FIRST_BAD_UNITS_MAX,
     TIME_BUCKET_S,
+    UNIT_BUCKET_SHIFT,
+    UNIT_BUCKETS,
 )
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
 from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, ROLE_SHADOW
@@ -97,11 +102,15 @@ class Lane:
         limit_ms: A longer answer is slow.
         seen: Request ids of the experiment.
         rows: Exposures of the arm, not forced.
-        bucket: Time bucket of `counts`, in units of BUCKET_MS.
+        bucket: Time bucket of `counts`, in units of BUCKET_MS; -1 = every entry turns the lane.
         counts: Increments of that bucket.
+        early: Entries of that bucket began in the epoch's warm-up.
+        units: Its requests by bucket of units.
     """
 
-    __slots__ = ("bucket", "counts", "facts", "given", "limit_ms", "rows", "seen")
+    __slots__ = (
+        "bucket", "counts", "early", "facts", "given", "limit_ms", "rows", "seen", "units",
+    )  # fmt: skip
 
     def __init__(
         self, given: Assignment, facts: EpochFacts | None, seen: Seen, rows: ExposureRows
@@ -113,6 +122,8 @@ class Lane:
         self.rows = rows
         self.bucket = -1
         self.counts = Counts()
+        self.early = False
+        self.units: list[int] = []
 
 
 class Fold:
@@ -127,6 +138,10 @@ class Fold:
         """Nothing folded, no epoch known."""
         self._epochs: dict[tuple[str, int], EpochFacts] = {}
         self._delta = FoldDelta()
+        # Requests by bucket of units, one number for each: an index costs half of a dict's entry.
+        self._units: dict[CellKey, list[int]] = {}
+        self._early: dict[CellKey, list[int]] = {}
+        self._nowhere = [0] * UNIT_BUCKETS
         self._answers: dict[Tally, int] = {}
         self._exposures = 0
         self._requests = _RecentRequests()
@@ -183,6 +198,8 @@ class Fold:
         mine = self._delta
         for key, counts in delta.counts.items():
             mine.counts.setdefault(key, Counts()).merge(counts)
+        for cell, units in delta.cells.items():
+            mine.cells.setdefault(cell, CellCounts()).merge(units)
         for target, answers in delta.targets.items():
             self._target(target).merge(answers)
         for slot, first_bad in delta.first_bad.items():
@@ -196,6 +213,11 @@ class Fold:
     def take(self) -> FoldDelta:
         """Hand out everything since the last take."""
         taken, self._delta = self._delta, FoldDelta()
+        for key, units in self._units.items():
+            taken.cells.setdefault(key, CellCounts()).add_requests(units)
+        for key, units in self._early.items():
+            taken.cells.setdefault(key, CellCounts()).warm_up += sum(units)
+        self._units, self._early = {}, {}
         taken.first_bad = self._bad.take()
         taken.exposures = {key: rows for key, rows in taken.exposures.items() if rows}
         for tally, count in self._answers.items():
@@ -224,6 +246,10 @@ class Fold:
         experiment, epoch, variant, stratum = lane.given[:4]
         lane.bucket = start_ms // BUCKET_MS
         lane.counts = self._counts(experiment, epoch, variant, stratum, ROLE_SERVED, start_ms)
+        lane.early = _is_early(lane.facts, start_ms)
+        lane.units = self._units_of(lane.given, lane.facts, early=lane.early)
+        if lane.facts is not None and lane.bucket == lane.facts.warm_until_ms // BUCKET_MS:
+            lane.bucket = -1  # the warm-up ends within it
         return lane.counts
 
     def add_bad(
@@ -248,7 +274,13 @@ class Fold:
             waited_ms=latency_ms,
             limit_ms=lane.limit_ms,
         )
+        lane.units[unit_hash >> UNIT_BUCKET_SHIFT] += 1
         if lane.facts is not None and (failed or slow):
+            if not lane.early:
+                bucket = unit_hash >> UNIT_BUCKET_SHIFT
+                self._note_cell(
+                    lane.given, lane.facts, bucket, latency_ms, failed=failed, slow=slow
+                )
             self._note_bad(lane.given, lane.facts, unit_hash, start_ms, failed=failed, slow=slow)
 
     def exposed(self, added: int, repeated: int) -> None:
@@ -273,8 +305,41 @@ class Fold:
             return
         facts = self._epochs.get((experiment, epoch))
         failed, slow = _count_entry(counts, entry, entry.latency_ms, facts)
+        early, bucket = _is_early(facts, entry.start_ms), unit_hash >> UNIT_BUCKET_SHIFT
+        self._units_of(given, facts, early=early)[bucket] += 1
         if facts is not None and (failed or slow):
+            if not early:
+                waited_ms = _waited_ms(entry, entry.latency_ms)
+                self._note_cell(given, facts, bucket, waited_ms, failed=failed, slow=slow)
             self._note_bad(given, facts, unit_hash, entry.start_ms, failed=failed, slow=slow)
+
+    def _units_of(self, given: Assignment, facts: EpochFacts | None, *, early: bool) -> list[int]:
+        """Where to count a request by bucket of units.
+
+        One of an epoch of which nothing is known is in no cell: that it was slow would be missing.
+        """
+        if facts is None:
+            return self._nowhere
+        table = self._early if early else self._units
+        key = CellKey(*given[:4])
+        units = table.get(key)
+        if units is None:
+            units = table[key] = [0] * UNIT_BUCKETS
+        return units
+
+    def _note_cell(
+        self,
+        given: Assignment,
+        facts: EpochFacts,
+        bucket: int,
+        waited_ms: float,
+        *,
+        failed: bool,
+        slow: bool,
+    ) -> None:
+        exceeded = [limit_ms for limit_ms in facts.thresholds_ms if waited_ms > limit_ms]
+        cell = self._delta.cells.setdefault(CellKey(*given[:4]), CellCounts())
+        cell.add_bad(bucket, failed=failed, slow=slow, exceeded=exceeded)
 
     def _note_bad(
         self,
@@ -375,11 +440,20 @@ def _count_entry(
         failed=failed,
         gone=is_client_gone(entry),
         status=entry.status,
-        # A client that gave up after the limit waited longer than the limit, too.
-        waited_ms=entry.duration_ms if latency_ms is None else latency_ms,
+        waited_ms=_waited_ms(entry, latency_ms),
         limit_ms=_limit_ms(facts),
     )
     return failed, slow
+
+
+def _waited_ms(entry: Entry, latency_ms: float | None) -> float:
+    """How long it took; a client that gave up after the limit waited longer than that, too."""
+    return entry.duration_ms if latency_ms is None else latency_ms
+
+
+def _is_early(facts: EpochFacts | None, start_ms: int) -> bool:
+    """Whether a request began in its epoch's warm-up."""
+    return facts is not None and start_ms < facts.warm_until_ms
 
 
 def _count(

@@ -5,12 +5,12 @@ Owns their keys and how two of a kind merge. Refuses to know where they come fro
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, log
 from typing import Final, NamedTuple
 
-from turnout.contract import LATENCY_MIN_MS, LATENCY_SKETCH_GAMMA
+from turnout.contract import LATENCY_MIN_MS, LATENCY_SKETCH_GAMMA, UNIT_BUCKETS
 
 LOG_GAMMA: Final = log(LATENCY_SKETCH_GAMMA)
 
@@ -85,6 +85,77 @@ class Counts:
         if other.first_bad_ms:
             self.add_bad(other.first_bad_ms)
         self.forced += other.forced
+
+
+class CellKey(NamedTuple):
+    """What counts by bucket of units are kept by."""
+
+    experiment: str
+    epoch: int
+    variant: str
+    stratum: int
+
+
+@dataclass(slots=True)
+class CellCounts:
+    """Increments of one cell: served requests that were not forced, by bucket of units.
+
+    Attributes:
+        requests: Bucket -> requests that began after the epoch's warm-up.
+        errors: Bucket -> of them, failed.
+        slow: Bucket -> of them, longer than the epoch's limit.
+        over: Threshold in milliseconds -> bucket -> of them, longer than that.
+        warm_up: Requests that began in the warm-up: in none of the other counts.
+    """
+
+    requests: dict[int, int] = field(default_factory=dict)
+    errors: dict[int, int] = field(default_factory=dict)
+    slow: dict[int, int] = field(default_factory=dict)
+    over: dict[float, dict[int, int]] = field(default_factory=dict)
+    warm_up: int = 0
+
+    def add_bad(self, bucket: int, *, failed: bool, slow: bool, exceeded: Iterable[float]) -> None:
+        """Count what was not good about one request; `requests` has it already."""
+        if failed:
+            self.errors[bucket] = self.errors.get(bucket, 0) + 1
+        if slow:
+            self.slow[bucket] = self.slow.get(bucket, 0) + 1
+        for threshold_ms in exceeded:
+            over = self.over.setdefault(threshold_ms, {})
+            over[bucket] = over.get(bucket, 0) + 1
+
+    def merge(self, other: "CellCounts") -> None:
+        """Add other increments of the same cell."""
+        _add(self.requests, other.requests)
+        _add(self.errors, other.errors)
+        _add(self.slow, other.slow)
+        for threshold_ms, counts in other.over.items():
+            _add(self.over.setdefault(threshold_ms, {}), counts)
+        self.warm_up += other.warm_up
+
+    def add_requests(self, dense: Sequence[int]) -> None:
+        """Add requests as one number for each bucket."""
+        touched = tuple(filter(dense.__getitem__, _BUCKETS))
+        _add(self.requests, dict(zip(touched, map(dense.__getitem__, touched), strict=True)))
+
+
+_BUCKETS: Final = range(UNIT_BUCKETS)
+
+
+def _add(mine: dict[int, int], other: Mapping[int, int]) -> None:
+    if not mine:
+        mine.update(other)
+        return
+    for bucket, count in other.items():
+        mine[bucket] = mine.get(bucket, 0) + count
+
+
+@dataclass(slots=True)
+class UnitSample:
+    """Units of one epoch, by variant and stratum, that are new; a hash sample of 1 in 2^shift."""
+
+    shift: int = 0
+    units: dict[tuple[str, int], set[int]] = field(default_factory=dict)
 
 
 class SlotKey(NamedTuple):
@@ -216,6 +287,8 @@ class FoldDelta:
 
     Attributes:
         counts: By key.
+        cells: Served ones by bucket of units.
+        units: By (experiment, epoch); a worker has none, its exposures say which there were.
         first_bad: New first bad events by slot.
         targets: Answers by target; "" is the Envoy as a whole.
         exposures: Rows in order of arrival.
@@ -225,6 +298,8 @@ class FoldDelta:
     """
 
     counts: dict[CountKey, Counts] = field(default_factory=dict)
+    cells: dict[CellKey, CellCounts] = field(default_factory=dict)
+    units: dict[tuple[str, int], UnitSample] = field(default_factory=dict)
     first_bad: dict[SlotKey, FirstBad] = field(default_factory=dict)
     targets: dict[str, TargetCounts] = field(default_factory=dict)
     exposures: dict[ExposureKey, ExposureRows] = field(default_factory=dict)
@@ -235,6 +310,8 @@ class FoldDelta:
     def __bool__(self) -> bool:
         return bool(
             self.counts
+            or self.cells
+            or self.units
             or self.first_bad
             or self.targets
             or self.exposures

@@ -35,6 +35,7 @@ from turnout.contract import (
     HEADER_STAMP,
     LATENCY_MIN_MS,
     STAMP_SEPARATOR,
+    UNIT_BUCKET_SHIFT,
     UNIT_HASH_HEX_DIGITS,
 )
 from turnout.envoy.access_log_lean_pb2 import LeanAccessLogsMessage, LeanEntry
@@ -157,6 +158,7 @@ def _fold_served(fold: Fold, entries: Sequence[LeanEntry]) -> None:
                 counts = fold.turn(lane, start_ms)
             if good and latency_ms <= lane.limit_ms:
                 counts.requests += 1
+                lane.units[unit_hash >> UNIT_BUCKET_SHIFT] += 1
                 index = ceil(log(latency_ms) / LOG_GAMMA)
                 bins = counts.latency
                 bins[index] = bins.get(index, 0) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -14,15 +15,16 @@ from sidecar import accesslog, fold, snapshotfile
 from sidecar.accesslog import Entry
 from sidecar.deltas import MalformedDelta, decode, encode
 from sidecar.fold import Fold
-from sidecar.increments import ExposureRows, FirstBad, FoldDelta, SlotKey
+from sidecar.increments import CellKey, ExposureRows, FirstBad, FoldDelta, SlotKey
 from sidecar.processor import MalformedRequest, process
 from sidecar.snapshotcheck import InvalidSnapshot
 from sidecar.snapshotfile import CorruptSnapshot
 from sidecar.subscription import judge_snapshot
-from tests.sidecar.samples import EPOCH_START_MS, build, entry, snapshot, stamp
+from tests.sidecar.samples import EPOCH_START_MS, build, entry, measured, snapshot, stamp
+from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED
 
 PLAN = build(snapshot())
-EPOCHS = {**PLAN.epochs, **build(snapshot(epoch=2)).epochs}
+EPOCHS = {**PLAN.epochs, **build(measured(epoch=2)).epochs}
 
 
 def stamps() -> st.SearchStrategy[str]:
@@ -31,7 +33,7 @@ def stamps() -> st.SearchStrategy[str]:
         lambda unit, epoch, forced: (
             stamp("v2" if unit % 2 else "control", unit, epoch=epoch) + forced
         ),
-        st.integers(0, 40),
+        st.integers(0, 40).map(lambda unit: unit * 0x9E37_79B9_7F4A_7C15 % 2**64),
         st.integers(1, 3),
         st.sampled_from(["", "", "", ";f"]),
     )
@@ -146,3 +148,26 @@ def test_reading_bytes_never_fails_but_by_its_own_name(data: bytes) -> None:
         snapshotfile.decode(data)
     with suppress(MalformedRequest):
         process(PLAN, data, random_unit=bytes, now_s=float)
+
+
+@given(st.lists(entries(), max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_buckets_add_up_to_the_counts_whatever_was_folded(found: list[Entry]) -> None:
+    delta = folded(found)
+    counted: Counter[tuple[CellKey, str]] = Counter()
+    for key, counts in delta.counts.items():
+        if key.role == ROLE_SERVED and (key.experiment, key.epoch) in EPOCHS:
+            cell = CellKey(*key[:4])
+            counted[cell, "requests"] += counts.requests
+            counted[cell, "errors"] += counts.errors
+            counted[cell, "slow"] += counts.slow
+    for cell, units in delta.cells.items():
+        assert sum(units.requests.values()) + units.warm_up == counted.pop((cell, "requests"))
+        for name, buckets in (("errors", units.errors), ("slow", units.slow)):
+            bad = sum(buckets.values())
+            left_out = counted.pop((cell, name)) - bad
+            assert 0 <= left_out <= units.warm_up
+        for threshold_ms, over in units.over.items():
+            assert threshold_ms > 200
+            assert all(over[bucket] <= units.slow[bucket] for bucket in over)
+    assert not counted.total()

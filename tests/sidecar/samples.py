@@ -35,7 +35,14 @@ def variant(name: str, *ranges: tuple[int, int], control: bool = False) -> Varia
     return plan
 
 
-def experiment(name: str = "fraud-v2", *, epoch: int = 1, share: int = 100_000) -> ExperimentPlan:
+def experiment(
+    name: str = "fraud-v2",
+    *,
+    epoch: int = 1,
+    share: int = 100_000,
+    warm_up_ms: int = 0,
+    thresholds_ms: Iterable[int] = (),
+) -> ExperimentPlan:
     """`share` parts per million go to v2, at the end of the buckets."""
     plan = ExperimentPlan(
         name=name,
@@ -48,9 +55,20 @@ def experiment(name: str = "fraud-v2", *, epoch: int = 1, share: int = 100_000) 
     )
     plan.unit.header = "x-user-id"
     plan.slow_after.FromMilliseconds(200)
+    plan.warm_up.FromMilliseconds(warm_up_ms)
+    for threshold_ms in thresholds_ms:
+        plan.latency_thresholds.add().FromMilliseconds(threshold_ms)
     edge = 1_000_000 - share
     plan.variants.append(variant("control", *([(0, edge)] if edge else []), control=True))
     plan.variants.append(variant("v2", *([(edge, 1_000_000)] if share else [])))
+    return plan
+
+
+def measured(*, epoch: int) -> Snapshot:
+    """One whose experiment has a warm-up that ends within a time bucket, and several SLOs."""
+    plan = Snapshot(format=1, tenant="risk", version=7)
+    plan.targets.append(target())
+    plan.experiments.append(experiment(epoch=epoch, warm_up_ms=12_345, thresholds_ms=(250, 300)))
     return plan
 
 

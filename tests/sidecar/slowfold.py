@@ -22,6 +22,8 @@ from sidecar.accesslog import (
 )
 from sidecar.hashing import request_hash
 from sidecar.increments import (
+    CellCounts,
+    CellKey,
     CountKey,
     Counts,
     Exposure,
@@ -78,6 +80,9 @@ def _fold(
                 continue
             facts = epochs.get((name, epoch))
             bad = _count(delta, entry, lane, entry.latency_ms, facts)
+            if facts is not None:
+                cell = delta.cells.setdefault(CellKey(*lane[:4]), CellCounts())
+                _count_in(cell, entry, unit, facts, bad)
             for kind in bad & facts.kinds if facts else ():
                 assert facts is not None
                 slot = max(0, (entry.start_ms - facts.start_ms) // 60_000)
@@ -88,6 +93,22 @@ def _fold(
     elif reason := unstamped_reason(entry):
         counts = delta.targets.setdefault(target_of(entry), TargetCounts())
         counts.unstamped[reason] = counts.unstamped.get(reason, 0) + 1
+
+
+def _count_in(cell: CellCounts, entry: Entry, unit: int, facts: EpochFacts, bad: set[int]) -> None:
+    if entry.start_ms < facts.warm_until_ms:
+        cell.warm_up += 1
+        return
+    bucket = unit // 2**54
+    waited_ms = entry.duration_ms if entry.latency_ms is None else entry.latency_ms
+    tables = [cell.requests]
+    tables += [cell.errors] if BAD_EVENT_KIND_ERROR in bad else []
+    tables += [cell.slow] if BAD_EVENT_KIND_SLOW in bad else []
+    for threshold_ms in facts.thresholds_ms:
+        if waited_ms > threshold_ms:
+            tables.append(cell.over.setdefault(threshold_ms, {}))
+    for table in tables:
+        table[bucket] = table.get(bucket, 0) + 1
 
 
 def _counts(delta: FoldDelta, entry: Entry, lane: tuple[str, int, str, int, int]) -> Counts:

@@ -15,12 +15,12 @@ from sidecar.deltas import decode, encode
 from sidecar.fold import Fold
 from sidecar.increments import FoldDelta
 from sidecar.logfold import ENTRIES_AT_ONCE, fold_message
-from tests.sidecar.samples import EPOCH_START_MS, build, snapshot, stamp
+from tests.sidecar.samples import EPOCH_START_MS, build, measured, snapshot, stamp
 from tests.sidecar.slowfold import fold_slowly
 from turnout.contract import ACCESS_LOG_SERVED, ACCESS_LOG_SHADOW
 from turnout.envoy.access_log_pb2 import HTTPAccessLogEntry, StreamAccessLogsMessage
 
-EPOCHS = {**build(snapshot()).epochs, **build(snapshot(epoch=2)).epochs}
+EPOCHS = {**build(snapshot()).epochs, **build(measured(epoch=2)).epochs}
 FLAGS = (
     "no_healthy_upstream", "upstream_request_timeout", "downstream_connection_termination",
     "downstream_remote_reset", "no_route_found", "stream_idle_timeout",
@@ -116,7 +116,10 @@ _entries = st.builds(
     status=st.sampled_from([200, 200, 200, 0, 302, 404, 500, 503]),
     flags=st.lists(st.sampled_from(FLAGS), max_size=2).map(tuple) | st.just(()),
     latency_ns=st.none() | st.integers(0, 400_000_000) | st.sampled_from([0, 999, 1_000, 2**62]),
-    start_ms=st.integers(-1, 200_000).map(lambda offset: EPOCH_START_MS + offset)
+    # The warm-up ends at 12,345 ms, within a time bucket.
+    start_ms=(st.integers(-1, 200_000) | st.integers(9_990, 20_010)).map(
+        lambda offset: EPOCH_START_MS + offset
+    )
     | st.sampled_from([-1, 0, START_MS_MAX, START_MS_MAX + 1, 2**60]),
     request_id=st.sampled_from(["", "r-1", "r-2"]) | st.uuids().map(str),
     shadow_of=st.sampled_from(["", "", "", "", "", "fraud-v2;1;v2", "bad"]),
