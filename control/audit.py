@@ -13,9 +13,10 @@ from google.protobuf import json_format
 from control.store.base import AuditRecord
 from turnout.v1alpha1.experiment_pb2 import Experiment
 from turnout.v1alpha1.experiment_service_pb2 import Holdout
+from turnout.v1alpha1.metric_pb2 import Metric
 from turnout.v1alpha1.target_pb2 import Target
 
-Resource = Target | Experiment | Holdout
+Resource = Target | Experiment | Metric | Holdout
 
 
 def records(

@@ -13,6 +13,8 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from control.model.violations import NOT_IMPLEMENTED, Feature
+
 DOMAIN: Final = "turnout"
 # gRPC keeps trailers under 8 KiB by default, and base64 adds a third: a refusal that has thousands
 # of violations must still arrive, so it names this many bytes of them and says how many there were.
@@ -79,14 +81,15 @@ def invalid(faults: Iterable[Fault]) -> Refused:
 
 
 def unimplemented(features: Iterable[str]) -> Refused:
-    """UNIMPLEMENTED that names every feature that was asked for."""
-    found = tuple(features)
+    """UNIMPLEMENTED that names every feature that was asked for; see `Feature` for why."""
+    found = [item if isinstance(item, Feature) else Feature(item) for item in features]
+    named = [item if item.why == NOT_IMPLEMENTED else f"{item}: {item.why}" for item in found]
     return Refused(
         code_pb2.UNIMPLEMENTED,
-        "not implemented: " + ", ".join(found),
+        "not implemented: " + ", ".join(named),
         reason="UNIMPLEMENTED",
         metadata={"features": ",".join(found)},
-        faults=[Fault(feature, "", "not implemented") for feature in found],
+        faults=[Fault(feature, "", feature.why) for feature in found],
     )
 
 

@@ -27,6 +27,7 @@ from control.otlp import OtlpReceiver
 from control.rollout.controller import Controller, Settings
 from control.rollout.holdouts import Holdouts
 from control.rollout.ledger import Ledger
+from control.rollout.metrics import Metrics as DeclaredMetrics
 from control.rollout.resources import Resources
 from control.rollout.tenants import Tenants
 from control.rollout.watch import Watches
@@ -35,6 +36,7 @@ from control.services.config import ConfigService
 from control.services.errors import finish
 from control.services.experiments import ExperimentService
 from control.services.holdouts import HoldoutService
+from control.services.metrics import MetricService
 from control.services.outcomes import OutcomeService
 from control.services.sidecars import AuditService, SidecarService
 from control.services.targets import TargetService
@@ -46,6 +48,8 @@ from turnout.v1alpha1 import (
     config_service_pb2_grpc,
     experiment_service_pb2,
     experiment_service_pb2_grpc,
+    metric_service_pb2,
+    metric_service_pb2_grpc,
     outcome_service_pb2,
     outcome_service_pb2_grpc,
 )
@@ -209,6 +213,10 @@ class ControlPlane:
         experiment_service_pb2_grpc.add_HoldoutServiceServicer_to_server(
             HoldoutService(self.controller, holdouts, self.tenants), server
         )
+        declared = DeclaredMetrics(self.controller, new_id=clock.new_id)
+        metric_service_pb2_grpc.add_MetricServiceServicer_to_server(
+            MetricService(self.controller, declared, self.tenants), server
+        )
         experiment_service_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditService(self.store, self.ledger), server
         )
@@ -223,7 +231,12 @@ class ControlPlane:
             reflection.enable_server_reflection(names, server)
 
     def _service_names(self) -> Iterable[str]:
-        files = (config_service_pb2, experiment_service_pb2, outcome_service_pb2)
+        files = (
+            config_service_pb2,
+            experiment_service_pb2,
+            metric_service_pb2,
+            outcome_service_pb2,
+        )
         names = [s.full_name for f in files for s in f.DESCRIPTOR.services_by_name.values()]
         return (*names, OTLP_SERVICE)
 

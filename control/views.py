@@ -9,18 +9,26 @@ from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from control import model
 from control.rollout.assess import Check
 from control.rollout.decide import Decision
 from control.rollout.entries import (
     ExperimentEntry,
     HoldoutEntry,
+    MetricEntry,
     TargetEntry,
     decode_baseline,
 )
 from control.rollout.seen import LaneState
 from control.rollout.words import Action, Phase, Reason, State
 from turnout import contract
-from turnout.v1alpha1 import common_pb2, experiment_pb2, experiment_service_pb2, target_pb2
+from turnout.v1alpha1 import (
+    common_pb2,
+    experiment_pb2,
+    experiment_service_pb2,
+    metric_pb2,
+    target_pb2,
+)
 
 
 def timestamp(ms: int) -> Timestamp | None:
@@ -93,6 +101,42 @@ def holdout_message(tenant: str, entry: HoldoutEntry | None) -> experiment_servi
         update_time=timestamp(resource.update_ms),
         revision=resource.revision,
         spec=entry.spec,
+    )
+
+
+def metric_message(entry: MetricEntry, users: Iterable[str] = ()) -> metric_pb2.Metric:
+    """A declared metric with its status.
+
+    Args:
+        entry: The metric.
+        users: Ids of the experiments that name it and have not ended.
+    """
+    resource = entry.resource
+    prefix = f"tenants/{resource.tenant}"
+    found = model.definition(entry.name, entry.spec)
+    return metric_pb2.Metric(
+        name=f"{prefix}/metrics/{resource.name}",
+        uid=resource.uid,
+        etag=resource.etag,
+        create_time=timestamp(resource.create_ms),
+        update_time=timestamp(resource.update_ms),
+        revision=resource.revision,
+        labels=resource.labels,
+        spec=entry.spec,
+        status=metric_pb2.MetricStatus(
+            live=found.live,
+            measured_as=found.measured_as,
+            experiments=[f"{prefix}/experiments/{name}" for name in sorted(users)],
+        ),
+    )
+
+
+def built_in_metric(tenant: str, found: model.Definition) -> metric_pb2.Metric:
+    """A metric that every tenant has, as one of its own."""
+    return metric_pb2.Metric(
+        name=f"tenants/{tenant}/metrics/{found.name}",
+        spec=model.spec_of(found),
+        status=metric_pb2.MetricStatus(built_in=True, live=found.live),
     )
 
 

@@ -22,6 +22,7 @@ from control.model import (
 from turnout.contract import RESOURCE_BYTES_MAX
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
+from turnout.v1alpha1.metric_pb2 import MetricSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 DEFAULT_TENANT: Final = "default"
@@ -62,12 +63,14 @@ class Bundle(NamedTuple):
         tenant: Of all of them.
         targets: Id -> spec.
         experiments: Id -> spec.
+        metrics: Id -> spec.
         holdout: The tenant's, None = there is none in the files.
     """
 
     tenant: str
     targets: dict[str, TargetSpec]
     experiments: dict[str, ExperimentSpec]
+    metrics: dict[str, MetricSpec]
     holdout: HoldoutSpec | None = None
 
 
@@ -115,10 +118,11 @@ def read_documents(
         located.extend(Located(file, violation) for violation in violations)
     if located:
         raise InvalidFiles(located)
+    together = [document for _, document in found]
     features = [
-        Located(file, Violation(feature, "set", "not implemented", document.line_of(feature)))
+        Located(file, Violation(feature, "set", feature.why, document.line_of(feature)))
         for file, document in found
-        for feature in unimplemented(document)
+        for feature in unimplemented(document, together, tenant=tenant)
     ]
     if features:
         raise Unimplemented(features)
@@ -131,13 +135,15 @@ def read_bundle(paths: Sequence[Path]) -> Bundle:
     Raises:
         InvalidFiles, Unimplemented, OSError: As `read_documents`.
     """
-    bundle = Bundle(DEFAULT_TENANT, {}, {})
+    bundle = Bundle(DEFAULT_TENANT, {}, {}, {})
     for _, document in read_documents(paths, whole=True):
         bundle = bundle._replace(tenant=document.tenant or DEFAULT_TENANT)
         if isinstance(document.spec, TargetSpec):
             bundle.targets[document.name] = document.spec
         elif isinstance(document.spec, HoldoutSpec):
             bundle = bundle._replace(holdout=document.spec)
+        elif isinstance(document.spec, MetricSpec):
+            bundle.metrics[document.name] = document.spec
         else:
             bundle.experiments[document.name] = document.spec
     return bundle

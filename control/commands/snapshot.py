@@ -18,7 +18,16 @@ from control.commands.files import (
     read_bundle,
     refuse,
 )
-from control.model import Violation, layer_name, reserved, shadow_at, split_at
+from control.model import (
+    KnownMetrics,
+    Violation,
+    layer_name,
+    measured_names,
+    reserved,
+    resolved,
+    shadow_at,
+    split_at,
+)
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 app = typer.Typer(
@@ -62,7 +71,9 @@ def _assemble(bundle: Bundle) -> Snapshot:
     taken: dict[tuple[str, str], list[snapshots.Ranges]] = {}
     mirrored: set[str] = set()
     running = []
-    for name, spec in sorted(bundle.experiments.items()):
+    metrics = KnownMetrics(bundle.metrics, complete=True)
+    for name, written in sorted(bundle.experiments.items()):
+        spec = resolved(written, dict(measured_names(written, metrics)))
         if not spec.salt:
             spec.salt = snapshots.derived_salt(bundle.tenant, name)
         beside = taken.setdefault((spec.target, layer_name(spec)), [])

@@ -8,14 +8,16 @@ from control.model.documents import Document
 from control.model.experiments import validate_experiment
 from control.model.holdouts import validate_holdout
 from control.model.layers import layer_name, reserved, same_unit
+from control.model.metrics import KnownMetrics, validate_metric
 from control.model.rules import check_labels
 from control.model.steps import FRACTION_ERROR
 from control.model.targets import check_rivals, validate_target
 from control.model.unimplemented import unimplemented_experiment
-from control.model.violations import UNKNOWN_FIELD, Report, Violation
+from control.model.violations import UNKNOWN_FIELD, Feature, Report, Violation
 from turnout.contract import EXPERIMENTS_PER_TARGET_MAX, LAYERS_PER_TARGET_MAX
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
+from turnout.v1alpha1.metric_pb2 import MetricSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 _METADATA = {"name": "metadata.name", "tenant": "metadata.tenant"}
@@ -38,7 +40,7 @@ def check_documents(
         _check_identity(report, documents, index, tenant)
         if whole:
             _check_whole(report, documents, index, tenant)
-        report.violations += _own_rules(documents, document, tenant)
+        report.violations += _own_rules(documents, document, tenant, whole=whole)
         checked.append(
             [
                 violation._replace(line=document.line_of(violation.field))
@@ -49,14 +51,39 @@ def check_documents(
     return checked
 
 
-def unimplemented(document: Document) -> list[str]:
-    """Field paths of features of a document that are not implemented."""
+def unimplemented(
+    document: Document, documents: Sequence[Document] = (), *, tenant: str = ""
+) -> list[Feature]:
+    """Field paths of features of a document that are not implemented.
+
+    Args:
+        document: Any.
+        documents: Those that are read with it: an experiment may name their metrics.
+        tenant: Tenant of documents that name none.
+    """
     if not isinstance(document.spec, ExperimentSpec):
         return []
-    return unimplemented_experiment(document.spec)
+    owner = document.tenant or tenant
+    return unimplemented_experiment(document.spec, _metrics_of(documents, owner, tenant))
 
 
-def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -> list[Violation]:
+def _metrics_of(
+    documents: Sequence[Document], owner: str, tenant: str, *, whole: bool = False
+) -> KnownMetrics:
+    """The metrics that are declared in files and break no rule."""
+    declared = {
+        other.name: other.spec
+        for other in documents
+        if isinstance(other.spec, MetricSpec)
+        and (other.tenant or tenant) == owner
+        and not validate_metric(owner, other.name, other.spec)
+    }
+    return KnownMetrics(declared, complete=whole)
+
+
+def _own_rules(
+    documents: Sequence[Document], document: Document, tenant: str, *, whole: bool
+) -> list[Violation]:
     owner = document.tenant or tenant
     if isinstance(document.spec, TargetSpec):
         found = validate_target(owner, document.name, document.spec)
@@ -65,6 +92,8 @@ def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -
         )
     elif isinstance(document.spec, HoldoutSpec):
         found = validate_holdout(owner, document.spec)
+    elif isinstance(document.spec, MetricSpec):
+        found = validate_metric(owner, document.name, document.spec)
     else:
         target = _target_of(documents, document, tenant)
         siblings = {
@@ -75,7 +104,8 @@ def _own_rules(documents: Sequence[Document], document: Document, tenant: str) -
             and (other.tenant or tenant) == owner
             and other.spec.target == document.spec.target
         }
-        found = validate_experiment(owner, document.name, document.spec, target, siblings)
+        metrics = _metrics_of(documents, owner, tenant, whole=whole)
+        found = validate_experiment(owner, document.name, document.spec, target, siblings, metrics)
     found += check_labels(document.labels, "metadata.labels")
     return [item._replace(field=_METADATA.get(item.field, item.field)) for item in found]
 

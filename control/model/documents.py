@@ -21,16 +21,19 @@ from control.model.violations import UNKNOWN_FIELD, InvalidDocument, Report, Vio
 from turnout.v1alpha1.common_pb2 import Margin
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
+from turnout.v1alpha1.metric_pb2 import MetricSpec
 from turnout.v1alpha1.target_pb2 import TargetSpec
 
 API_VERSION: Final = "turnout/v1alpha1"
-Kind = Literal["Target", "Experiment", "Holdout"]
-_SPECS: Final[dict[Kind, type[TargetSpec] | type[ExperimentSpec] | type[HoldoutSpec]]] = {
+Kind = Literal["Target", "Experiment", "Metric", "Holdout"]
+Spec = TargetSpec | ExperimentSpec | MetricSpec | HoldoutSpec
+_SPECS: Final[dict[Kind, type[Spec]]] = {
     "Target": TargetSpec,
     "Experiment": ExperimentSpec,
+    "Metric": MetricSpec,
     "Holdout": HoldoutSpec,
 }
-_KINDS: Final = "Target, Experiment or Holdout"
+_KINDS: Final = "Target, Experiment, Metric or Holdout"
 _TOP_FIELDS: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 # What `turnout get -o yaml` prints besides is accepted and means nothing.
 _METADATA_OUTPUT: Final = ("uid", "revision", "createTime", "updateTime")
@@ -51,7 +54,7 @@ class Document:
     """One resource as somebody wrote it.
 
     Attributes:
-        kind: Which of the three.
+        kind: Which of the four.
         tenant: DNS label as written; empty when the file leaves it to the caller.
         name: DNS label as written; empty for a Holdout.
         labels: As written.
@@ -66,7 +69,7 @@ class Document:
     name: str
     labels: dict[str, str]
     etag: str
-    spec: TargetSpec | ExperimentSpec | HoldoutSpec
+    spec: Spec
     lines: dict[str, int] = field(compare=False, repr=False)
     faults: tuple[Violation, ...] = field(compare=False, repr=False)
 

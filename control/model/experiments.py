@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from control.model import durations
-from control.model.defaults import LATENCY_METRICS, METRICS, PLANNED_METRICS
+from control.model.defaults import LATENCY_METRICS, METRICS
 from control.model.layers import check_layer, check_layer_variant, layer_name
+from control.model.metrics import KnownMetrics
 from control.model.predicates import Use, check_predicate
 from control.model.rules import (
     DAY,
@@ -25,7 +26,7 @@ from control.model.rules import (
     check_unique,
     check_upstream,
 )
-from control.model.steps import METRIC_RULE, REQUESTS_MAX, check_steps
+from control.model.steps import REQUESTS_MAX, check_steps
 from control.model.units import check_overrides, check_unit
 from control.model.violations import Report, Violation, join
 from turnout.contract import (
@@ -53,6 +54,7 @@ STRATA_MAX: Final = 16
 BREAKER_WINDOWS_MAX: Final = 1000
 ALPHA_MAX: Final = 0.1
 WINDOW_REQUESTS_MIN: Final = 30
+_NO_OTHERS: Final = KnownMetrics()
 
 _PARAMETER_KEY: Final = re.compile(rf"[!#$%&'*+.^_`|~0-9a-z-]{{1,{PARAMETER_KEY_BYTES_MAX}}}")
 _PARAMETER_VALUE: Final = re.compile(rf"[\x21-\x7e]{{1,{PARAMETER_VALUE_BYTES_MAX}}}")
@@ -64,6 +66,7 @@ def validate_experiment(
     spec: ExperimentSpec,
     target: TargetSpec | None,
     siblings: Mapping[str, ExperimentSpec],
+    metrics: KnownMetrics = _NO_OTHERS,
 ) -> list[Violation]:
     """Every rule that an experiment breaks; empty when it may be stored.
 
@@ -76,6 +79,7 @@ def validate_experiment(
         target: The target it names; None when there is none of that name or it is not at hand: that
             a target exists is for the caller to demand.
         siblings: Id -> spec of the other experiments of that target that have not ended.
+        metrics: Those that it may name beside the built-in ones.
     """
     report = Report()
     check_label(report, "tenant", tenant)
@@ -93,8 +97,8 @@ def validate_experiment(
         check_predicate(report, "spec.segment", spec.segment, Use(salt=spec.salt))
     _check_strata(report, spec)
     _check_variants(report, spec)
-    _check_metrics(report, "spec.metrics", spec.metrics)
-    check_steps(report, spec)
+    _check_metrics(report, "spec.metrics", spec.metrics, metrics)
+    check_steps(report, spec, metrics)
     if spec.on_finish not in OnFinish.values():
         report.add("spec.onFinish", spec.on_finish, "unknown value")
     if spec.HasField("holdback"):
@@ -175,13 +179,14 @@ def _check_parameters(report: Report, path: str, variant: Variant) -> None:
 # -- Metrics and safety ---------------------------------------------------------------------------
 
 
-def _check_metrics(report: Report, path: str, metrics: Metrics) -> None:
+def _check_metrics(report: Report, path: str, metrics: Metrics, known: KnownMetrics) -> None:
     if metrics.HasField("primary"):
-        _check_metric(report, f"{path}.primary.metric", metrics.primary.metric)
+        metric = metrics.primary.metric
+        _check_metric(report, f"{path}.primary.metric", metric, known)
         if metrics.primary.HasField("minimum_improvement"):
             margin = metrics.primary.minimum_improvement
             here = f"{path}.primary.minimumImprovement"
-            _check_margin(report, here, margin, metrics.primary.metric)
+            _check_margin(report, here, margin, known.measured_as(metric))
     if metrics.HasField("warm_up"):
         check_duration(report, f"{path}.warmUp", metrics.warm_up, ZERO, HOUR)
     if len(metrics.guardrails) > GUARDRAILS_MAX:
@@ -190,23 +195,25 @@ def _check_metrics(report: Report, path: str, metrics: Metrics) -> None:
         return
     for index, guardrail in enumerate(metrics.guardrails):
         here = f"{path}.guardrails[{index}]"
-        _check_metric(report, f"{here}.metric", guardrail.metric)
+        _check_metric(report, f"{here}.metric", guardrail.metric, known)
+        measured = known.measured_as(guardrail.metric)
         if guardrail.HasField("maximum_harm"):
-            _check_margin(report, f"{here}.maximumHarm", guardrail.maximum_harm, guardrail.metric)
+            _check_margin(report, f"{here}.maximumHarm", guardrail.maximum_harm, measured)
         if not guardrail.HasField("slo"):
             continue
         shown = durations.text(guardrail.slo)
-        if guardrail.metric in METRICS and guardrail.metric not in LATENCY_METRICS:
+        if measured and measured not in LATENCY_METRICS:
             report.add(f"{here}.slo", shown, f"only latency metrics have one: {guardrail.metric}")
         else:
             check_duration(report, f"{here}.slo", guardrail.slo, MILLISECOND, HOUR)
-    names = [guardrail.metric for guardrail in metrics.guardrails]
+    # Two names of one measurement would be two answers to one question.
+    names = [known.measured_as(item.metric) or item.metric for item in metrics.guardrails]
     check_unique(report, f"{path}.guardrails", names, ".metric")
 
 
-def _check_metric(report: Report, path: str, metric: str) -> None:
-    if metric not in (*METRICS, *PLANNED_METRICS):
-        report.add(path, metric or "missing", METRIC_RULE)
+def _check_metric(report: Report, path: str, metric: str, known: KnownMetrics) -> None:
+    if (fault := known.fault(metric)) is not None:
+        report.add(path, metric or "missing", fault)
 
 
 def _check_margin(report: Report, path: str, margin: Margin, metric: str) -> None:

@@ -319,38 +319,49 @@ def spec_of(built_in: Definition) -> MetricSpec:
     return spec
 
 
-def measured_as(name: str, declared: Declared) -> str:
-    """The built-in metric that rollouts judge this one as; "" = they do not."""
-    found = find_metric(name, declared)
-    return found.measured_as if found else ""
-
-
-def not_live(name: str) -> str:
+def not_live(found: Definition) -> str:
     """Why a metric cannot be judged while traffic flows, and what to do instead."""
+    why = "it needs the outcomes of units"
+    if found.segments or found.label_maturity_s:
+        why = "its segments or its label maturity need them to be at hand"
     return (
-        f"{name} is not measured live: it needs the outcomes of units; judge it with "
-        f"`turnout analyze --metric {name}`"
+        f"{found.name} is not measured live: {why}; judge it with "
+        f"`turnout analyze --metric {found.name}`"
     )
 
 
-def metric_fault(name: str, declared: Declared | None) -> str | None:
-    """Why nothing can be named so; None when there is such a metric.
+class KnownMetrics(NamedTuple):
+    """The metrics that an experiment may name beside the built-in ones.
 
-    Args:
-        name: As an experiment has it.
-        declared: The tenant's; None = not at hand: then every id that a declared metric could have
-            passes, but not one that looks like a misspelt built-in metric.
+    Attributes:
+        declared: Id -> spec. Those that break a rule of their own are not among them.
+        complete: There are no others. Where files are checked by themselves there may be: then
+            every id that a declared metric could have passes, but not one that looks like a
+            misspelt built-in metric.
     """
-    if name in BUILT_IN or (declared is not None and name in declared):
-        return None
-    if declared is None and is_label(name):
-        near = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.8)
-        if not near:
+
+    declared: Declared = MappingProxyType({})
+    complete: bool = False
+
+    def find(self, name: str) -> Definition | None:
+        """The metric of this name; None when there is none, or it is not at hand."""
+        return find_metric(name, self.declared)
+
+    def fault(self, name: str) -> str | None:
+        """Why nothing is named so; None when there is such a metric, or may be one."""
+        if self.find(name) is not None:
             return None
-        return f"unknown metric; did you mean {near[0]}?"
-    known = ", ".join(LIVE)
-    rule = f"unknown metric; known: {known}; or declare it (kind: Metric)"
-    return rule if not declared else f"{rule}; declared: {', '.join(sorted(declared)[:10])}"
+        if not self.complete and is_label(name):
+            near = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.9)
+            return f"unknown metric; did you mean {near[0]}?" if near else None
+        rule = f"unknown metric; known: {', '.join(LIVE)}"
+        names = ", ".join(sorted(self.declared)[:10])
+        return f"{rule}; declared: {names}" if names else f"{rule}; others: kind Metric"
+
+    def measured_as(self, name: str) -> str:
+        """The built-in metric that rollouts judge this one as; "" = they do not, or unknown."""
+        found = self.find(name)
+        return found.measured_as if found else ""
 
 
 def _known_direction(spec: MetricSpec) -> Direction | None:
@@ -364,6 +375,8 @@ def _known_direction(spec: MetricSpec) -> Direction | None:
 
 def _measured_as(full: MetricSpec) -> str:
     kind = _KINDS[full.kind]
+    if full.segments or full.label_maturity != ZERO:
+        return ""  # rollouts have their own strata, and take labels as they come
     if kind is Kind.CLASSIFIER:
         return BUILT_IN[full.statistic].measured_as
     if full.value == VALUE_ERROR and kind is Kind.PROPORTION:

@@ -10,16 +10,18 @@ from turnout.contract import RESERVED_HEADER_PREFIXES, RESERVED_HEADERS
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 LABEL_RULE: Final = "a DNS label: 1 to 63 of a-z 0-9 -, no - at either end"
 
-_RESOURCE: Final = re.compile(r"tenants/([^/]+)/(targets|experiments)/([^/]+)")
+_RESOURCE: Final = re.compile(r"tenants/([^/]+)/(targets|experiments|metrics)/([^/]+)")
+# A built-in metric's, which has underscores.
+_METRIC: Final = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?")
 _HOLDOUT: Final = re.compile(r"tenants/([^/]+)/holdout")
-RESOURCE_RULE: Final = "tenants/{tenant}/targets/{name} or tenants/{tenant}/experiments/{name}"
+RESOURCE_RULE: Final = "tenants/{tenant}/KIND/{name}, KIND one of targets, experiments, metrics"
 
 _HEADER: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
 HEADER_RULE: Final = "a lower-case header name (RFC 9110 token) of 1 to 64 characters"
 
 
 class ResourceName(NamedTuple):
-    """Parts of a resource name; `collection` is "targets" or "experiments"."""
+    """Parts of a resource name; `collection` is "targets", "experiments" or "metrics"."""
 
     tenant: str
     collection: str
@@ -35,6 +37,11 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+def is_metric(text: str) -> bool:
+    """True for what can be the id of a metric, built in or declared."""
+    return _METRIC.fullmatch(text) is not None
+
+
 def parse_name(text: str) -> ResourceName:
     """Split a resource name.
 
@@ -42,7 +49,8 @@ def parse_name(text: str) -> ResourceName:
         ValueError: It is not `RESOURCE_RULE`, or a part is not a DNS label.
     """
     match = _RESOURCE.fullmatch(text)
-    if match is None or not (is_label(match[1]) and is_label(match[3])):
+    good = is_metric if match is not None and match[2] == "metrics" else is_label
+    if match is None or not (is_label(match[1]) and good(match[3])):
         raise ValueError(f"{text!r} is not {RESOURCE_RULE}")
     return ResourceName(match[1], match[2], match[3])
 

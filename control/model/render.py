@@ -17,13 +17,14 @@ from control.model.names import parse_name, tenant_of_holdout
 from control.model.text import Scalar
 from turnout.v1alpha1.experiment_pb2 import Experiment
 from turnout.v1alpha1.experiment_service_pb2 import Holdout
+from turnout.v1alpha1.metric_pb2 import Metric
 from turnout.v1alpha1.target_pb2 import Target
 
 # Enums of inputs are written as in files; what the server says is written as in the API.
-_INPUT_ENUMS: Final = ("NoUnit", "OnUndecided", "OnFinish")
+_INPUT_ENUMS: Final = ("NoUnit", "OnUndecided", "OnFinish", "MetricKind", "MetricDirection")
 
 
-def document_of(resource: Target | Experiment | Holdout) -> dict[str, Any]:
+def document_of(resource: Target | Experiment | Metric | Holdout) -> dict[str, Any]:
     """A resource as a document: what `turnout apply` takes, with its status."""
     if isinstance(resource, Holdout):
         return _holdout_document(resource)
@@ -31,12 +32,15 @@ def document_of(resource: Target | Experiment | Holdout) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": name.name, "tenant": name.tenant}
     if resource.labels:
         metadata["labels"] = dict(sorted(resource.labels.items()))
-    metadata |= {"uid": resource.uid, "etag": resource.etag, "revision": resource.revision}
-    metadata |= {
-        "createTime": time_text(resource.create_time),
-        "updateTime": time_text(resource.update_time),
-    }
-    kind: Kind = "Target" if isinstance(resource, Target) else "Experiment"
+    if not (isinstance(resource, Metric) and resource.status.built_in):
+        metadata |= {"uid": resource.uid, "etag": resource.etag, "revision": resource.revision}
+        metadata |= {
+            "createTime": time_text(resource.create_time),
+            "updateTime": time_text(resource.update_time),
+        }
+    kind: Kind = "Metric" if isinstance(resource, Metric) else "Experiment"
+    if isinstance(resource, Target):
+        kind = "Target"
     document = _document(kind, metadata, plain(resource.spec))
     status = plain(resource.status)
     return {**document, "status": status} if status else document

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from control.model.defaults import METRICS, PLANNED_METRICS, candidates
+from google.protobuf.duration_pb2 import Duration
+
+from control.model import durations
+from control.model.defaults import EVERY_DEFAULT_S, THOMPSON, TOP_TWO, candidates
+from control.model.metrics import KnownMetrics
 from control.model.rules import (
+    DAY,
     YEAR,
     ZERO,
     check_duration,
@@ -18,6 +23,7 @@ from turnout.contract import BUCKET_COUNT, STEPS_MAX
 from turnout.v1alpha1.experiment_pb2 import (
     ON_FINISH_PROMOTE,
     AbStep,
+    BanditStep,
     CanaryStep,
     ExperimentSpec,
     OnUndecided,
@@ -30,11 +36,20 @@ REQUESTS_MAX: Final = 10**12
 # Sums of decimal fractions like 0.1 + 0.2 are not exact.
 FRACTION_ERROR: Final = 1e-9
 FRACTION_MIN: Final = 1 / BUCKET_COUNT
-METRIC_RULE: Final = f"unknown metric; known: {', '.join(METRICS)}"
+BANDIT_EPOCHS_MAX: Final = 288  # five minutes of a day; a lane's threshold grows with every epoch
+BANDIT_FLOOR_MIN: Final = 0.01
+BANDIT_EVERY_MIN: Final = Duration(seconds=10)
+BANDIT_REWARDS: Final = ("error_rate", "accuracy")
 
 
-def check_steps(report: Report, spec: ExperimentSpec) -> None:
-    """All steps of a spec."""
+def check_steps(report: Report, spec: ExperimentSpec, metrics: KnownMetrics) -> None:
+    """All steps of a spec.
+
+    Args:
+        report: Takes the faults.
+        spec: With or without defaults.
+        metrics: Those that it may name beside the built-in ones.
+    """
     if not 1 <= len(spec.steps) <= STEPS_MAX:
         report.add("spec.steps", f"{len(spec.steps)} steps", f"must be 1 to {STEPS_MAX}")
         return
@@ -44,16 +59,21 @@ def check_steps(report: Report, spec: ExperimentSpec) -> None:
         path = f"spec.steps[{index}]"
         kind = step.WhichOneof("kind")
         if kind is None:
-            report.add(path, "none", "must have exactly one of shadow, canary, ab")
+            report.add(path, "none", "must have exactly one of shadow, canary, ab, bandit")
         elif kind == "shadow":
             _check_shadow(report, f"{path}.shadow", step.shadow, known)
             if reached:
                 rule = "must come before the first step with a split: users would leave a candidate"
                 report.add(f"{path}.shadow", f"step {index}", rule)
         elif kind == "canary":
-            _check_canary(report, f"{path}.canary", step.canary)
+            _check_canary(report, f"{path}.canary", step.canary, metrics)
         elif kind == "ab":
             _check_ab(report, f"{path}.ab", step.ab)
+        elif kind == "bandit":
+            _check_bandit(report, f"{path}.bandit", step.bandit, spec, metrics)
+            if index + 1 < len(spec.steps):
+                rule = "must be the last step: a ramp cannot grow from shares that nobody knows yet"
+                report.add(f"{path}.bandit", f"step {index + 1}", rule)
         if kind in ("canary", "ab"):
             split = _split(step)
             if _check_split(report, f"{path}.{kind}.split", split, known):
@@ -105,13 +125,13 @@ def _check_shadow(report: Report, path: str, step: ShadowStep, known: list[str])
         check_number(report, f"{path}.minimumRequests", step.minimum_requests, 1, REQUESTS_MAX)
 
 
-def _check_canary(report: Report, path: str, step: CanaryStep) -> None:
+def _check_canary(report: Report, path: str, step: CanaryStep, metrics: KnownMetrics) -> None:
     _check_dwell(report, path, step)
     if len(step.checks) > CHECKS_MAX:
         report.add(f"{path}.checks", f"{len(step.checks)} checks", f"at most {CHECKS_MAX}")
     for index, metric in enumerate(step.checks[:CHECKS_MAX]):
-        if metric not in (*METRICS, *PLANNED_METRICS):
-            report.add(f"{path}.checks[{index}]", metric, METRIC_RULE)
+        if (fault := metrics.fault(metric)) is not None:
+            report.add(f"{path}.checks[{index}]", metric or "missing", fault)
     check_unique(report, f"{path}.checks", step.checks[:CHECKS_MAX])
     if step.HasField("minimum_requests"):
         check_number(report, f"{path}.minimumRequests", step.minimum_requests, 1, REQUESTS_MAX)
@@ -119,6 +139,40 @@ def _check_canary(report: Report, path: str, step: CanaryStep) -> None:
         report.add(f"{path}.onUndecided", step.on_undecided, "unknown value")
     if step.HasField("lease"):
         check_duration(report, f"{path}.lease", step.lease, ZERO, YEAR, open_low=True)
+
+
+def _check_bandit(
+    report: Report, path: str, step: BanditStep, spec: ExperimentSpec, metrics: KnownMetrics
+) -> None:
+    if step.algorithm not in ("", THOMPSON, TOP_TWO):
+        report.add(f"{path}.algorithm", step.algorithm, f"must be {THOMPSON} or {TOP_TWO}")
+    _check_reward(report, f"{path}.reward.metric", step.reward.metric, metrics)
+    if step.HasField("exploration_floor"):
+        here, most = f"{path}.explorationFloor", 1 / max(len(spec.variants), 1)
+        check_number(report, here, step.exploration_floor, BANDIT_FLOOR_MIN, most)
+    if step.HasField("minimum_requests"):
+        check_number(report, f"{path}.minimumRequests", step.minimum_requests, 1, REQUESTS_MAX)
+    every = step.every if step.HasField("every") else Duration(seconds=EVERY_DEFAULT_S)
+    if not check_duration(report, f"{path}.every", every, BANDIT_EVERY_MIN, DAY):
+        return
+    if not step.HasField("dwell"):
+        report.add(f"{path}.for", "missing", "required; how long the bandit lasts")
+    elif check_duration(report, f"{path}.for", step.dwell, every, YEAR):
+        times = durations.milliseconds(step.dwell) / durations.milliseconds(every)
+        if times > BANDIT_EPOCHS_MAX:
+            rule = f"must be at most {BANDIT_EPOCHS_MAX} times `every`: raise that, or be shorter"
+            report.add(f"{path}.for", f"{times:g} times", rule)
+
+
+def _check_reward(report: Report, path: str, metric: str, metrics: KnownMetrics) -> None:
+    known = f"must be {' or '.join(BANDIT_REWARDS)}, or declared as one of them"
+    fault = metrics.fault(metric)
+    if not metric:
+        report.add(path, "missing", f"required; {known}")
+    elif fault is not None:
+        report.add(path, metric, fault)
+    elif (live := metrics.measured_as(metric)) and live not in BANDIT_REWARDS:
+        report.add(path, metric, f"{known}: a reward is what one request earns")
 
 
 def _check_dwell(report: Report, path: str, step: ShadowStep | CanaryStep) -> None:
@@ -153,6 +207,8 @@ def _check_finish(report: Report, spec: ExperimentSpec) -> None:
     if spec.on_finish != ON_FINISH_PROMOTE:
         return
     last = spec.steps[-1]
+    if last.HasField("bandit"):
+        return  # the evidence says which one
     if last.WhichOneof("kind") not in ("canary", "ab"):
         rule = "promote needs a last step with a split: nobody was served by the candidate"
         report.add("spec.onFinish", "promote", rule)

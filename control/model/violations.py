@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 SHOWN_CHARACTERS_MAX: Final = 80
 UNKNOWN_FIELD: Final = "unknown field"
+NOT_IMPLEMENTED: Final = "not implemented"
 
 
 class Violation(NamedTuple):
@@ -28,6 +29,20 @@ class Violation(NamedTuple):
     def __str__(self) -> str:
         """Render as `field: value: rule`."""
         return f"{self.field}: {self.value}: {self.rule}"
+
+
+class Feature(str):
+    """A field path whose feature is not there, with why and what to do instead."""
+
+    __slots__ = ("why",)
+
+    why: str
+
+    def __new__(cls, path: str, why: str = NOT_IMPLEMENTED) -> Feature:
+        """Make one; as a string it is its path."""
+        made = super().__new__(cls, path)
+        made.why = why
+        return made
 
 
 class InvalidDocument(ValueError):

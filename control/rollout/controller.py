@@ -310,6 +310,7 @@ class Controller:
         *,
         experiment: str = "",
         target: str = "",
+        metric: str = "",
         holdout: bool = False,
     ) -> Message | None:
         """Store a mutation with its audit events and its answer, then publish it.
@@ -320,6 +321,7 @@ class Controller:
             call: Who asked.
             experiment: Id of the experiment that is the answer, or
             target: of the target, or
+            metric: of the metric, or
             holdout: the tenant's holdout is.
 
         Returns:
@@ -334,12 +336,14 @@ class Controller:
             self.clock_ms(),
             experiment=experiment,
             target=target,
+            metric=metric,
             holdout=holdout,
         )
         await self.ledger.commit(tenant, mutation, closing, now_ms=self.clock_ms())
         who = {"actor": call.actor, "request_id": call.request_id}
         extra = {"tenant": tenant.name, "experiment": experiment, **who}
-        _log.info("%s%s", call.method, f" of target {target}" if target else "", extra=extra)
+        named = f" of target {target}" if target else f" of metric {metric}" if metric else ""
+        _log.info("%s%s", call.method, named, extra=extra)
         return closing.message
 
     def _mutation(self, tenant: Tenant, entry: ExperimentEntry, decision: Decision) -> Mutation:

@@ -16,6 +16,7 @@ from control.alerts import Alert
 from control.rollout.decide import Decision
 from control.rollout.entries import (
     ExperimentEntry,
+    MetricEntry,
     TargetEntry,
     TargetState,
     decode_baseline,
@@ -35,6 +36,7 @@ from control.store.base import (
 )
 from turnout.v1alpha1.experiment_pb2 import Experiment
 from turnout.v1alpha1.experiment_service_pb2 import Holdout
+from turnout.v1alpha1.metric_pb2 import Metric
 from turnout.v1alpha1.target_pb2 import Baseline, Target
 
 
@@ -174,7 +176,7 @@ def alert_of(record: AlertRecord) -> Alert:
     return Alert(id=envelope["id"], url=envelope["url"], body=body, payload=record.payload)
 
 
-Shown = Target | Experiment | Holdout
+Shown = Target | Experiment | Metric | Holdout
 
 
 class Closing:
@@ -188,9 +190,11 @@ class Closing:
         *,
         experiment: str = "",
         target: str = "",
+        metric: str = "",
         holdout: bool = False,
     ) -> None:
         self._holdout = holdout
+        self._metric = metric
         self._now_ms = now_ms
         self._tenant = tenant
         self._call = call
@@ -209,6 +213,9 @@ class Closing:
         for experiment, changed in mutation.experiments.items():
             before = self._shown(tenant.experiments.get(experiment), now_ms)
             pairs.append((before, self._shown(changed, now_ms)))
+        for metric, declared in mutation.metrics.items():
+            before = self._shown(tenant.metrics.get(metric), now_ms)
+            pairs.append((before, self._shown(declared, now_ms)))
         if mutation.holdout is not None:
             shown = views.holdout_message(tenant.name, mutation.holdout)
             pairs.append((views.holdout_message(tenant.name, tenant.holdout), shown))
@@ -219,6 +226,8 @@ class Closing:
             self.message = self._shown(mutation.experiments.get(self._experiment), now_ms)
         elif self._target:
             self.message = self._shown(mutation.targets.get(self._target), now_ms)
+        elif self._metric:
+            self.message = self._shown(mutation.metrics.get(self._metric), now_ms)
         elif self._holdout:
             self.message = views.holdout_message(tenant.name, mutation.holdout)
         answers: tuple[AnswerRecord, ...] = ()
@@ -232,9 +241,14 @@ class Closing:
             )
         return replace(mutation, audits=(*mutation.audits, *audits), answers=answers)
 
-    def _shown(self, entry: TargetEntry | ExperimentEntry | None, now_ms: int) -> Shown | None:
+    def _shown(
+        self, entry: TargetEntry | ExperimentEntry | MetricEntry | None, now_ms: int
+    ) -> Shown | None:
         if entry is None:
             return None
+        if isinstance(entry, MetricEntry):
+            users = [user.name for user in self._tenant.users_of(entry.name)]
+            return views.metric_message(entry, users)
         if isinstance(entry, ExperimentEntry):
             latest = self._tenant.latest.get(entry.name)
             return views.experiment_message(entry, latest.conditions if latest else ())

@@ -1,4 +1,4 @@
-"""Targets, experiments and holdouts as the controller holds them in memory, and as stored.
+"""Targets, experiments, metrics and holdouts as the controller holds them in memory, and as stored.
 
 Pure. Owns the encoding of `Resource.state` and the etag. Refuses to decide and to store.
 """
@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from control.model import layer_name
+from control.model import layer_name, resolved
 from control.rollout import codec
 from control.rollout.policy import Policy
 from control.rollout.run import Ranges, Run
@@ -18,6 +18,7 @@ from control.snapshot import ALL_BUCKETS
 from control.store.base import Kind, Resource
 from turnout.v1alpha1.experiment_pb2 import Decision, ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
+from turnout.v1alpha1.metric_pb2 import MetricSpec
 from turnout.v1alpha1.target_pb2 import Baseline, TargetSpec
 
 ETAG_BYTES: Final = 8
@@ -49,6 +50,8 @@ class ExperimentState:
         snapshot_version: Version that first carried this state.
         layer_ranges: Buckets of its layer that it reserved at its start, () = all of them.
         holdout_salt, holdout_ppm: The holdout that it was started with, 0 = nobody is held out.
+        metrics: (declared, built-in) of the declared metrics that it names: what each one is
+            measured as. A metric whose meaning is in use does not change.
     """
 
     run: Run
@@ -57,6 +60,7 @@ class ExperimentState:
     layer_ranges: Ranges = field(default=(), metadata=codec.ADDED)
     holdout_salt: str = field(default="", metadata=codec.ADDED)
     holdout_ppm: int = field(default=0, metadata=codec.ADDED)
+    metrics: tuple[tuple[str, str], ...] = field(default=(), metadata=codec.ADDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,11 @@ class ExperimentEntry:
         return self.state.run
 
     @property
+    def measured(self) -> ExperimentSpec:
+        """The spec with what its metrics are measured as: what is judged and published."""
+        return resolved(self.spec, dict(self.state.metrics))
+
+    @property
     def baseline(self) -> Baseline | None:
         """What control is pinned to, None before the start."""
         return decode_baseline(self.state.baseline)
@@ -107,6 +116,19 @@ class ExperimentEntry:
     def layer_ranges(self) -> Ranges:
         """What it reserved of its layer."""
         return self.state.layer_ranges or ALL_BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEntry:
+    """A metric that a tenant declared. A change makes a new entry."""
+
+    resource: Resource
+    spec: MetricSpec
+
+    @property
+    def name(self) -> str:
+        """Id within the tenant."""
+        return self.resource.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +169,13 @@ def load_experiment(resource: Resource) -> ExperimentEntry:
     """
     state = codec.from_json(ExperimentState, resource.state)
     spec = ExperimentSpec.FromString(resource.spec)
-    return ExperimentEntry(resource, spec, Policy.from_spec(spec), state)
+    policy = Policy.from_spec(resolved(spec, dict(state.metrics)))
+    return ExperimentEntry(resource, spec, policy, state)
+
+
+def load_metric(resource: Resource) -> MetricEntry:
+    """The entry of a stored metric."""
+    return MetricEntry(resource, MetricSpec.FromString(resource.spec))
 
 
 def load_holdout(resource: Resource) -> HoldoutEntry:
@@ -164,13 +192,34 @@ def new_target(
 
 
 def new_experiment(
-    tenant: str, name: str, uid: str, labels: dict[str, str], spec: ExperimentSpec, now_ms: int
+    tenant: str,
+    name: str,
+    uid: str,
+    labels: dict[str, str],
+    spec: ExperimentSpec,
+    now_ms: int,
+    *,
+    metrics: tuple[tuple[str, str], ...] = (),
 ) -> ExperimentEntry:
-    """An experiment that was just created: a draft."""
+    """An experiment that was just created: a draft; `metrics` as in `ExperimentState`."""
     resource = _new_resource(Kind.EXPERIMENT, tenant, name, uid, labels, now_ms)
-    state = ExperimentState(run=Run(experiment=name))
-    entry = ExperimentEntry(resource, spec, Policy.from_spec(spec), state)
-    return sealed_experiment(entry, now_ms)
+    state = ExperimentState(run=Run(experiment=name), metrics=metrics)
+    policy = Policy.from_spec(resolved(spec, dict(metrics)))
+    return sealed_experiment(ExperimentEntry(resource, spec, policy, state), now_ms)
+
+
+def new_metric(
+    tenant: str, name: str, uid: str, labels: dict[str, str], spec: MetricSpec, now_ms: int
+) -> MetricEntry:
+    """A metric that was just declared."""
+    resource = _new_resource(Kind.METRIC, tenant, name, uid, labels, now_ms)
+    return sealed_metric(MetricEntry(resource, spec), now_ms)
+
+
+def sealed_metric(entry: MetricEntry, now_ms: int) -> MetricEntry:
+    """The entry with its stored form and etag made to agree with the spec."""
+    spec = entry.spec.SerializeToString(deterministic=True)
+    return replace(entry, resource=_sealed(entry.resource, spec, b"", now_ms))
 
 
 def new_holdout(tenant: str, uid: str, spec: HoldoutSpec, now_ms: int) -> HoldoutEntry:

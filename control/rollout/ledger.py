@@ -27,6 +27,7 @@ from control.rollout.entries import (
     HOLDOUT_NAME,
     ExperimentEntry,
     HoldoutEntry,
+    MetricEntry,
     TargetEntry,
     sealed_experiment,
 )
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Close = Callable[[Mutation], Mutation]
-Entry = TargetEntry | ExperimentEntry | HoldoutEntry
+Entry = TargetEntry | ExperimentEntry | MetricEntry | HoldoutEntry
 
 
 def _unchanged(mutation: Mutation) -> Mutation:
@@ -247,6 +248,11 @@ class Ledger:
                 tenant.latest.pop(name, None)
             else:
                 tenant.experiments[name] = experiment
+        for name, metric in mutation.metrics.items():
+            if metric is None:
+                tenant.metrics.pop(name, None)
+            else:
+                tenant.metrics[name] = metric
         if mutation.holdout is not None:
             tenant.holdout = mutation.holdout
         for mark in mutation.epochs:
@@ -343,6 +349,7 @@ def _entries(tenant: Tenant, mutation: Mutation) -> list[Entry | None]:
     held: list[Entry | None] = []
     held.extend(tenant.targets.get(name) for name in mutation.targets)
     held.extend(tenant.experiments.get(name) for name in mutation.experiments)
+    held.extend(tenant.metrics.get(name) for name in mutation.metrics)
     if mutation.holdout is not None:
         held.append(tenant.holdout)
     return held
@@ -390,6 +397,7 @@ def _change(
     changes: tuple[tuple[Kind, Mapping[str, Entry | None], Mapping[str, Entry]], ...] = (
         (Kind.TARGET, mutation.targets, tenant.targets),
         (Kind.EXPERIMENT, mutation.experiments, tenant.experiments),
+        (Kind.METRIC, mutation.metrics, tenant.metrics),
         (Kind.HOLDOUT, holdouts, held),
     )
     for kind, entries, current in changes:

@@ -213,7 +213,7 @@ class Resources:
             repeated = await self._controller.repeated(tenant, call)
             if repeated is not None:
                 return Experiment.FromString(repeated)
-            spec = self._good_spec(tenant, name, sent.spec, sent.labels)
+            spec, metrics = self._good_spec(tenant, name, sent.spec, sent.labels)
             if name in tenant.experiments:
                 raise already_exists(_experiment_name(tenant, name))
             if len(tenant.experiments) >= contract.EXPERIMENTS_PER_TENANT_MAX:
@@ -227,6 +227,7 @@ class Resources:
                 dict(sent.labels),
                 spec,
                 self._controller.clock_ms(),
+                metrics=metrics,
             )
             return await self._put_experiment(
                 tenant,
@@ -265,7 +266,8 @@ class Resources:
             wanted = change(views.experiment_message(entry))
             # Whoever did not choose the salt does not send it either; it never changes.
             wanted.spec.salt = wanted.spec.salt or entry.spec.salt
-            spec = self._good_spec(tenant, name, wanted.spec, wanted.labels)
+            spec, metrics = self._good_spec(tenant, name, wanted.spec, wanted.labels)
+            entry = replace(entry, state=replace(entry.state, metrics=metrics))
             mutation, after = self._changed_experiment(tenant, entry, wanted, spec, call)
             return await self._put_experiment(
                 tenant, mutation, after, call, validate_only=validate_only
@@ -286,7 +288,8 @@ class Resources:
             labels=dict(wanted.labels),
             revision=entry.resource.revision + (1 if changed else 0),
         )
-        after = replace(entry, resource=resource, spec=spec, policy=Policy.from_spec(spec))
+        after = replace(entry, resource=resource, spec=spec)
+        after = replace(after, policy=Policy.from_spec(after.measured))
         if changed:
             _check_may_change(entry, spec)
         if changed and entry.run.live and _begins_epoch(entry, spec):
@@ -337,17 +340,23 @@ class Resources:
 
     def _good_spec(
         self, tenant: Tenant, name: str, sent: ExperimentSpec, labels: Mapping[str, str]
-    ) -> ExperimentSpec:
-        target = tenant.targets.get(sent.target)
+    ) -> tuple[ExperimentSpec, tuple[tuple[str, str], ...]]:
+        """The spec with its defaults, and what the declared metrics in it are measured as.
+
+        Raises:
+            Refused: INVALID_ARGUMENT, UNIMPLEMENTED or FAILED_PRECONDITION.
+        """
+        target, known = tenant.targets.get(sent.target), tenant.known_metrics
         siblings = {e.name: e.spec for e in _not_ended(tenant, sent.target) if e.name != name}
         faults = model.validate_experiment(
-            tenant.name, name, sent, target.spec if target else None, siblings
+            tenant.name, name, sent, target.spec if target else None, siblings, known
         )
-        _check([*faults, *model.check_labels(labels)], model.unimplemented_experiment(sent))
+        missing = model.unimplemented_experiment(sent, known)
+        _check([*faults, *model.check_labels(labels)], missing)
         if target is None:
             message = f"target {sent.target} does not exist"
             raise precondition("NO_TARGET", message, target=sent.target)
-        return model.experiment_with_defaults(sent)
+        return model.experiment_with_defaults(sent), model.measured_names(sent, known)
 
 
 def _check(violations: Iterable[Violation], unimplemented: Iterable[str] = ()) -> None:

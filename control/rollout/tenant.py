@@ -15,9 +15,11 @@ from typing import Final
 from control import snapshot
 from control.evidence import Evidence
 from control.journal import Journal
+from control.model import KnownMetrics
 from control.rollout.decide import Decision
-from control.rollout.entries import ExperimentEntry, HoldoutEntry, TargetEntry
+from control.rollout.entries import ExperimentEntry, HoldoutEntry, MetricEntry, TargetEntry
 from control.rollout.seen import Seen
+from control.rollout.words import State
 from control.store.base import (
     AlertRecord,
     AnswerRecord,
@@ -82,6 +84,7 @@ class Tenant:
     Attributes:
         name: DNS label.
         targets, experiments: By id.
+        metrics: Declared ones, by id.
         holdout: As it is for experiments that start now; None = nobody ever set one.
         tombstones: Highest of each experiment.
         epochs: Highest epoch ever used under a name, deleted experiments included.
@@ -99,6 +102,7 @@ class Tenant:
     ahead: Ahead | None = None
     targets: dict[str, TargetEntry] = field(default_factory=dict)
     experiments: dict[str, ExperimentEntry] = field(default_factory=dict)
+    metrics: dict[str, MetricEntry] = field(default_factory=dict)
     holdout: HoldoutEntry | None = None
     tombstones: dict[str, TombstoneRecord] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
@@ -118,6 +122,22 @@ class Tenant:
         found = (self.experiments[name] for name in sorted(self.experiments))
         return [entry for entry in found if entry.run.live and entry.spec.target == target]
 
+    def users_of(self, metric: str) -> list[ExperimentEntry]:
+        """Experiments that name a declared metric and have not ended, by name."""
+        found = (self.experiments[name] for name in sorted(self.experiments))
+        return [
+            entry
+            for entry in found
+            if (entry.run.live or entry.run.state is State.DRAFT)
+            and any(named == metric for named, _ in entry.state.metrics)
+        ]
+
+    @property
+    def known_metrics(self) -> KnownMetrics:
+        """What experiments may name beside the built-in metrics."""
+        declared = {name: entry.spec for name, entry in self.metrics.items()}
+        return KnownMetrics(declared, complete=True)
+
     def last_epoch(self, experiment: str) -> int:
         """The highest epoch ever used under this name, tombstones learnt from sidecars included."""
         dead = self.tombstones.get(experiment)
@@ -130,6 +150,7 @@ class Mutation:
 
     targets: Mapping[str, TargetEntry | None] = field(default_factory=dict)
     experiments: Mapping[str, ExperimentEntry | None] = field(default_factory=dict)
+    metrics: Mapping[str, MetricEntry | None] = field(default_factory=dict)
     holdout: HoldoutEntry | None = None
     epochs: tuple[EpochMark, ...] = ()
     tombstones: tuple[TombstoneRecord, ...] = ()
@@ -188,7 +209,7 @@ def running_experiment(
         holdout = (entry.state.holdout_salt, fraction)
     return snapshot.RunningExperiment(
         name=entry.name,
-        spec=entry.spec,
+        spec=entry.measured,
         epoch=run.epoch,
         epoch_start_ms=run.epoch_start_ms,
         allocation=run.allocation,

@@ -18,7 +18,7 @@ from control.ingest import SpanFact
 from control.journal import Journal
 from control.refusals import Fault, Refused, invalid, shorten
 from control.rollout.controller import Controller
-from control.rollout.entries import load_experiment, load_holdout, load_target
+from control.rollout.entries import load_experiment, load_holdout, load_metric, load_target
 from control.rollout.tenant import Ahead, Tenant
 from control.store.base import Kind, Store, StoreFailed, StoreUnavailable
 from turnout.v1alpha1.config_service_pb2 import DeltaBatch
@@ -85,6 +85,8 @@ class Tenants:
             tenant.experiments[resource.name] = entry
         for resource in await self._store.all_resources(Kind.HOLDOUT, name):
             tenant.holdout = load_holdout(resource)
+        for resource in await self._store.all_resources(Kind.METRIC, name):
+            tenant.metrics[resource.name] = load_metric(resource)
         for tombstone in await self._store.tombstones(name):
             tenant.tombstones[tombstone.experiment] = tombstone
         snapshot = await self._store.snapshot(name)

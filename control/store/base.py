@@ -27,6 +27,7 @@ class Kind(StrEnum):
     TARGET = "target"
     EXPERIMENT = "experiment"
     HOLDOUT = "holdout"
+    METRIC = "metric"
 
 
 class JournalKind(StrEnum):
@@ -90,7 +91,7 @@ class Conflict(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A target, an experiment or a holdout.
+    """A target, an experiment, a metric or a holdout.
 
     Attributes:
         kind: What it is.

@@ -80,7 +80,7 @@ TARGET_FAULTS = [
     ("60s", "1s\n  keepPrevious: 31d", "spec.keepPrevious", "31d", "at most 30d"),
     ("60s", "1s\n  timeuot: 1s", "spec.timeuot", "timeuot", "did you mean timeout?"),
     ("turnout/v1alpha1", "turnout/v2", "apiVersion", "turnout/v2", "turnout/v1alpha1"),
-    ("kind: Target", "kind: Goal", "kind", "Goal", "must be Target, Experiment or Holdout"),
+    ("kind: Target", "kind: Goal", "kind", "Goal", "must be Target, Experiment, Metric or Holdout"),
 ]
 
 EXPERIMENT_FAULTS = [
@@ -131,12 +131,18 @@ EXPERIMENT_FAULTS = [
         r"'0.7\r\nx-admin: 1'",
         "visible ASCII",
     ),
-    ("metric: accuracy", "metric: f1", "spec.metrics.primary.metric", "f1", "unknown metric"),
+    (
+        "metric: accuracy",
+        "metric: acuracy",
+        "spec.metrics.primary.metric",
+        "acuracy",
+        "did you mean accuracy?",
+    ),
     (
         "{metric: error_rate,",
-        "{metric: errors,",
+        "{metric: error_rates,",
         "spec.metrics.guardrails[0].metric",
-        "errors",
+        "error_rates",
         "unknown metric; known: error_rate",
     ),
     (
@@ -356,7 +362,7 @@ def test_every_fault_is_named_with_its_line_when_there_are_many() -> None:
         ("{name: v3,", "{name: v2,"),
         ("v2: 0.05", "v2: 1.5"),
         ("alpha: 0.001", "alpha: 7"),
-        ("metric: accuracy", "metric: f1"),
+        ("metric: accuracy", "metric: acuracy"),
     ):
         text = replaced(text, old, new)
     found = {violation.field: violation.line for violation in violations_of(text)}
@@ -365,7 +371,7 @@ def test_every_fault_is_named_with_its_line_when_there_are_many() -> None:
     assert "fraud-v3" in lines[found["spec.variants[2].name"] - 1]
     assert "v2: 1.5" in lines[found["spec.steps[2].canary.split.v2"] - 1]
     assert "alpha: 7" in lines[found["spec.safety.alpha"] - 1]
-    assert "f1" in lines[found["spec.metrics.primary.metric"] - 1]
+    assert "acuracy" in lines[found["spec.metrics.primary.metric"] - 1]
 
 
 def test_ten_thousand_variants_are_refused_as_one_fault_when_they_are_named() -> None:
@@ -469,8 +475,8 @@ def test_files_are_refused_when_they_must_stand_by_themselves_and_do_not() -> No
             "  strata: [{name: new, all: [{header: a, present: true}]}]\n  control: control",
             "spec.strata",
         ),
-        ("metric: accuracy", "metric: revenue", "spec.metrics.primary.metric"),
-        ("{metric: error_rate,", "{metric: cost,", "spec.metrics.guardrails[0].metric"),
+        ("metric: accuracy", "metric: revenue_per_user", "spec.metrics.primary.metric"),
+        ("{metric: error_rate,", "{metric: cost_per_request,", "spec.metrics.guardrails[0].metric"),
         ("for: 1h,", "for: 1h, lease: 1m,", "spec.steps[2].canary.lease"),
         ("for: 1h,", "for: 1h, onUndecided: extend,", "spec.steps[2].canary.onUndecided"),
         ("for: 1h,", "for: 1h, onUndecided: rollback,", "spec.steps[2].canary.onUndecided"),
@@ -479,7 +485,6 @@ def test_files_are_refused_when_they_must_stand_by_themselves_and_do_not() -> No
             "  - approval: {groups: [a], need: 1}\n  onFinish:",
             "spec.steps[3].approval",
         ),
-        ("  onFinish:", "  - bandit: {algorithm: x}\n  onFinish:", "spec.steps[3].bandit"),
         ("  onFinish:", "  holdback: {fraction: 0.1, for: 1d}\n  onFinish:", "spec.holdback"),
         ("alpha: 0.001", "autonomous: true", "spec.safety.autonomous"),
     ],

@@ -272,7 +272,6 @@ def changed(text: str, wanted: str) -> str:
 CANARY = "- canary: {split: {v2: 0.05}, for: 3600s}"
 UNIMPLEMENTED = {
     "spec.steps[0].approval": changed(CANARY, "- approval: {groups: [leads], need: 1}"),
-    "spec.steps[0].bandit": changed(CANARY, "- bandit: {algorithm: thompson}"),
     "spec.holdback": EXPERIMENT_SPEC + "holdback: {fraction: 0.01, for: 3600s}\n",
     "spec.steps[0].canary.lease": changed(
         CANARY, "- canary: {split: {v2: 0.05}, for: 3600s, lease: 600s}"
@@ -284,8 +283,8 @@ UNIMPLEMENTED = {
         "- canary: {split: {v2: 0.05}, for: 3600s, onUndecided: ON_UNDECIDED_ROLLBACK}",
     ),
     "spec.metrics.guardrails[0].metric": EXPERIMENT_SPEC
-    + "metrics: {guardrails: [{metric: conversions}]}\n",
-    "spec.metrics.primary.metric": EXPERIMENT_SPEC + "metrics: {primary: {metric: revenue}}\n",
+    + "metrics: {guardrails: [{metric: conversion_rate}]}\n",
+    "spec.metrics.primary.metric": EXPERIMENT_SPEC + "metrics: {primary: {metric: revenue_per_user}}\n",
 }
 
 
