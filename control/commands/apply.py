@@ -36,7 +36,7 @@ def apply(
     ] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Create or update the resources in files: holdout and targets first, then experiments.
+    """Create or update the resources in files: experiments last, after what they name.
 
     Prints what became of each: created, configured or unchanged. All files are checked before
     anything is sent; it stops at the first resource that the control plane refuses. A file with
@@ -44,7 +44,8 @@ def apply(
     since.
 
     With --dry-run the control plane checks every resource as it would be, and stores nothing. An
-    experiment whose target does not exist yet is checked against the files alone, and says so.
+    experiment whose target or metric does not exist yet is checked against the files alone, and
+    says so.
     `turnout diff` shows what would change.
 
     A target whose baseline was set by a promotion is not set back by an older file unless you ask
@@ -67,9 +68,9 @@ def apply(
                 typer.echo(change.overwrites, err=True)
                 raise typer.Exit(EXIT_CONFLICT)
             suffix = ""
-            if dry_run and missing.hold(change):
+            if dry_run and (held := missing.hold(change)):
                 results.append(filled(change.wanted))
-                suffix = " (dry run; its target is not there yet: checked against the files only)"
+                suffix = f" (dry run; {held} is not there yet: checked against the files only)"
             else:
                 results.append(send(client, change, validate_only=dry_run))
                 suffix = " (dry run)" if dry_run else ""

@@ -15,6 +15,8 @@ from control.model import (
     Document,
     experiment_with_defaults,
     holdout_name,
+    metric_names,
+    metric_with_defaults,
     target_with_defaults,
 )
 from turnout.v1alpha1.experiment_pb2 import Experiment, ExperimentSpec
@@ -30,9 +32,15 @@ from turnout.v1alpha1.experiment_service_pb2 import (
     UpdateHoldoutRequest,
     UpdateTargetRequest,
 )
+from turnout.v1alpha1.metric_pb2 import Metric, MetricSpec
+from turnout.v1alpha1.metric_service_pb2 import (
+    CreateMetricRequest,
+    GetMetricRequest,
+    UpdateMetricRequest,
+)
 from turnout.v1alpha1.target_pb2 import Target, TargetSpec
 
-Resource = Target | Experiment | Holdout
+Resource = Target | Experiment | Metric | Holdout
 
 
 class Change(NamedTuple):
@@ -106,6 +114,10 @@ def plan(client: Client, document: Document, tenant: str) -> Change:
         name = f"{parent}/targets/{document.name}"
         wanted = Target(name=name, labels=document.labels, spec=document.spec)
         current = _found(client, client.targets.GetTarget, GetTargetRequest(name=name))
+    elif isinstance(document.spec, MetricSpec):
+        name = f"{parent}/metrics/{document.name}"
+        wanted = Metric(name=name, labels=document.labels, spec=document.spec)
+        current = _found(client, client.metrics.GetMetric, GetMetricRequest(name=name))
     elif isinstance(document.spec, HoldoutSpec):
         name = holdout_name(document.tenant or tenant)
         wanted = Holdout(name=name, spec=document.spec)
@@ -150,6 +162,11 @@ def send(client: Client, change: Change, *, validate_only: bool) -> Resource:
             target=wanted, validate_only=validate_only, request_id=request_id()
         )
         changed = client.call(client.targets.UpdateTarget, update)
+    elif isinstance(wanted, Metric):
+        redefine = UpdateMetricRequest(
+            metric=wanted, validate_only=validate_only, request_id=request_id()
+        )
+        changed = client.call(client.metrics.UpdateMetric, redefine)
     else:
         revise = UpdateExperimentRequest(
             experiment=wanted, validate_only=validate_only, request_id=request_id()
@@ -167,6 +184,12 @@ def filled(resource: Resource) -> Resource:
         return target
     if isinstance(resource, Holdout):
         return resource
+    if isinstance(resource, Metric):
+        metric = Metric()
+        metric.CopyFrom(resource)
+        name = resource.name.rpartition("/")[2]
+        metric.spec.CopyFrom(metric_with_defaults(name, resource.spec))
+        return metric
     experiment = Experiment()
     experiment.CopyFrom(resource)
     experiment.spec.CopyFrom(experiment_with_defaults(resource.spec))
@@ -187,6 +210,15 @@ def _create(client: Client, change: Change, *, validate_only: bool) -> Resource:
             request_id=request_id(),
         )
         created = client.call(client.targets.CreateTarget, create)
+    elif isinstance(wanted, Metric):
+        declare = CreateMetricRequest(
+            parent=parent,
+            metric_id=document.name,
+            metric=wanted,
+            validate_only=validate_only,
+            request_id=request_id(),
+        )
+        created = client.call(client.metrics.CreateMetric, declare)
     else:
         draft = CreateExperimentRequest(
             parent=parent,
@@ -200,7 +232,9 @@ def _create(client: Client, change: Change, *, validate_only: bool) -> Resource:
 
 
 def _found(
-    client: Client, method: object, request: GetTargetRequest | GetExperimentRequest
+    client: Client,
+    method: object,
+    request: GetTargetRequest | GetExperimentRequest | GetMetricRequest,
 ) -> Resource | None:
     try:
         found: Resource = client.call(method, request)
@@ -212,19 +246,22 @@ def _found(
 
 
 class Missing:
-    """Targets that a dry run would have created: experiments on them cannot be asked about yet."""
+    """What a dry run would have created: experiments that need it cannot be asked about yet."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
 
     def note(self, change: Change) -> None:
         """Take in what became of a document."""
-        if isinstance(change.wanted, Target) and change.current is None:
+        if isinstance(change.wanted, Target | Metric) and change.current is None:
             self._names.add(change.wanted.name)
 
-    def hold(self, change: Change) -> bool:
-        """True when the document's target is among them: only the files could be checked."""
+    def hold(self, change: Change) -> str:
+        """What it waits for, so that only the files could be checked; "" = nothing."""
         if not isinstance(change.wanted, Experiment):
-            return False
+            return ""
         parent = "/".join(change.wanted.name.split("/")[:2])
-        return f"{parent}/targets/{change.wanted.spec.target}" in self._names
+        if f"{parent}/targets/{change.wanted.spec.target}" in self._names:
+            return "its target"
+        named = {f"{parent}/metrics/{name}" for _, name in metric_names(change.wanted.spec)}
+        return "" if named.isdisjoint(self._names) else "a metric of it"

@@ -25,7 +25,7 @@ from control.commands.files import (
     EXIT_UNIMPLEMENTED,
     check_tenant,
 )
-from control.model import ResourceName, is_label
+from control.model import ResourceName, is_label, is_metric
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2_grpc import SidecarServiceStub
 from turnout.v1alpha1.experiment_service_pb2_grpc import (
@@ -33,6 +33,7 @@ from turnout.v1alpha1.experiment_service_pb2_grpc import (
     HoldoutServiceStub,
     TargetServiceStub,
 )
+from turnout.v1alpha1.metric_service_pb2_grpc import MetricServiceStub
 
 EXIT_NOT_FOUND: Final = 4
 EXIT_CONFLICT: Final = 5
@@ -43,6 +44,7 @@ EXIT_CODES: Final = (
     "7 not implemented."
 )
 
+COLLECTIONS: Final = ("experiments", "targets", "metrics")
 DEFAULT_CONTROL: Final = "127.0.0.1:7700"
 TIMEOUT_S: Final = 10.0
 METADATA_BYTES_MAX: Final = 1024 * 1024
@@ -75,7 +77,9 @@ _RETRY: Final = json.dumps(
     }
 )
 _REMEDY: Final = "is `turnout control` there? Say --control HOST:PORT or set TURNOUT_CONTROL"
-_MISSING: Final = re.compile(r"tenants/(?P<tenant>[^/]+)/(?P<kind>targets|experiments)/\S+ does")
+_MISSING: Final = re.compile(
+    r"tenants/(?P<tenant>[^/]+)/(?P<kind>targets|experiments|metrics)/\S+ does"
+)
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 # How the server writes a violation: "RULE (is VALUE)".
 _DESCRIPTION: Final = re.compile(r"(?P<rule>.*) \(is (?P<value>.*)\)", re.S)
@@ -126,6 +130,7 @@ class Client:
         )
         self.targets = TargetServiceStub(self.channel)
         self.experiments = ExperimentServiceStub(self.channel)
+        self.metrics = MetricServiceStub(self.channel)
         self.holdouts = HoldoutServiceStub(self.channel)
         self.sidecars = SidecarServiceStub(self.channel)
 
@@ -228,7 +233,7 @@ def reference(words: list[str], tenant: str, *, kind: str = "experiment") -> Res
     Args:
         words: NAME, KIND/NAME, KIND NAME, or tenants/TENANT/KINDS/NAME.
         tenant: Of a name without one.
-        kind: Of a name without one: "experiment" or "target".
+        kind: Of a name without one: "experiment", "target" or "metric".
 
     Raises:
         typer.BadParameter: It is none of these.
@@ -240,7 +245,9 @@ def reference(words: list[str], tenant: str, *, kind: str = "experiment") -> Res
         check_tenant(tenant)
     if len(parts) == 2:
         kind, parts = collection(parts[0]).removesuffix("s"), parts[1:]
-    if len(parts) != 1 or not is_label(parts[0]) or not is_label(tenant):
+    # Built-in metrics have underscores in their names.
+    good = is_metric if kind == "metric" else is_label
+    if len(parts) != 1 or not good(parts[0]) or not is_label(tenant):
         shown = " ".join(words)
         raise typer.BadParameter(
             f"{shown!r} is not NAME, KIND/NAME or tenants/TENANT/KINDS/NAME (a-z 0-9 -)"
@@ -249,12 +256,12 @@ def reference(words: list[str], tenant: str, *, kind: str = "experiment") -> Res
 
 
 def collection(word: str) -> str:
-    """The collection that a word means, "targets" or "experiments".
+    """The collection that a word means: "targets", "experiments" or "metrics".
 
     Raises:
-        typer.BadParameter: It is neither.
+        typer.BadParameter: It is none of them.
     """
-    for name in ("targets", "experiments"):
+    for name in COLLECTIONS:
         if word.lower() in (name, name.removesuffix("s")):
             return name
-    raise typer.BadParameter(f"{word!r} is neither targets nor experiments")
+    raise typer.BadParameter(f"{word!r} is none of {', '.join(COLLECTIONS)}")

@@ -1,4 +1,4 @@
-"""`turnout delete`: remove targets and experiments, by name or as files name them."""
+"""`turnout delete`: remove targets, experiments and metrics, by name or as files name them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from control.commands.files import DEFAULT_TENANT, read_documents, refuse
 from control.model import ResourceName
 from turnout.completing import any_names
 from turnout.v1alpha1.experiment_service_pb2 import DeleteExperimentRequest, DeleteTargetRequest
+from turnout.v1alpha1.metric_service_pb2 import DeleteMetricRequest
 
 
 class Doomed(NamedTuple):
@@ -51,11 +52,11 @@ def delete(
     tenant: TenantOption = DEFAULT_TENANT,
     etag: EtagOption = "",
 ) -> None:
-    """Delete an experiment or a target, or all that files hold: experiments first.
+    """Delete an experiment, a target or a metric, or all that files hold: experiments first.
 
     Nothing is asked. An experiment that runs is refused (exit code 5): stop it or roll it back
-    first; so is a target that an experiment needs. What is not there is said (exit code 4) and the
-    rest is deleted all the same; any other refusal ends the command.
+    first; so is a target or a metric that an experiment needs. What is not there is said (exit
+    code 4) and the rest is deleted all the same; any other refusal ends the command.
 
     An experiment's decisions and audit events are kept. Its name can be used again.
 
@@ -93,7 +94,7 @@ def _doomed(what: list[str], files: list[Path], tenant: str, etag: str) -> list[
         raise typer.BadParameter(
             "a holdout cannot be deleted: apply it with fraction: 0", param_hint="--file"
         )
-    documents.sort(key=lambda document: document.kind == "Target")  # stable: else as written
+    documents.sort(key=lambda document: document.kind != "Experiment")  # stable: else as written
     return [
         Doomed(
             ResourceName(item.tenant or tenant, f"{item.kind.lower()}s", item.name),
@@ -108,6 +109,8 @@ def _delete(client: Client, item: Doomed) -> None:
     if item.name.collection == "targets":
         request = DeleteTargetRequest(name=name, etag=item.etag)
         client.call(client.targets.DeleteTarget, request)
+    elif item.name.collection == "metrics":
+        client.call(client.metrics.DeleteMetric, DeleteMetricRequest(name=name, etag=item.etag))
     else:
         draft = DeleteExperimentRequest(name=name, etag=item.etag)
         client.call(client.experiments.DeleteExperiment, draft)

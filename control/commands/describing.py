@@ -8,7 +8,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from control.commands.output import percent, split_of, state_of
-from control.model import plain, to_yaml
+from control.model import Definition, definition, plain, to_yaml
+from control.model.metrics import Direction, Kind
 from control.model.render import enum_text, time_text
 from turnout.v1alpha1.common_pb2 import Unit
 from turnout.v1alpha1.experiment_pb2 import (
@@ -21,6 +22,7 @@ from turnout.v1alpha1.experiment_pb2 import (
     Step,
 )
 from turnout.v1alpha1.experiment_service_pb2 import Holdout
+from turnout.v1alpha1.metric_pb2 import Metric
 from turnout.v1alpha1.target_pb2 import Baseline, RequestMatch, Target
 
 
@@ -87,6 +89,56 @@ def target(resource: Target) -> str:
     return "\n".join(lines)
 
 
+def metric(resource: Metric) -> str:
+    """A metric as a page of text."""
+    found, status = meaning(resource), resource.status
+    lines = (
+        [f"Metric:      {resource.name}", "Built in:    every tenant has it"]
+        if status.built_in
+        else _head("Metric", resource)
+    )
+    if found.description:
+        lines.append(f"About:       {found.description}")
+    better = "higher" if found.direction is Direction.HIGHER else "lower"
+    lines += [f"Kind:        {found.kind}, {better} is better", f"Measured:    {measured(found)}"]
+    if status.live:
+        as_ = f" as {status.measured_as}" if status.measured_as else ""
+        lines.append(f"Where:       live, in rollouts{as_}, and in turnout analyze")
+    else:
+        lines.append("Where:       turnout analyze: it needs the outcomes of units")
+    if found.cap is not None:
+        lines.append(f"Cap:         greater values count as {found.cap:g}")
+    if found.covariate:
+        lines.append(f"Covariate:   {found.covariate}")
+    if found.segments:
+        lines.append(f"Segments:    {', '.join(found.segments)}")
+    if found.label_maturity_s:
+        text = plain(resource.spec.label_maturity)
+        lines.append(f"Maturity:    {text} after the exposure an outcome is final")
+    used = [name.rpartition("/")[2] for name in status.experiments]
+    if not status.built_in:
+        lines.append(f"Used by:     {', '.join(used) or 'nobody'}")
+    return "\n".join(lines)
+
+
+def meaning(resource: Metric) -> Definition:
+    """What a metric means, as the control plane has it."""
+    return definition(resource.name.rpartition("/")[2], resource.spec)
+
+
+def measured(found: Definition) -> str:
+    """What a metric is computed from: "clicks / views"."""
+    if found.kind is Kind.RATIO:
+        text = f"{found.numerator} / {found.denominator}"
+    elif found.kind is Kind.CLASSIFIER:
+        text = f"{found.statistic} of predictions and labels"
+    elif found.quantile is not None:
+        text = f"{found.quantile * 100:g} % quantile of {found.value}"
+    else:
+        text = found.value
+    return f"{text} ({found.unit})" if found.unit else text
+
+
 def holdout(resource: Holdout) -> str:
     """A holdout as a page of text."""
     share = percent(resource.spec.fraction)
@@ -151,7 +203,7 @@ def _model_match(match: RequestMatch) -> list[str]:
     return [f"Model:       {match.model_name}{version}"]
 
 
-def _head(kind: str, resource: Target | Experiment) -> list[str]:
+def _head(kind: str, resource: Target | Experiment | Metric) -> list[str]:
     labels = ", ".join(f"{key}={resource.labels[key]}" for key in sorted(resource.labels))
     lines = [f"{kind + ':':<13}{resource.name}"]
     if labels:

@@ -12,6 +12,7 @@ import typer
 
 from control.commands import describing
 from control.commands.client import (
+    COLLECTIONS,
     DEFAULT_CONTROL,
     Client,
     ControlOption,
@@ -37,6 +38,7 @@ from control.commands.output import (
     why,
 )
 from control.model import document_of, holdout_name, plain, to_yaml
+from control.model.metrics import Direction
 from control.model.render import enum_text
 from turnout.completing import any_names, experiment_names
 from turnout.v1alpha1.config_service_pb2 import ListSidecarsRequest, Sidecar
@@ -54,6 +56,8 @@ from turnout.v1alpha1.experiment_service_pb2 import (
     WatchExperimentsRequest,
     WatchExperimentsResponse,
 )
+from turnout.v1alpha1.metric_pb2 import Metric
+from turnout.v1alpha1.metric_service_pb2 import GetMetricRequest, ListMetricsRequest
 from turnout.v1alpha1.target_pb2 import Target
 
 PAGE_SIZE: Final = 500
@@ -89,16 +93,17 @@ def get(
     tenant: TenantOption = DEFAULT_TENANT,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """List targets or experiments, or print one, or the tenant's holdout.
+    """List targets, experiments or metrics, or print one, or the tenant's holdout.
 
-    `turnout get experiments`, `turnout get target fraud -o yaml`, `turnout get holdout`. What
+    `turnout get experiments`, `turnout get target fraud -o yaml`, `turnout get holdout`,
+    `turnout get metrics` (those that every tenant has are among them). What
     -o yaml prints can be edited and given to `turnout apply`, which refuses it when the resource
     has changed meanwhile.
     """
     resources: list[Any]
     if is_holdout(what):
         resources, kind = [held(control, tenant)], "holdout"
-    elif len(what) == 1 and what[0].lower() in ("target", "targets", "experiment", "experiments"):
+    elif len(what) == 1 and f"{what[0].lower().removesuffix('s')}s" in COLLECTIONS:
         kind = collection(what[0])
         with connected(control) as client:
             resources = _all(client, kind, check_tenant(tenant))
@@ -115,6 +120,11 @@ def get(
         print_table(
             ("NAME", "HOSTS", "PATH", "BASELINE", "MODEL", "RUNNING", "REVISION"),
             [_target_row(target) for target in resources],
+        )
+    elif kind == "metrics":
+        print_table(
+            ("NAME", "KIND", "BETTER", "MEASURED", "WHERE", "OF", "USED BY"),
+            [_metric_row(metric) for metric in resources],
         )
     else:
         print_table(
@@ -145,9 +155,25 @@ def _holdout_row(holdout: Holdout) -> tuple[object, ...]:
     return tenant, percent(holdout.spec.fraction), holdout.revision
 
 
-def _one(client: Client, kind: str, name: str) -> Target | Experiment:
-    found: Target | Experiment
-    if kind == "targets":
+def _metric_row(metric: Metric) -> tuple[object, ...]:
+    found, status = describing.meaning(metric), metric.status
+    used = [name.rpartition("/")[2] for name in status.experiments]
+    return (
+        found.name,
+        str(found.kind),
+        "higher" if found.direction is Direction.HIGHER else "lower",
+        describing.measured(found),
+        "live" if status.live else "analyze",
+        "every tenant" if status.built_in else metric.name.split("/")[1],
+        ", ".join(used),
+    )
+
+
+def _one(client: Client, kind: str, name: str) -> Target | Experiment | Metric:
+    found: Target | Experiment | Metric
+    if kind == "metrics":
+        found = client.call(client.metrics.GetMetric, GetMetricRequest(name=name))
+    elif kind == "targets":
         found = client.call(client.targets.GetTarget, GetTargetRequest(name=name))
     else:
         found = client.call(client.experiments.GetExperiment, GetExperimentRequest(name=name))
@@ -165,6 +191,12 @@ def _all(client: Client, kind: str, tenant: str) -> list[Any]:
             )
             page = client.call(client.targets.ListTargets, request)
             found.extend(page.targets)
+        elif kind == "metrics":
+            request = ListMetricsRequest(
+                parent=f"tenants/{tenant}", page_size=PAGE_SIZE, page_token=token
+            )
+            page = client.call(client.metrics.ListMetrics, request)
+            found.extend(page.metrics)
         else:
             request = ListExperimentsRequest(
                 parent=f"tenants/{tenant}", page_size=PAGE_SIZE, page_token=token
@@ -215,7 +247,8 @@ def describe(
 ) -> None:
     """Tell an experiment's or a target's state, its conditions, the last decision and why.
 
-    `turnout describe holdout` tells who is held out of everything.
+    `turnout describe metric error_rate` tells what a metric means and who uses it,
+    `turnout describe holdout` who is held out of everything.
     """
     if is_holdout(what):
         _describe_holdout(held(control, tenant), output)
@@ -234,6 +267,8 @@ def describe(
         print_data([document], output)
     elif isinstance(resource, Target):
         print_line(describing.target(resource))
+    elif isinstance(resource, Metric):
+        print_line(describing.metric(resource))
     else:
         print_line(describing.experiment(resource, decisions))
 

@@ -17,7 +17,7 @@ TIMEOUT_S: Final = 1.0
 PAGE_SIZE: Final = 500
 # Set by the scripts.
 COMPLETE_VARIABLE: Final = "_TURNOUT_COMPLETE"
-KINDS: Final = ("experiments", "targets")
+KINDS: Final = ("experiments", "targets", "metrics")
 HOLDOUT: Final = ("holdout", "the tenant's holdout")  # one, without a name
 
 HELP: Final = """Print the script that lets a shell complete commands, options and names.
@@ -107,11 +107,13 @@ def _names(ctx: typer.Context, kind: str) -> Words:
     import grpc
 
     from turnout.v1alpha1 import experiment_service_pb2 as api
+    from turnout.v1alpha1 import metric_service_pb2 as metric_api
     from turnout.v1alpha1.experiment_pb2 import State
     from turnout.v1alpha1.experiment_service_pb2_grpc import (
         ExperimentServiceStub,
         TargetServiceStub,
     )
+    from turnout.v1alpha1.metric_service_pb2_grpc import MetricServiceStub
 
     parent = f"tenants/{tenant}"
     listed: Any
@@ -121,6 +123,10 @@ def _names(ctx: typer.Context, kind: str) -> Words:
                 targets = api.ListTargetsRequest(parent=parent, page_size=PAGE_SIZE)
                 listed = TargetServiceStub(channel).ListTargets(targets, timeout=TIMEOUT_S)
                 return [(_last(target.name), "target") for target in listed.targets]
+            if kind == "metrics":
+                metrics = metric_api.ListMetricsRequest(parent=parent, page_size=PAGE_SIZE)
+                listed = MetricServiceStub(channel).ListMetrics(metrics, timeout=TIMEOUT_S)
+                return [(_last(metric.name), "metric") for metric in listed.metrics]
             experiments = api.ListExperimentsRequest(parent=parent, page_size=PAGE_SIZE)
             stub = ExperimentServiceStub(channel)
             listed = stub.ListExperiments(experiments, timeout=TIMEOUT_S)

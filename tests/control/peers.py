@@ -26,6 +26,7 @@ from turnout.v1alpha1.experiment_service_pb2_grpc import (
     HoldoutServiceStub,
     TargetServiceStub,
 )
+from turnout.v1alpha1.metric_service_pb2_grpc import MetricServiceStub
 from turnout.v1alpha1.outcome_service_pb2_grpc import OutcomeServiceStub
 from turnout.v1alpha1.snapshot_pb2 import ExperimentPlan, Snapshot
 from turnout.v1alpha1.target_pb2 import Target
@@ -94,6 +95,7 @@ class Api:
         self.targets = TargetServiceStub(self.channel)
         self.experiments = ExperimentServiceStub(self.channel)
         self.holdouts = HoldoutServiceStub(self.channel)
+        self.metrics = MetricServiceStub(self.channel)
         self.sidecars = SidecarServiceStub(self.channel)
         self.audit = AuditServiceStub(self.channel)
         self.outcomes = OutcomeServiceStub(self.channel)

@@ -101,7 +101,13 @@ def test_names_come_from_the_control_plane_when_it_answers(shell: Shell, tmp_pat
     where = {"TURNOUT_CONTROL": shell.address, "TURNOUT_TENANT": shell.tenant}
     assert pressed("start", "", **where) == ["fraud-v2"]
     assert pressed("start", "x", **where) == []
-    assert pressed("get", "", **where) == ["experiments", "targets", "holdout", "fraud-v2"]
+    assert pressed("get", "", **where) == [
+        "experiments",
+        "targets",
+        "metrics",
+        "holdout",
+        "fraud-v2",
+    ]
     assert pressed("get", "target", "", **where) == ["fraud"]
     assert pressed("get", "targets/fr", **where) == ["targets/fraud"]
     assert pressed("get", "things/fr", **where) == []

@@ -284,7 +284,8 @@ UNIMPLEMENTED = {
     ),
     "spec.metrics.guardrails[0].metric": EXPERIMENT_SPEC
     + "metrics: {guardrails: [{metric: conversion_rate}]}\n",
-    "spec.metrics.primary.metric": EXPERIMENT_SPEC + "metrics: {primary: {metric: revenue_per_user}}\n",
+    "spec.metrics.primary.metric": EXPERIMENT_SPEC
+    + "metrics: {primary: {metric: revenue_per_user}}\n",
 }
 
 
