@@ -11,11 +11,12 @@ finds each layer's arm and adds up a number, which names the combination and so 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sidecar.answers import (
     Arm,
     Assembler,
+    Encoded,
     Template,
     cookie_template,
     encode,
@@ -27,7 +28,7 @@ from sidecar.layers import Bound, Layer, Slots, bind_layers
 from sidecar.outcome import DUPLICATE_UNIT, Outcome, Tally
 from sidecar.predicates import Headers, Test
 from sidecar.tokens import ForceToken
-from sidecar.units import HeaderSource, Request, SessionSource, Source, Taken
+from sidecar.units import HeaderSource, Request, SessionSource, Taken
 from turnout.contract import BUCKET_COUNT, HEADER_UPSTREAM, UNIT_BYTES_MAX
 
 # Answers that are kept for one target, about 1 KB each. Where more combinations can be, the short
@@ -39,18 +40,9 @@ class Target:
     """One target, and its experiments bound to gates and counters."""
 
     __slots__ = (
-        "_closed", "_default", "_hop", "_slots", "_tallies", "_templates", "baseline", "default",
-        "experiments", "idle", "layers", "name", "quick", "sources",
+        "_bound", "_closed", "_default", "_slots", "_tallies", "_templates", "baseline", "default",
+        "experiments", "hop", "name",
     )  # fmt: skip
-
-    # What an answer counts as when no experiment serves here.
-    idle: Tally
-    # Of the experiments that may enrol: `models` first, then by name.
-    layers: tuple[Layer, ...]
-    # Where their units come from.
-    sources: tuple[Source, ...]
-    # None = there is no short way.
-    quick: "Quick | None"
 
     def __init__(
         self,
@@ -83,30 +75,22 @@ class Target:
         self.baseline = default or baseline
         self._closed = closed
         self._slots = slots
-        self._hop = hop
+        self.hop = hop
+        self._bound: Binding | None = None
         self._templates: dict[int | tuple[int, int], Template] = {}
         self._tallies: dict[tuple[Outcome, int], Tally] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        """Bind the experiments when `idle`, `layers`, `sources` or `quick` is first asked for.
+    @property
+    def bound(self) -> "Binding":
+        """The experiments that may enrol, bound when this is first asked for.
 
         A plan has a thousand targets, of which the models beside this sidecar are one or two: bound
-        at once, the others would take half of a plan's time and memory. Later reads find the slots
-        filled and do not come here.
+        at once, the others would take half of a plan's time and memory.
         """
-        if name not in ("idle", "layers", "sources", "quick"):
-            raise AttributeError(name)
-        serving = [one for one in self.experiments if one.name not in self._closed]
-        waiting = len(serving) < len(self.experiments)
-        keys = list(dict.fromkeys(one.unit_key for one in serving))
-        self.sources = tuple(
-            next(one.source for one in serving if one.unit_key == key) for key in keys
-        )
-        self.idle = self.tally(Outcome.WAITING if waiting else Outcome.NO_EXPERIMENT)
-        self.layers = bind_layers(serving, keys, self._slots)
-        possible = not self._hop and Quick.is_possible(self)
-        self.quick = Quick(self) if possible else None
-        return getattr(self, name)
+        found = self._bound
+        if found is None:
+            found = self._bound = Binding(self, self._closed, self._slots)
+        return found
 
     def tally(self, outcome: Outcome, flags: int = 0) -> Tally:
         """What an answer of this target counts as: one object for each kind."""
@@ -135,16 +119,16 @@ class Target:
         """A new answer to a combination; arguments as `template`."""
         arms, stamped = self.arms(number), self.tally(Outcome.STAMPED)
         # Of experiments that read one cookie and give it different ages, the first one's counts.
-        source = self.sources[issued] if issued is not None else None
+        source = self.bound.sources[issued] if issued is not None else None
         session = (source.name, source.max_age_s) if isinstance(source, SessionSource) else None
         if session is not None and not arms:
-            return cookie_template(session, self.idle, default=self._default)
-        return template(arms, stamped, baseline=self.baseline, session=session, hop=self._hop)
+            return cookie_template(session, self.bound.idle, default=self._default)
+        return template(arms, stamped, baseline=self.baseline, session=session, hop=self.hop)
 
     def arms(self, number: int) -> list[Arm]:
         """The assignments that a combination's number stands for."""
         arms = []
-        for layer in self.layers:
+        for layer in self.bound.layers:
             number, digit = divmod(number, len(layer.arms) + 1)
             if digit:
                 arms.append(layer.arms[digit - 1])
@@ -161,8 +145,9 @@ class Target:
             random_unit: Draws RANDOM_UNIT_BYTES; called once for each unit that needs them.
         """
         units = self._units(request, random_unit)
-        number, furthest = 0, self.idle.outcome
-        for layer in self.layers:
+        bound = self.bound
+        number, furthest = 0, bound.idle.outcome
+        for layer in bound.layers:
             digit, outcome = _assign(layer, request.headers, units, token)
             number += digit
             furthest = max(furthest, outcome)
@@ -173,7 +158,7 @@ class Target:
     def _units(self, request: Request, random_unit: Callable[[], bytes]) -> list[Taken]:
         units: list[Taken] = []
         issued = False
-        for source in self.sources:
+        for source in self.bound.sources:
             unit = source.take(request, random_unit)
             if unit.issued and issued:
                 # One answer tells the client of one cookie: the other session begins next time.
@@ -181,6 +166,31 @@ class Target:
             issued = issued or unit.issued
             units.append(unit)
         return units
+
+
+class Binding:
+    """What requests to a target can come to.
+
+    Attributes:
+        idle: What an answer counts as when no experiment serves here.
+        layers: Of the experiments that may enrol: `models` first, then by name.
+        sources: Where their units come from.
+        quick: None = there is no short way.
+    """
+
+    __slots__ = ("idle", "layers", "quick", "sources")
+
+    def __init__(self, target: Target, closed: Collection[str], slots: Slots) -> None:
+        serving = [one for one in target.experiments if one.name not in closed]
+        waiting = len(serving) < len(target.experiments)
+        keys = list(dict.fromkeys(one.unit_key for one in serving))
+        self.sources = tuple(
+            next(one.source for one in serving if one.unit_key == key) for key in keys
+        )
+        self.idle = target.tally(Outcome.WAITING if waiting else Outcome.NO_EXPERIMENT)
+        self.layers = bind_layers(serving, keys, slots)
+        possible = not target.hop and Quick.is_possible(self)
+        self.quick = Quick(target, self) if possible else None
 
 
 class Decision(NamedTuple):
@@ -248,14 +258,51 @@ def _forced(experiment: Experiment, unit: bytes, token: ForceToken | None) -> in
 
 # -- The short way --------------------------------------------------------------------------------
 
-# What the arms of a combination add up to: the number of a template, or the arms' parts themselves.
-Sum = Any
-# One experiment: segment, salt, starts of the pieces after the first, what each piece adds.
-Member = tuple[Test | None, bytes, Sequence[int], Sequence[Sum]]
-# A layer whose experiments read the same unit: its salt (None = all of it is one experiment's), the
-# buckets at which the experiment changes, after the first, and the experiments between them (None =
-# nobody's).
-QuickLayer = tuple[bytes | None, Sequence[int], Sequence[Member | None]]
+
+class Member:
+    """One experiment in a layer, as the short way looks at it.
+
+    Attributes:
+        segment: Who is eligible; None = all.
+        salt: Of its buckets.
+        edges: Where its pieces begin, after the first.
+        codes: What each piece adds to the number of a combination.
+        arms: Each piece's arm; [] where every combination can have a template.
+    """
+
+    __slots__ = ("arms", "codes", "edges", "salt", "segment")
+
+    def __init__(
+        self, segment: Test | None, experiment: Experiment, codes: list[int], arms: list[Encoded]
+    ) -> None:
+        self.segment = segment
+        self.salt = experiment.prefix
+        self.edges = experiment.starts
+        self.codes = codes
+        self.arms = arms
+
+
+class QuickLayer:
+    """A layer whose experiments read the same unit.
+
+    Attributes:
+        only: The experiment that has all of it; None = look for the unit's place.
+        salt: Of the places.
+        starts: At which the experiment changes, after the first.
+        members: The experiments between them; None = nobody's.
+    """
+
+    __slots__ = ("members", "only", "salt", "starts")
+
+    def __init__(self, salt: bytes, starts: list[int], members: list[Member | None]) -> None:
+        self.only = members[0] if len(members) == 1 else None
+        self.salt = salt
+        self.starts = starts
+        self.members = members
+
+
+# What to send, decided counters to raise, what the answer counts as.
+Answering = tuple[bytes, tuple[int, ...], Tally]
 
 
 class Quick:
@@ -269,7 +316,6 @@ class Quick:
         held_edges: Where its ranges begin and end: a unit between an odd number of them is held.
         layers: In their order.
         few: Every combination can have a template.
-        nothing: What no arm adds up to.
         templates: Answers by the number of the combination.
         stamped, no_unit, invalid_unit, held_out: What these count as.
     """
@@ -277,13 +323,13 @@ class Quick:
     __slots__ = (
         "_assembler", "_not_in_layer", "_not_in_segment", "_target", "_tests", "few", "header",
         "held_edges", "held_out", "held_salt", "invalid_unit", "layers", "no_unit",
-        "nothing", "overridden", "source", "stamped", "templates",
+        "overridden", "source", "stamped", "templates",
     )  # fmt: skip
 
-    def __init__(self, target: Target) -> None:
-        """Prepare a target of which `is_possible` holds."""
-        members = [bound.experiment for layer in target.layers for bound in layer.members]
-        [self.source] = target.sources
+    def __init__(self, target: Target, binding: Binding) -> None:
+        """Prepare a target of whose binding `is_possible` holds."""
+        members = [bound.experiment for layer in binding.layers for bound in layer.members]
+        [self.source] = binding.sources
         self.header = self.source.name if isinstance(self.source, HeaderSource) else ""
         self.overridden = frozenset(unit for one in members for unit in one.overrides)
         holdout = members[0].holdout
@@ -291,10 +337,8 @@ class Quick:
         self.held_edges = [edge for part in holdout.ranges for edge in part] if holdout else []
         # Equal segments are one function: the short way calls it once for neighbours.
         tests = {one.segment_key: one.segment for one in members}
-        self.few = prod(_possible(layer) for layer in target.layers) <= TEMPLATES_MAX
-        # Ints add up to a number, tuples to a tuple.
-        self.nothing: Sum = 0 if self.few else ()
-        self.layers = tuple(_quick_layer(layer, tests, self.few) for layer in target.layers)
+        self.few = prod(_possible(layer) for layer in binding.layers) <= TEMPLATES_MAX
+        self.layers = tuple(_quick_layer(layer, tests, self.few) for layer in binding.layers)
         self.templates: dict[int, Template] = {}
         self.stamped = target.tally(Outcome.STAMPED)
         self.no_unit = target.tally(Outcome.NO_UNIT)
@@ -307,19 +351,19 @@ class Quick:
         self._assembler = Assembler(target.baseline)
 
     @staticmethod
-    def is_possible(target: Target) -> bool:
+    def is_possible(binding: Binding) -> bool:
         """Whether all experiments of a target have one unit and one holdout."""
-        members = [bound.experiment for layer in target.layers for bound in layer.members]
+        members = [bound.experiment for layer in binding.layers for bound in layer.members]
         holdouts = {one.holdout.key if one.holdout is not None else None for one in members}
-        return len(target.sources) == 1 and len(holdouts) == 1
+        return len(binding.sources) == 1 and len(holdouts) == 1
 
-    def answer(self, total: Sum, unit_hash: bytes) -> tuple[bytes, tuple[int, ...], Tally]:
+    def answer(self, number: int, arms: Sequence[Encoded], unit_hash: bytes) -> Answering:
         """The answer to a combination without a template; it gets one where there is room."""
         if self.few:
-            found = self.templates[total] = self._target.build(total)
+            found = self.templates[number] = self._target.build(number)
             return unit_hash.join(found.parts), found.slots, self.stamped
-        slots = tuple([slot for arm in total for slot in arm.slots])
-        return self._assembler.answer(total, unit_hash), slots, self.stamped
+        slots = tuple([slot for arm in arms for slot in arm.slots])
+        return self._assembler.answer(arms, unit_hash), slots, self.stamped
 
     def why_not(self, headers: Headers, unit: bytes) -> Tally:
         """What a request counts as that no experiment has, although its unit is good."""
@@ -334,24 +378,15 @@ def _possible(layer: Layer) -> int:
 
 
 def _quick_layer(layer: Layer, tests: Mapping[bytes, Test | None], few: bool) -> QuickLayer:
-    parts = (
-        {}
-        if few
-        else {
-            code: (encoded_arm(layer.arms[code // layer.stride - 1]),)
-            for bound in layer.members
-            for code in bound.codes
-        }
-    )
-
     def member(bound: Bound) -> Member:
-        one = bound.experiment
-        sums = [parts.get(code, code) for code in bound.codes]
-        return (tests[one.segment_key], one.prefix, one.starts, sums)
+        arms = [layer.arms[code // layer.stride - 1] for code in bound.codes]
+        encoded = [] if few else [encoded_arm(arm) for arm in arms]
+        test = tests[bound.experiment.segment_key]
+        return Member(test, bound.experiment, list(bound.codes), encoded)
 
     prefix = layer.members[0].experiment.layer_prefix
     if prefix is None:
-        return None, (), (member(layer.members[0]),)
+        return QuickLayer(b"", [], [member(layer.members[0])])
     owned = [
         (part, member(bound)) for bound in layer.members for part in bound.experiment.layer_ranges
     ]
@@ -364,4 +399,4 @@ def _quick_layer(layer: Layer, tests: Mapping[bytes, Test | None], few: bool) ->
         position = end
     if position < BUCKET_COUNT:
         edges.append((position, None))
-    return prefix, [edge for edge, _ in edges[1:]], [owner for _, owner in edges]
+    return QuickLayer(prefix, [edge for edge, _ in edges[1:]], [owner for _, owner in edges])

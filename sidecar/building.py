@@ -53,7 +53,7 @@ async def build(order: PlanOrder, previous: Plan | None) -> Plan:
     return builder.plan
 
 
-async def in_slices(steps: Iterator[None]) -> None:
+async def in_slices(steps: Iterator[object]) -> None:
     """Go through an iterator, SLICE_NS at a time."""
     until_ns = monotonic_ns() + SLICE_NS
     for _ in steps:

@@ -191,7 +191,10 @@ class Conductor:
         if self._admin is None:
             return
         try:
-            state = await self._admin.look()
+            state = await self._admin.look(calm=(calm := not self._gate.pending()))
+            if calm and self._gate.pending():
+                # Wanted while we looked: these hosts may be of an earlier look.
+                state = await self._admin.look()
         except AdminError as error:
             self.admin_error = str(error)
             return

@@ -242,11 +242,11 @@ class _Story:
                 self._say("experiment", f"none runs on {target.name}", passed=False)
             return
         decision = None
-        if target.layers:
+        if target.bound.layers:
             token = self._ask_token()
             decision = target.decide(self._request, token, lambda: self._drawn)
         arms = {arm.experiment: arm for arm in target.arms(decision.number)} if decision else {}
-        bound = {b.experiment.name: b for layer in target.layers for b in layer.members}
+        bound = {b.experiment.name: b for layer in target.bound.layers for b in layer.members}
         for experiment in target.experiments:
             message = self._message(experiment.name)
             teller = Teller(experiment, message, arms, self._words)

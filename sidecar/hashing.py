@@ -6,6 +6,7 @@ Python's `hash()` is never used, as it differs between processes.
 """
 
 import hashlib
+from binascii import hexlify
 from typing import Final
 
 import xxhash
@@ -76,7 +77,7 @@ class UnitHasher:
         state = self._keyed.copy()
         state.update(unit)
         # Little endian bytes reversed are the number's digits in reading order.
-        return state.digest()[::-1].hex().encode()
+        return hexlify(state.digest()[::-1])
 
 
 def request_hash(request_id: bytes) -> int:

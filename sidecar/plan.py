@@ -158,7 +158,7 @@ class Plan:
         return found is not None and found.variant_index(variant) is not None
 
 
-class PlanBuilder(Iterator[None]):
+class PlanBuilder(Iterator[object]):
     """Builds a plan a slice at a time: iterate to the end, then take `plan`.
 
     Iterating raises InvalidSnapshot, with every violation, when all has been looked at.
@@ -192,7 +192,7 @@ class PlanBuilder(Iterator[None]):
         self._plan: Plan | None = None
         self._steps = self._build()
 
-    def __next__(self) -> None:
+    def __next__(self) -> object:
         return next(self._steps)
 
     @property

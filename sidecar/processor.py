@@ -16,7 +16,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from sidecar.answers import FILL_HOP, FILL_SESSION
+from sidecar.answers import FILL_HOP, FILL_SESSION, Encoded
 from sidecar.arms import Headers
 from sidecar.matching import first_that_fits
 from sidecar.outcome import INVALID_TOKEN, Answer, Outcome, Tally
@@ -100,7 +100,7 @@ def decide_unusual(
 def assign(
     plan: Plan,
     page: Page,
-    headers: Headers,
+    headers: dict[str, bytes],
     request: bytes,
     random_unit: Callable[[], bytes],
     now_s: Callable[[], float],
@@ -115,10 +115,12 @@ def assign(
         random_unit: As in `process`.
         now_s: Likewise.
     """
-    target = page.target or first_that_fits(page.candidates, headers)
+    target = page.target
     if target is None:
-        return _NO_TARGET
-    quick = target.quick
+        target = first_that_fits(page.candidates, headers)
+        if target is None:
+            return _NO_TARGET
+    quick = target.bound.quick
     if quick is None or HEADER_FORCE in headers:
         return _assign_fully(plan, page, headers, None, request, random_unit, now_s)
     if quick.header:
@@ -141,29 +143,34 @@ def assign(
         place = xxh3_64_intdigest(held_salt + unit) % BUCKET_COUNT
         if bisect_right(quick.held_edges, place) & 1:
             return target.default, (), quick.held_out
-    total = quick.nothing
+    few = quick.few
+    number = 0
+    arms: list[Encoded] = []
     last: Test | None = None
     inside = True
-    for layer_salt, starts, members in quick.layers:
-        if layer_salt is None:
-            member = members[0]
-        else:
-            place = xxh3_64_intdigest(layer_salt + unit) % BUCKET_COUNT
-            member = members[bisect_right(starts, place)]
+    for layer in quick.layers:
+        member = layer.only
         if member is None:
-            continue
-        segment, salt, edges, codes = member
+            place = xxh3_64_intdigest(layer.salt + unit) % BUCKET_COUNT
+            member = layer.members[bisect_right(layer.starts, place)]
+            if member is None:
+                continue
+        segment = member.segment
         if segment is not last:
             last = segment
             inside = segment is None or segment(headers, unit)
         if inside:
-            total += codes[bisect_right(edges, xxh3_64_intdigest(salt + unit) % BUCKET_COUNT)]
-    if not total:
+            place = xxh3_64_intdigest(member.salt + unit) % BUCKET_COUNT
+            piece = bisect_right(member.edges, place)
+            number += member.codes[piece]
+            if not few:
+                arms.append(member.arms[piece])
+    if not number:
         return target.default, (), quick.why_not(headers, unit)
     unit_hash = plan.hasher.hex_digits(unit)
-    template = quick.templates.get(total) if quick.few else None
+    template = quick.templates.get(number) if few else None
     if template is None:
-        return quick.answer(total, unit_hash)
+        return quick.answer(number, arms, unit_hash)
     return unit_hash.join(template.parts), template.slots, quick.stamped
 
 
@@ -185,8 +192,8 @@ def _assign_fully(
         request_id = firsts.get(HEADER_REQUEST_ID, b"")
         if plan.hop.is_good(firsts[HEADER_HOP], request_id, now_s()):
             return None, (), target.tally(Outcome.PEER)
-    if not target.layers:
-        return target.default, (), target.idle
+    if not target.bound.layers:
+        return target.default, (), target.bound.idle
     token, flags = _token(plan, firsts, now_s)
     found = target.decide(Request(headers, first, page.path, request), token, random_unit)
     flags |= found.flags

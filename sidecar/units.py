@@ -28,7 +28,7 @@ JWT_BYTES_MAX: Final = 65_536
 INTEGER_MAX: Final = 2**53
 _BLANKS: Final = rb"[ \t\n\r\x0b\x0c]*"
 _SESSION_ID: Final = re.compile(rb"[0-9a-f]{%d}\Z" % SESSION_ID_HEX_DIGITS)
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SURROGATE: Final = re.compile(f"[{chr(0xD800)}-{chr(0xDFFF)}]")
 _ESCAPED: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 

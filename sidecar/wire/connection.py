@@ -45,7 +45,6 @@ from sidecar.wire.calls import (
     Status,
 )
 from sidecar.wire.frames import (
-    DATA_HEADER_AND_PREFIX,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES_MAX,
@@ -79,14 +78,11 @@ from sidecar.wire.requests import Fold, Healthy, Process
 from sidecar.wire.states import CONNECTION, ConnectionState, StreamState
 from sidecar.wire.streams import Stream
 
-# A reset as one word: length 4, type RST_STREAM.
-_RST_WORD: Final = 4 << 8 | FrameType.RST_STREAM
+_RST_STREAM: Final = int(FrameType.RST_STREAM)
+_HEADERS: Final = int(FrameType.HEADERS)
 _RST_BYTES: Final = FRAME_HEADER_BYTES + 4
 # Where a frame's header has the stream id.
 _ID_AT: Final = 5
-# The reserved bit must be clear, and the id a client's.
-_ODD_MASK: Final = 0x8000_0001
-_DATA_WORD_MAX: Final = FRAME_BYTES_MAX << 8
 _MESSAGE_AT: Final = FRAME_HEADER_BYTES + PREFIX_BYTES
 
 
@@ -268,46 +264,53 @@ class Connection(Handlers):
         One function, and no calls but `process`: a call costs a tenth of a request
         (tests/benchmarks/wire.py).
         """
-        unpack, unpack_data = HEADER.unpack_from, DATA_HEADER_AND_PREFIX.unpack_from
         process, answered, out = self._process, self._answered, self._out
         prefixes, prefix_bytes, room, answer_max = self._fast_terms
         steps = self._steps
         while steps > 0 and size - at >= FRAME_HEADER_BYTES:
-            word, flags, stream_id = unpack(data, at)
-            if word == _RST_WORD:
-                if stream_id not in answered or size - at < _RST_BYTES:
+            # Read byte by byte: compiled, that is a third of what `struct` takes.
+            length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+            kind = data[at + 3]
+            stream_id = data[at + 5] << 24 | data[at + 6] << 16 | data[at + 7] << 8 | data[at + 8]
+            if kind == _RST_STREAM:
+                if length != 4 or stream_id not in answered or size - at < _RST_BYTES:
                     break
                 del answered[stream_id]
                 at += _RST_BYTES
                 steps -= 1
                 continue
-            body = at + FRAME_HEADER_BYTES + (word >> 8)
+            body = at + FRAME_HEADER_BYTES + length
             if (
-                flags != END_HEADERS
+                kind != _HEADERS
+                or data[at + 4] != END_HEADERS
                 or stream_id <= self._last_id
                 or not data.startswith(prefixes, at + FRAME_HEADER_BYTES)
-                or word & 0xFF != FrameType.HEADERS
-                or not prefix_bytes <= word >> 8 <= FRAME_BYTES_MAX
-                or stream_id & _ODD_MASK != 1
+                or not prefix_bytes <= length <= FRAME_BYTES_MAX
+                or not stream_id & 1
+                or stream_id > STREAM_ID_MAX
                 or len(answered) >= room
                 or size - body < _MESSAGE_AT
             ):
                 break
-            word, flags, same_id, compressed, length = unpack_data(data, body)
+            id_bytes = data[at + _ID_AT : at + FRAME_HEADER_BYTES]
+            flags = data[body + 4]
+            framed = data[body] << 16 | data[body + 1] << 8 | data[body + 2]
+            length = data[body + 11] << 16 | data[body + 12] << 8 | data[body + 13]
             end = body + _MESSAGE_AT + length
             if (
-                same_id != stream_id
-                or end > size
-                or word != (length + PREFIX_BYTES) << 8  # DATA has type 0
-                or word > _DATA_WORD_MAX
+                data[body + 3]  # DATA has type 0
                 or flags > END_STREAM
-                or compressed
+                or data[body + _ID_AT : body + FRAME_HEADER_BYTES] != id_bytes
+                or data[body + 9]  # compressed
+                or data[body + 10]  # longer than any frame
+                or framed != length + PREFIX_BYTES
+                or framed > FRAME_BYTES_MAX
+                or end > size
             ):
                 break
             self._last_id = stream_id
             self._allowance -= length + PREFIX_BYTES
             self._pings = self._empty_data = 0
-            id_bytes = data[at + _ID_AT : at + FRAME_HEADER_BYTES]
             at = end
             steps -= 1
             try:

@@ -21,8 +21,6 @@ STREAM_ID_MAX: Final = 2**31 - 1
 
 # Length and type in one word: a frame header is read by one call (wire micro-benchmark).
 HEADER: Final = Struct(">IBI")
-# A DATA frame's header, and a gRPC message's prefix behind it.
-DATA_HEADER_AND_PREFIX: Final = Struct(">IBIBI")
 WORD: Final = Struct(">I")
 SETTING: Final = Struct(">HI")
 _TWO_WORDS: Final = Struct(">II")

@@ -170,24 +170,29 @@ class Requests(Answers):
             return  # Nothing is read of it, or the answer waits for its window.
         self._release(stream, len(data))
         self._hold(len(data))
-        messages = stream.messages
-        messages.add(data)
+        stream.messages.add(data)
         try:
-            # Never anything after our trailers: what follows an answered request is not looked at,
-            # also while the answer still waits for its window.
-            while (
-                stream.trailers is None
-                and stream.id in self._streams
-                and (message := messages.next()) is not None
-            ):
-                self._hold(-(len(message) + PREFIX_BYTES))
-                stream.message_by_s = 0.0
-                self._take_message(stream, message)
+            self._take_messages(stream)
         except Refused as refused:
             self._refuse(stream, refused)
             return
         if stream.id in self._streams:
             self._after_data(stream)
+
+    def _take_messages(self, stream: Stream) -> None:
+        """Those that are whole.
+
+        Never anything after our trailers: what follows an answered request is not looked at, also
+        while the answer still waits for its window.
+        """
+        while (
+            stream.trailers is None
+            and stream.id in self._streams
+            and (message := stream.messages.next()) is not None
+        ):
+            self._hold(-(len(message) + PREFIX_BYTES))
+            stream.message_by_s = 0.0
+            self._take_message(stream, message)
 
     def _after_data(self, stream: Stream) -> None:
         """Bound the memory and the time of what has not come yet."""

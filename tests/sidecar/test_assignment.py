@@ -488,8 +488,8 @@ def test_the_short_way_decides_as_the_whole_of_the_rules(
         patch.setattr(sidecar.assignment, "TEMPLATES_MAX", 1_024 if few else 0)
         plan = build(message)
         [target] = plan.targets
-        assert target.quick is not None
-        assert target.quick.few is few
+        assert target.bound.quick is not None
+        assert target.bound.quick.few is few
     for number, unit in enumerate(units):
         headers = {"x-user-id": unit} | ({"x-a": b"1"} if number % 2 else {"x-b": b"1"})
         data = request(*headers.items())
