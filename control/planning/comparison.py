@@ -131,8 +131,12 @@ def plan_comparison(
     Raises:
         ValueError: A share, confidence or power is outside its range.
     """
+    if asked.metric not in BUILT_IN:
+        return _nothing(asked.metric, "not known: its kind Metric must be in the files")
     if not asked.effect > 0:
-        return _nothing(asked.metric, "no minimum improvement is given: any number of units may do")
+        return _nothing(
+            asked.metric, "no minimumImprovement, or none that its baseline would make a number of"
+        )
     try:
         fixed = units_needed(asked, asked.effect, assumed)
     except ValueError as error:

@@ -34,6 +34,7 @@ HELPS: Final = {
     "init": "Write a first resource file, from questions or flags.",
     "lint": "Check resource files offline and name every violation.",
     "diff": "Show what apply would change.",
+    "plan": "Say what a rollout can find out, and when, before it starts.",
     "apply": "Create or update the resources in files.",
     "get": "List targets or experiments, or print one.",
     "describe": "Tell an experiment's or a target's state, and why.",
