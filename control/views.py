@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control import model
-from control.rollout.assess import Check
+from control.rollout.checks import Check
 from control.rollout.decide import Decision
 from control.rollout.entries import (
     ExperimentEntry,
@@ -19,6 +19,7 @@ from control.rollout.entries import (
     TargetEntry,
     decode_baseline,
 )
+from control.rollout.judging import CandidateVerdict
 from control.rollout.seen import LaneState
 from control.rollout.words import Action, Phase, Reason, State
 from turnout import contract
@@ -206,6 +207,23 @@ def decision_message(decision: Decision) -> experiment_pb2.Decision:
     )
     message.checks.extend(check_message(check) for check in decision.checks)
     message.lanes.extend(lane_message(lane) for lane in decision.lanes)
+    message.verdicts.extend(verdict_message(verdict) for verdict in decision.verdicts)
+    return message
+
+
+def verdict_message(verdict: CandidateVerdict) -> experiment_pb2.CandidateVerdict:
+    """A candidate's verdict on the wire."""
+    message = experiment_pb2.CandidateVerdict(
+        variant=verdict.variant,
+        row=experiment_pb2.TableRow.Value(f"TABLE_ROW_{verdict.kind}"),
+        sentence=verdict.sentence,
+        notes=verdict.notes,
+        projected_units=verdict.projected_units,
+        metric=verdict.metric,
+        stratum=verdict.stratum,
+    )
+    for reason in verdict.reasons:
+        message.reasons.add(code=reason.code, text=reason.text, values=reason.values)
     return message
 
 

@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from control.rollout import plain
+from control.model.defaults import LATENCY_METRICS
+from control.rollout import judging, plain
 from control.rollout.bounds import log_sample_ratio, pooled_errors, rate_interval
+from control.rollout.checks import Check, look_check
+from control.rollout.judging import CandidateVerdict
 from control.rollout.policy import (
     METRIC_ACCURACY,
     METRIC_ERROR_RATE,
@@ -37,6 +40,7 @@ from control.rollout.seen import (
     WindowSeen,
 )
 from control.rollout.words import Gate, Kind, Phase, Reason, Verdict
+from control.stats.verdicts import Kind as Row
 from turnout.contract import LATENCY_SKETCH_ALPHA, TIME_BUCKET_S
 
 FRESH_MS: Final = 5_000
@@ -51,6 +55,8 @@ STANDARD_ERRORS: Final = 5.0
 # (tests/simulation). So the errors must come from several units, unless most requests fail.
 WINDOW_UNITS: Final = 5
 WINDOW_RATE_CERTAIN: Final = 0.5
+# Metrics that can be judged without evidence by bucket, as counts.
+METRICS_COUNTED: Final = (METRIC_ERROR_RATE, METRIC_ACCURACY, *LATENCY_METRICS)
 METRIC_SAMPLE_RATIO: Final = "sample_ratio"
 METRIC_LOSS: Final = "loss"
 
@@ -59,32 +65,10 @@ _LANE_REASON: Final = {
     Kind.SLOW: Reason.LANE_SLOW,
     Kind.WRONG: Reason.LANE_WRONG,
 }
+_KIND_OF: Final = {METRIC_ERROR_RATE: Kind.ERROR}
 _EMPTY: Final = VariantSeen()
 # A quantile read from a sketch is within 1 % of the true one.
 _SKETCH_SLACK: Final = 1 + LATENCY_SKETCH_ALPHA
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One question about one candidate and its answer; `turnout.v1alpha1.Check`.
-
-    Attributes:
-        metric: A guardrail's metric, "sample_ratio" or "loss".
-        variant: The candidate; "" for sample_ratio.
-        verdict, reason, sentence: The answer.
-        control_value, candidate_value: In the metric's unit (rates 0..1, milliseconds).
-        control_count, candidate_count: Requests, labels or units looked at.
-    """
-
-    metric: str
-    variant: str
-    verdict: Verdict
-    reason: Reason
-    sentence: str
-    control_value: float = 0.0
-    candidate_value: float = 0.0
-    control_count: int = 0
-    candidate_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +98,14 @@ class Assessment:
         doubts: About validity, telemetry, traffic, checks, and the dwell last; () = it passes.
         checks: Sample ratio, loss and every guardrail of every candidate that serves.
         lanes: As seen.
+        verdicts: Of every candidate that serves, where there are looks; () else.
     """
 
     harms: tuple[Harm, ...]
     doubts: tuple[Doubt, ...]
     checks: tuple[Check, ...]
     lanes: tuple[LaneState, ...]
+    verdicts: tuple[CandidateVerdict, ...] = ()
 
 
 def assess(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Assessment:
@@ -133,6 +119,7 @@ def assess(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Assessment:
     """
     step = policy.steps[run.step]
     serving = [name for name in policy.candidates if run.split_ppm.get(name, 0) > 0]
+    verdicts = _verdicts(run, policy, step, seen, serving, now_ms)
     checks = (
         *_validity(run, policy, seen, serving),
         *(
@@ -144,12 +131,59 @@ def assess(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Assessment:
     )
     doubts = (
         *(Doubt(c.reason, c.sentence) for c in checks[:2] if c.verdict is Verdict.FAIL),
+        *_invalid(verdicts),
         *_telemetry(seen, now_ms),
         *_traffic(run, step, seen, serving),
+        *_stratum_doubts(seen, serving),
         *_check_doubts(step, checks),
         *_dwell(run, step, now_ms),
     )
-    return Assessment(_harms(run, policy, seen), doubts, checks, seen.lanes)
+    harms = (*_harms(run, policy, seen), *_verdict_harms(verdicts))
+    return Assessment(harms, doubts, checks, seen.lanes, verdicts)
+
+
+# -- Verdicts -----------------------------------------------------------------------------------
+
+
+def _verdicts(
+    run: Run, policy: Policy, step: StepPolicy, seen: Seen, serving: list[str], now_ms: int
+) -> tuple[CandidateVerdict, ...]:
+    """The decision table's answers; () for copies, without control, and without looks."""
+    looks = seen.looks
+    if looks is None or step.phase is Phase.SHADOW or not run.split_ppm.get(policy.control, 0):
+        return ()
+    return tuple(
+        judging.verdict(looks, policy, step, name, run=run, now_ms=now_ms) for name in serving
+    )
+
+
+def _verdict_harms(verdicts: tuple[CandidateVerdict, ...]) -> Iterator[Harm]:
+    for verdict in verdicts:
+        if verdict.kind != Row.ROLLBACK.value:
+            continue
+        kind = _KIND_OF.get(verdict.metric, Kind.WRONG)
+        if verdict.metric.startswith(METRIC_LATENCY_PREFIX):
+            kind = Kind.SLOW
+        reason = Reason.STRATUM_HARM if verdict.stratum else Reason.GUARDRAIL
+        yield Harm(verdict.variant, kind, reason, verdict.text)
+
+
+def _invalid(verdicts: tuple[CandidateVerdict, ...]) -> Iterator[Doubt]:
+    for verdict in verdicts:
+        if verdict.kind == Row.INVALID.value:
+            ratio = "sample_ratio" in verdict.codes
+            reason = Reason.SAMPLE_RATIO_MISMATCH if ratio else Reason.DIFFERENTIAL_LOSS
+            yield Doubt(reason, verdict.sentence)
+
+
+def _stratum_doubts(seen: Seen, serving: list[str]) -> Iterator[Doubt]:
+    """A metric that is worse in one stratum holds every step, tolerated or not."""
+    if seen.looks is None:
+        return
+    for name in serving:
+        for look in judging.harmed_strata(seen.looks, name):
+            sentence = f"{look.metric} of {name} is worse in stratum {look.stratum}: "
+            yield Doubt(Reason.STRATUM_HARM, sentence + judging.gap(look))
 
 
 # -- Harm ---------------------------------------------------------------------------------------
@@ -435,6 +469,13 @@ def _guardrail(
     candidate = seen.variants.get(name, _EMPTY)
     control = seen.variants.get(policy.control, _EMPTY)
     minimum = step.minimum_requests
+    if seen.looks is not None:
+        found = seen.looks.of(guardrail.metric, name)
+        if found:
+            return look_check(found, policy, step)
+    if guardrail.metric not in METRICS_COUNTED:
+        sentence = f"{guardrail.metric}: no evidence by bucket of units yet"
+        return Check(guardrail.metric, name, Verdict.UNDECIDED, Reason.NO_TRAFFIC, sentence)
     if guardrail.metric == METRIC_ERROR_RATE:
         mine, theirs = (candidate.errors, candidate.requests), (control.errors, control.requests)
         return _rate_check(

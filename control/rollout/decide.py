@@ -6,16 +6,19 @@ makes the same one again from its record. Stores nothing, publishes nothing, rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from control.rollout import codec, plain
-from control.rollout.assess import Assessment, Check, Harm, assess
+from control.rollout.assess import Assessment, Harm, assess
+from control.rollout.checks import Check
+from control.rollout.judging import CandidateVerdict
 from control.rollout.phases import InvalidTransition, transition
 from control.rollout.policy import Policy, StepPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
 from control.rollout.words import Action, Effect, Gate, Input, Phase, Reason, State
+from control.stats.verdicts import Kind as Row
 from turnout.contract import BUCKET_COUNT
 
 ACTOR_LOOP: Final = "turnout"
@@ -29,6 +32,43 @@ BASELINE_MOVED: Final = (
 _PUBLISH_FIRST: Final = (Effect.PUBLISH, Effect.PERSIST, Effect.ALERT)
 _PERSIST_FIRST: Final = (Effect.PERSIST, Effect.PUBLISH)
 _PERSIST_ONLY: Final = (Effect.PERSIST,)
+
+
+# Doubts that keep an `ab` step from acting on any verdict.
+_AB_DOUBTS: Final = (
+    Reason.SAMPLE_RATIO_MISMATCH,
+    Reason.DIFFERENTIAL_LOSS,
+    Reason.NO_SIDECARS,
+    Reason.WAITING_FOR_UPSTREAM,
+    Reason.STALE,
+)
+# Rows after which more data would not make a candidate the winner.
+_AB_SETTLED: Final = (
+    Row.KEEP_CONTROL_WORSE,
+    Row.KEEP_CONTROL_FUTILE,
+    Row.NO_DIFFERENCE,
+    Row.INCONCLUSIVE,
+)
+_AB_REASON: Final = {
+    Row.ROLLBACK: Reason.GUARDRAIL,
+    Row.INVALID: Reason.SAMPLE_RATIO_MISMATCH,
+    Row.WARMING_UP: Reason.WARMING_UP,
+    Row.HOLD: Reason.STRATA_DISAGREE,
+    Row.PROMOTE: Reason.BETTER,
+    Row.KEEP_CONTROL_WORSE: Reason.WORSE,
+    Row.KEEP_CONTROL_FUTILE: Reason.FUTILE,
+    Row.NO_DIFFERENCE: Reason.NO_DIFFERENCE,
+    Row.CONTINUE: Reason.UNDECIDED,
+    Row.INCONCLUSIVE: Reason.INCONCLUSIVE,
+}
+
+
+_HOLD_REASONS: Final = {
+    "stratum_harm": Reason.STRATUM_HARM,
+    "simpson": Reason.STRATA_DISAGREE,
+    "heterogeneity": Reason.STRATA_DISAGREE,
+    "guardrail_unclear": Reason.LOW_POWER,
+}
 
 
 class Refused(Exception):
@@ -60,7 +100,7 @@ class Decision:
         tombstone_epoch: Plans up to this epoch never serve again; 0 = no tombstone.
         promote_variant: Becomes the target's baseline in the same transaction; "" = none.
         undo: The target's previous baseline comes back in the same transaction.
-        checks, lanes: As judged.
+        checks, lanes, verdicts: As judged.
         exemplar_trace_ids: Traces of the variant and kind that decided.
         snapshot_version, code_version: As seen.
         inputs_json: Canonical JSON of everything it was made on; "" unless `record`.
@@ -81,6 +121,7 @@ class Decision:
     undo: bool = False
     checks: tuple[Check, ...] = ()
     lanes: tuple[LaneState, ...] = ()
+    verdicts: tuple[CandidateVerdict, ...] = field(default=(), metadata=codec.ADDED)
     exemplar_trace_ids: tuple[str, ...] = ()
     snapshot_version: int = 0
     code_version: str = ""
@@ -155,9 +196,7 @@ def decide(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Decision:
         sentence = f"all {len(policy.steps)} steps have passed; promote, roll back or stop it"
         return _standing(inputs, judged, Action.HOLD, Reason.STEPS_FINISHED, sentence)
     if step.phase is Phase.AB:
-        sentence = "the A/B test keeps its split; its metrics are not judged yet, so promote it, "
-        sentence += "roll it back or stop it"
-        return _standing(inputs, judged, Action.HOLD, Reason.ANALYSIS_PENDING, sentence)
+        return _compare(inputs, judged)
     if judged.doubts:
         doubt = judged.doubts[0]
         early = judged.doubts[-1].reason is Reason.DWELL_NOT_OVER
@@ -226,31 +265,91 @@ def _exemplars(seen: Seen, harm: Harm) -> tuple[str, ...]:
     return tuple(found[:EXEMPLARS_MAX])
 
 
-def _step_passed(inputs: Inputs, judged: Assessment) -> Decision:
+def _step_passed(
+    inputs: Inputs, judged: Assessment, better: CandidateVerdict | None = None
+) -> Decision:
+    """To the next step, or to the end; by a verdict, when `better` is one."""
     run, policy = inputs.run, inputs.policy
     asked = policy.steps[run.step].checks
     why = "; ".join(check.sentence for check in judged.checks if check.metric in asked)
     why = why or "its time is over and no harm was seen"
+    within = Reason.WITHIN_LIMITS if better is None else Reason.BETTER
+    finished = Reason.STEPS_FINISHED if better is None else Reason.BETTER
+    why = why if better is None else better.sentence
     last = len(policy.steps)
     if run.step + 1 < last:
         sentence = f"step {run.step + 1} of {last} passed: {why}; next: "
         sentence += _words(policy.steps[run.step + 1], policy)
         after, new_epoch = _enter(run, policy, run.step + 1, inputs.now_ms)
         given = Input.STEP_PASSED
-        return _change(
-            inputs, given, after, Reason.WITHIN_LIMITS, sentence, judged, new_epoch=new_epoch
-        )
-    winner = _only_candidate(run, policy)
+        return _change(inputs, given, after, within, sentence, judged, new_epoch=new_epoch)
+    winner = better.variant if better else _only_candidate(run, policy)
     moved = policy.promote_on_finish and bool(winner) and inputs.seen.baseline_moved
     if policy.promote_on_finish and winner and not moved:
         sentence = f"promoted {winner}: step {last} of {last} passed: {why}"
-        return _end(inputs, Input.PROMOTE, Reason.STEPS_FINISHED, sentence, judged, winner)
+        return _end(inputs, Input.PROMOTE, finished, sentence, judged, winner)
     sentence = f"step {last} of {last} passed: {why}; "
     if moved:
         sentence += f"{BASELINE_MOVED}; "
     sentence += "the split stays until somebody decides"
     after = replace(run, finished=True)
-    return _change(inputs, Input.STEPS_FINISHED, after, Reason.STEPS_FINISHED, sentence, judged)
+    return _change(inputs, Input.STEPS_FINISHED, after, finished, sentence, judged)
+
+
+def _compare(inputs: Inputs, judged: Assessment) -> Decision:
+    """An `ab` step: the decision table's verdict on every candidate, and what follows from it."""
+    run, policy = inputs.run, inputs.policy
+    here = f"step {_step_of(run, policy)}: "
+    # What keeps a verdict from being believed or acted on; the dwell and the traffic are among the
+    # table's own questions, and a guardrail's check is one of its rows.
+    for doubt in judged.doubts:
+        if doubt.reason in _AB_DOUBTS:
+            return _standing(inputs, judged, Action.HOLD, doubt.reason, here + doubt.sentence)
+    if policy.primary is None:
+        sentence = f"{here}no primary metric is declared, so nothing can be decided; promote it, "
+        sentence += "roll it back or stop it"
+        return _standing(inputs, judged, Action.HOLD, Reason.NO_PRIMARY, sentence)
+    if not judged.verdicts:
+        sentence = f"{here}no evidence by bucket of units yet"
+        return _standing(inputs, judged, Action.HOLD, Reason.ANALYSIS_PENDING, sentence)
+    rows = {verdict.variant: Row(verdict.kind) for verdict in judged.verdicts}
+    better = [verdict for verdict in judged.verdicts if rows[verdict.variant] is Row.PROMOTE]
+    if len(better) == 1 and all(
+        row in _AB_SETTLED for name, row in rows.items() if name != better[0].variant
+    ):
+        return _step_passed(inputs, judged, better[0])
+    open_ = [verdict for verdict in judged.verdicts if rows[verdict.variant] not in _AB_SETTLED]
+    if open_ and not better:
+        verdict = open_[0]
+        action = Action.HOLD if rows[verdict.variant] is Row.HOLD else Action.CONTINUE
+        reason = _AB_REASON[rows[verdict.variant]]
+        if rows[verdict.variant] is Row.HOLD:
+            reason = next(why for code, why in _HOLD_REASONS.items() if code in verdict.codes)
+        return _standing(inputs, judged, action, reason, here + verdict.sentence)
+    if better:
+        names = ", ".join(verdict.variant for verdict in better)
+        sentence = f"{here}{names} are better than {policy.control}; promote one of them"
+        if open_:
+            sentence = f"{here}{better[0].sentence}; {open_[0].sentence}"
+        return _standing(inputs, judged, Action.HOLD, Reason.BETTER, sentence)
+    return _kept(inputs, judged)
+
+
+def _kept(inputs: Inputs, judged: Assessment) -> Decision:
+    """No candidate is better, and more data would not show one: control stays the baseline."""
+    run, policy = inputs.run, inputs.policy
+    said = "; ".join(verdict.sentence for verdict in judged.verdicts)
+    rows = [Row(verdict.kind) for verdict in judged.verdicts]
+    over = Row.INCONCLUSIVE in rows
+    reason = Reason.INCONCLUSIVE if over else _AB_REASON[rows[0]]
+    where = f"step {run.step + 1} of {len(policy.steps)}"
+    if not policy.promote_on_finish:
+        sentence = f"{where} is decided: {said}; the split stays until somebody decides"
+        after = replace(run, finished=True)
+        return _change(inputs, Input.STEPS_FINISHED, after, reason, sentence, judged)
+    sentence = f"kept {policy.control} at {where}: {said}"
+    given = Input.TIME_OVER if over else Input.CONTROL_KEPT
+    return _end(inputs, given, reason, sentence, judged)
 
 
 def _only_candidate(run: Run, policy: Policy) -> str:
@@ -538,6 +637,7 @@ def _decision(
         record=record,
         checks=judged.checks if judged else (),
         lanes=judged.lanes if judged else (),
+        verdicts=judged.verdicts if judged else (),
         snapshot_version=inputs.seen.snapshot_version,
         code_version=inputs.seen.code_version,
         inputs_json=codec.to_json(inputs) if record else "",

@@ -72,6 +72,8 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.HARM: _NOT_STARTED,
         Input.STEP_PASSED: _NOT_STARTED,
         Input.STEPS_FINISHED: _NOT_STARTED,
+        Input.CONTROL_KEPT: _NOT_STARTED,
+        Input.TIME_OVER: _NOT_STARTED,
     },
     State.RUNNING: {
         Input.START: _STARTED,
@@ -86,6 +88,8 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.HARM: _ROLLED_BACK,
         Input.STEP_PASSED: Transition(State.RUNNING, Action.ADVANCE),
         Input.STEPS_FINISHED: Transition(State.RUNNING, Action.FINISH),
+        Input.CONTROL_KEPT: _STOPPED,
+        Input.TIME_OVER: Transition(State.INCONCLUSIVE, Action.STOP),
     },
     State.PAUSED: {
         Input.START: _STARTED,
@@ -101,6 +105,8 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.HARM: _ROLLED_BACK,
         Input.STEP_PASSED: _PAUSED,
         Input.STEPS_FINISHED: _PAUSED,
+        Input.CONTROL_KEPT: _PAUSED,
+        Input.TIME_OVER: _PAUSED,
     },
     # No step leads here yet; what is allowed is stated all the same.
     State.AWAITING_APPROVAL: {
@@ -116,6 +122,8 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.HARM: _ROLLED_BACK,
         Input.STEP_PASSED: _WAITS,
         Input.STEPS_FINISHED: _WAITS,
+        Input.CONTROL_KEPT: _WAITS,
+        Input.TIME_OVER: _WAITS,
     },
     State.PROMOTED: {
         **_ALL_ENDED,

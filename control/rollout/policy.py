@@ -115,6 +115,8 @@ class Policy:
         window, breaker: The other two safety rules.
         kinds: Bad events that have a lane.
         slow_after_ms: A slower answer is a bad event, None = there is no SLOW lane.
+        primary: What `ab` steps decide by, None = nothing was declared.
+        strata: Their names, in the spec's order: stratum i has the number i + 1 in evidence.
         warm_up_ms: Requests that begin earlier than this in an epoch are not compared.
     """
 
@@ -130,6 +132,8 @@ class Policy:
     kinds: tuple[Kind, ...] = (Kind.ERROR,)
     slow_after_ms: float | None = None
     warm_up_ms: int = field(default=0, metadata=codec.ADDED)
+    primary: PrimaryPolicy | None = field(default=None, metadata=codec.ADDED)
+    strata: tuple[str, ...] = field(default=(), metadata=codec.ADDED)
 
     @staticmethod
     def from_spec(spec: experiment_pb2.ExperimentSpec) -> "Policy":
@@ -157,6 +161,8 @@ class Policy:
             kinds=tuple(kind_of(number) for number in defaults.bad_event_kinds(full)),
             slow_after_ms=None if slow_after is None else milliseconds(slow_after),
             warm_up_ms=int(milliseconds(full.metrics.warm_up)),
+            primary=_primary(full.metrics),
+            strata=tuple(stratum.name for stratum in full.strata),
         )
 
 
@@ -184,7 +190,9 @@ def _primary(metrics: experiment_pb2.Metrics) -> PrimaryPolicy | None:
     primary = metrics.primary
     if not primary.metric:
         return None
-    least = _margin(primary.minimum_improvement) if primary.HasField("minimum_improvement") else None
+    least = (
+        _margin(primary.minimum_improvement) if primary.HasField("minimum_improvement") else None
+    )
     return PrimaryPolicy(primary.metric, least)
 
 

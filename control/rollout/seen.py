@@ -7,6 +7,7 @@ JSON (`control.rollout.codec`), because a decision is replayed from it.
 from dataclasses import dataclass, field
 
 from control.rollout import codec
+from control.rollout.looks import Looks
 from control.rollout.words import Gate, Kind
 from turnout import contract
 
@@ -192,6 +193,8 @@ class Seen:
         snapshot_version: The tenant's version that serves now.
         code_version: Of the control plane.
         baseline_moved: The target's baseline is no longer what control is pinned to.
+        looks: At the evidence by bucket of units, over all epochs of the run; None = there is none
+            that can be looked at.
     """
 
     variants: dict[str, VariantSeen] = field(default_factory=dict)
@@ -203,6 +206,7 @@ class Seen:
     snapshot_version: int = 0
     code_version: str = ""
     baseline_moved: bool = field(default=False, metadata=codec.ADDED)
+    looks: Looks | None = field(default=None, metadata=codec.ADDED)
 
 
 # A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted

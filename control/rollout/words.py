@@ -37,6 +37,9 @@ class Input(StrEnum):
     HARM = "HARM"
     STEP_PASSED = "STEP_PASSED"
     STEPS_FINISHED = "STEPS_FINISHED"
+    # The last step ended without a winner: control is kept; the time is over without a verdict.
+    CONTROL_KEPT = "CONTROL_KEPT"
+    TIME_OVER = "TIME_OVER"
 
 
 class Action(StrEnum):
@@ -79,6 +82,17 @@ class Reason(StrEnum):
     DIFFERENTIAL_LOSS = "DIFFERENTIAL_LOSS"
     GUARDRAIL = "GUARDRAIL"
     NO_SIDECARS = "NO_SIDECARS"
+    # Verdicts of the decision table.
+    WARMING_UP = "WARMING_UP"
+    BETTER = "BETTER"
+    WORSE = "WORSE"
+    FUTILE = "FUTILE"
+    NO_DIFFERENCE = "NO_DIFFERENCE"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNDECIDED = "UNDECIDED"
+    STRATUM_HARM = "STRATUM_HARM"
+    STRATA_DISAGREE = "STRATA_DISAGREE"
+    NO_PRIMARY = "NO_PRIMARY"
 
 
 class Verdict(StrEnum):

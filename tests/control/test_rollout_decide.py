@@ -20,7 +20,7 @@ from control.rollout.decide import (
     decide,
     replay,
 )
-from control.rollout.policy import BreakerPolicy, GuardrailPolicy, Margin, Policy
+from control.rollout.policy import BreakerPolicy, GuardrailPolicy, Margin, Policy, PrimaryPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, Run
 from control.rollout.seen import BucketSeen, Exemplar, Seen, SidecarSeen, VariantSeen, WindowSeen
 from control.rollout.words import Action, Effect, Gate, Input, Kind, Phase, Reason, State
@@ -237,8 +237,11 @@ def test_nobody_is_promoted_when_the_winner_is_not_plain(what: str) -> None:
     assert decision.action is Action.FINISH
 
 
-def test_ab_step_holds_its_split_and_says_analysis_pending() -> None:
+def test_ab_step_holds_its_split_when_nothing_can_decide() -> None:
     policy = worlds.policy(worlds.ab_step(), promote=True)
+    decision = decided(worlds.started(policy), policy)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.NO_PRIMARY)
+    policy = replace(policy, primary=PrimaryPolicy("accuracy"))
     decision = decided(worlds.started(policy), policy)
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.ANALYSIS_PENDING)
 

@@ -146,6 +146,22 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """More than 1 % of one variant's decided requests were never logged, and not of the other's."""
     REASON_GUARDRAIL: _Reason.ValueType  # 19
     REASON_NO_SIDECARS: _Reason.ValueType  # 20
+    REASON_WARMING_UP: _Reason.ValueType  # 50
+    """An `ab` step's verdicts."""
+    REASON_BETTER: _Reason.ValueType  # 51
+    REASON_WORSE: _Reason.ValueType  # 52
+    REASON_FUTILE: _Reason.ValueType  # 53
+    """It cannot become better by the minimum improvement."""
+    REASON_NO_DIFFERENCE: _Reason.ValueType  # 54
+    REASON_INCONCLUSIVE: _Reason.ValueType  # 55
+    """The maximum duration is over."""
+    REASON_UNDECIDED: _Reason.ValueType  # 56
+    REASON_STRATUM_HARM: _Reason.ValueType  # 57
+    """A metric is worse in one stratum."""
+    REASON_STRATA_DISAGREE: _Reason.ValueType  # 58
+    """Strata contradict each other."""
+    REASON_NO_PRIMARY: _Reason.ValueType  # 59
+    """An `ab` step without a primary metric."""
     REASON_BANDIT: _Reason.ValueType  # 40
     """A bandit's shares follow the evidence."""
 
@@ -175,6 +191,22 @@ REASON_DIFFERENTIAL_LOSS: Reason.ValueType  # 18
 """More than 1 % of one variant's decided requests were never logged, and not of the other's."""
 REASON_GUARDRAIL: Reason.ValueType  # 19
 REASON_NO_SIDECARS: Reason.ValueType  # 20
+REASON_WARMING_UP: Reason.ValueType  # 50
+"""An `ab` step's verdicts."""
+REASON_BETTER: Reason.ValueType  # 51
+REASON_WORSE: Reason.ValueType  # 52
+REASON_FUTILE: Reason.ValueType  # 53
+"""It cannot become better by the minimum improvement."""
+REASON_NO_DIFFERENCE: Reason.ValueType  # 54
+REASON_INCONCLUSIVE: Reason.ValueType  # 55
+"""The maximum duration is over."""
+REASON_UNDECIDED: Reason.ValueType  # 56
+REASON_STRATUM_HARM: Reason.ValueType  # 57
+"""A metric is worse in one stratum."""
+REASON_STRATA_DISAGREE: Reason.ValueType  # 58
+"""Strata contradict each other."""
+REASON_NO_PRIMARY: Reason.ValueType  # 59
+"""An `ab` step without a primary metric."""
 REASON_BANDIT: Reason.ValueType  # 40
 """A bandit's shares follow the evidence."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
@@ -217,6 +249,46 @@ ACTION_UNDO: Action.ValueType  # 11
 ACTION_REALLOCATE: Action.ValueType  # 20
 """A bandit moves traffic between variants: a new epoch."""
 Global___Action: _TypeAlias = Action  # noqa: Y015
+
+class _TableRow:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TableRowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TableRow.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TABLE_ROW_UNSPECIFIED: _TableRow.ValueType  # 0
+    TABLE_ROW_ROLLBACK: _TableRow.ValueType  # 1
+    """A guardrail or the primary metric is worse beyond doubt, and by more than is tolerated."""
+    TABLE_ROW_INVALID: _TableRow.ValueType  # 2
+    """The arms cannot be compared: sample ratio, labels lost in one arm."""
+    TABLE_ROW_WARMING_UP: _TableRow.ValueType  # 3
+    TABLE_ROW_HOLD: _TableRow.ValueType  # 4
+    """A stratum is harmed, strata contradict each other, or a guardrail is unclear."""
+    TABLE_ROW_PROMOTE: _TableRow.ValueType  # 5
+    TABLE_ROW_KEEP_CONTROL_WORSE: _TableRow.ValueType  # 6
+    TABLE_ROW_KEEP_CONTROL_FUTILE: _TableRow.ValueType  # 7
+    TABLE_ROW_NO_DIFFERENCE: _TableRow.ValueType  # 8
+    TABLE_ROW_CONTINUE: _TableRow.ValueType  # 9
+    TABLE_ROW_INCONCLUSIVE: _TableRow.ValueType  # 10
+
+class TableRow(_TableRow, metaclass=_TableRowEnumTypeWrapper):
+    """The rows of the decision table."""
+
+TABLE_ROW_UNSPECIFIED: TableRow.ValueType  # 0
+TABLE_ROW_ROLLBACK: TableRow.ValueType  # 1
+"""A guardrail or the primary metric is worse beyond doubt, and by more than is tolerated."""
+TABLE_ROW_INVALID: TableRow.ValueType  # 2
+"""The arms cannot be compared: sample ratio, labels lost in one arm."""
+TABLE_ROW_WARMING_UP: TableRow.ValueType  # 3
+TABLE_ROW_HOLD: TableRow.ValueType  # 4
+"""A stratum is harmed, strata contradict each other, or a guardrail is unclear."""
+TABLE_ROW_PROMOTE: TableRow.ValueType  # 5
+TABLE_ROW_KEEP_CONTROL_WORSE: TableRow.ValueType  # 6
+TABLE_ROW_KEEP_CONTROL_FUTILE: TableRow.ValueType  # 7
+TABLE_ROW_NO_DIFFERENCE: TableRow.ValueType  # 8
+TABLE_ROW_CONTINUE: TableRow.ValueType  # 9
+TABLE_ROW_INCONCLUSIVE: TableRow.ValueType  # 10
+Global___TableRow: _TypeAlias = TableRow  # noqa: Y015
 
 @_typing.final
 class Experiment(_message.Message):
@@ -338,7 +410,9 @@ class ExperimentSpec(_message.Message):
 
     @_builtins.property
     def strata(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Stratum]:
-        """Not implemented. At most 16; the first match wins."""
+        """Slices of the eligible traffic that are looked at apart: at most 16, the first match wins. A harm in
+        one of them alone holds the experiment or rolls it back.
+        """
 
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Variant]:
@@ -486,7 +560,7 @@ class Metrics(_message.Message):
     WARM_UP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def primary(self) -> Global___Primary:
-        """Accepted, stored and shown as ANALYSIS_PENDING."""
+        """What `ab` steps decide by."""
 
     @_builtins.property
     def guardrails(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guardrail]: ...
@@ -746,6 +820,10 @@ Global___ApprovalStep: _TypeAlias = ApprovalStep  # noqa: Y015
 
 @_typing.final
 class AbStep(_message.Message):
+    """Compares until there is a verdict on the primary metric: a better candidate is promoted or goes on to
+    the next step, as `on_finish` says; else control is kept.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -774,17 +852,21 @@ class AbStep(_message.Message):
     MINIMUM_DURATION_FIELD_NUMBER: _builtins.int
     MAXIMUM_DURATION_FIELD_NUMBER: _builtins.int
     confidence: _builtins.float
-    """(0, 1). Default 0.95. Shown as ANALYSIS_PENDING."""
+    """(0, 1). Default 0.95: of the verdict, however often one looks."""
     minimum_units: _builtins.int
-    """Shown as ANALYSIS_PENDING."""
+    """Units of each arm before there is a verdict. Default, and least, 100."""
     @_builtins.property
     def split(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """As in CanaryStep."""
 
     @_builtins.property
-    def minimum_duration(self) -> _duration_pb2.Duration: ...
+    def minimum_duration(self) -> _duration_pb2.Duration:
+        """No verdict before. Default 0s; results say so below a whole week."""
+
     @_builtins.property
-    def maximum_duration(self) -> _duration_pb2.Duration: ...
+    def maximum_duration(self) -> _duration_pb2.Duration:
+        """What is undecided then is INCONCLUSIVE. Default: never."""
+
     def __init__(
         self,
         *,
@@ -811,12 +893,6 @@ Global___AbStep: _TypeAlias = AbStep  # noqa: Y015
 
 @_typing.final
 class BanditStep(_message.Message):
-    """The split follows the evidence: every `every` the variants, control among them, get shares by how likely
-    each is the best one. It begins with equal shares, must be the last step, and ends after `for`.
-    A unit may change its variant when the shares do: only as many units move as the shares differ by, and
-    only into a variant that grows. Every reallocation is an epoch, and inference is by epochs.
-    """
-
     DESCRIPTOR: _descriptor.Descriptor
 
     ALGORITHM_FIELD_NUMBER: _builtins.int
@@ -1207,6 +1283,7 @@ class Decision(_message.Message):
     CODE_VERSION_FIELD_NUMBER: _builtins.int
     EXEMPLAR_TRACE_IDS_FIELD_NUMBER: _builtins.int
     INPUTS_JSON_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     action: Global___Action.ValueType
     actor: _builtins.str
@@ -1231,6 +1308,10 @@ class Decision(_message.Message):
     def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lane]: ...
     @_builtins.property
     def exemplar_trace_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CandidateVerdict]:
+        """Of the candidates that served, by the decision table."""
+
     def __init__(
         self,
         *,
@@ -1251,14 +1332,120 @@ class Decision(_message.Message):
         code_version: _builtins.str = ...,
         exemplar_trace_ids: _abc.Iterable[_builtins.str] | None = ...,
         inputs_json: _builtins.str = ...,
+        verdicts: _abc.Iterable[Global___CandidateVerdict] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "checks", b"checks", "code_version", b"code_version", "epoch", b"epoch", "exemplar_trace_ids", b"exemplar_trace_ids", "id", b"id", "inputs_json", b"inputs_json", "lanes", b"lanes", "reason", b"reason", "sentence", b"sentence", "snapshot_version", b"snapshot_version", "state_after", b"state_after", "state_before", b"state_before", "step_after", b"step_after", "step_before", b"step_before", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "checks", b"checks", "code_version", b"code_version", "epoch", b"epoch", "exemplar_trace_ids", b"exemplar_trace_ids", "id", b"id", "inputs_json", b"inputs_json", "lanes", b"lanes", "reason", b"reason", "sentence", b"sentence", "snapshot_version", b"snapshot_version", "state_after", b"state_after", "state_before", b"state_before", "step_after", b"step_after", "step_before", b"step_before", "time", b"time", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class CandidateVerdict(_message.Message):
+    """The decision table's answer about one candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    PROJECTED_UNITS_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    row: Global___TableRow.ValueType
+    sentence: _builtins.str
+    """Why, in one plain sentence with the numbers."""
+    projected_units: _builtins.float
+    """Units of both arms at which it would be decided if the effect stays; absent = nobody can say, or it
+    is decided.
+    """
+    metric: _builtins.str
+    """What the first reason is about."""
+    stratum: _builtins.str
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerdictReason]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What did not decide but matters."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        row: Global___TableRow.ValueType = ...,
+        sentence: _builtins.str = ...,
+        reasons: _abc.Iterable[Global___VerdictReason] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        projected_units: _builtins.float | None = ...,
+        metric: _builtins.str = ...,
+        stratum: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_projected_units", b"_projected_units", "projected_units", b"projected_units"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_projected_units", b"_projected_units", "metric", b"metric", "notes", b"notes", "projected_units", b"projected_units", "reasons", b"reasons", "row", b"row", "sentence", b"sentence", "stratum", b"stratum", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__projected_units: _TypeAlias = _typing.Literal["projected_units"]  # noqa: Y015
+    _WhichOneofArgType__projected_units: _TypeAlias = _typing.Literal["_projected_units", b"_projected_units"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__projected_units) -> _WhichOneofReturnType__projected_units | None: ...
+
+Global___CandidateVerdict: _TypeAlias = CandidateVerdict  # noqa: Y015
+
+@_typing.final
+class VerdictReason(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Stable: fast_lane, harm, sample_ratio, differential_loss, few_units, few_events, no_interval,
+    short_duration, stratum_harm, guardrail_unclear, heterogeneity, simpson, better, worse, futile,
+    equivalent, below_minimum, undecided, projected_units, maximum_reached.
+    """
+    text: _builtins.str
+    @_builtins.property
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The numbers in it; what is not finite is left out."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+        values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "text", b"text", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerdictReason: _TypeAlias = VerdictReason  # noqa: Y015
 
 @_typing.final
 class Check(_message.Message):

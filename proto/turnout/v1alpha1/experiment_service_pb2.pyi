@@ -24,6 +24,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Standing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StandingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Standing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STANDING_UNSPECIFIED: _Standing.ValueType  # 0
+    STANDING_NO_DATA: _Standing.ValueType  # 1
+    STANDING_BETTER: _Standing.ValueType  # 2
+    STANDING_NOT_WORSE: _Standing.ValueType  # 3
+    """Shown to be worse by no more than the margin."""
+    STANDING_UNCLEAR: _Standing.ValueType  # 4
+    STANDING_WORSE: _Standing.ValueType  # 5
+    """Beyond doubt."""
+
+class Standing(_Standing, metaclass=_StandingEnumTypeWrapper): ...
+
+STANDING_UNSPECIFIED: Standing.ValueType  # 0
+STANDING_NO_DATA: Standing.ValueType  # 1
+STANDING_BETTER: Standing.ValueType  # 2
+STANDING_NOT_WORSE: Standing.ValueType  # 3
+"""Shown to be worse by no more than the margin."""
+STANDING_UNCLEAR: Standing.ValueType  # 4
+STANDING_WORSE: Standing.ValueType  # 5
+"""Beyond doubt."""
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
 @_typing.final
 class CreateTargetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -877,6 +904,26 @@ class GetExperimentResultsRequest(_message.Message):
 Global___GetExperimentResultsRequest: _TypeAlias = GetExperimentResultsRequest  # noqa: Y015
 
 @_typing.final
+class WatchExperimentResultsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """tenants/{tenant}/experiments/{experiment}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchExperimentResultsRequest: _TypeAlias = WatchExperimentResultsRequest  # noqa: Y015
+
+@_typing.final
 class ExperimentResults(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -940,6 +987,26 @@ class ExperimentResults(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ThroughputEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -954,12 +1021,26 @@ class ExperimentResults(_message.Message):
     BESIDE_FIELD_NUMBER: _builtins.int
     TARGET_UNSTAMPED_FIELD_NUMBER: _builtins.int
     BANDIT_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATIOS_FIELD_NUMBER: _builtins.int
+    FAIRNESS_GAPS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    HOUR_GAP_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _experiment_pb2.State.ValueType
     epoch: _builtins.int
     primary_reason: _experiment_pb2.Reason.ValueType
-    """ANALYSIS_PENDING while the primary metric is not judged."""
+    """ANALYSIS_PENDING while there is no evidence by bucket of units that the primary metric could be judged
+    by; else the verdict's.
+    """
     primary_sentence: _builtins.str
+    sentence: _builtins.str
+    """What there is to know, in one plain sentence."""
+    hour_gap: _builtins.float
+    """The greatest difference between two arms' shares of one hour."""
     @_builtins.property
     def epoch_variants(self) -> _containers.RepeatedCompositeFieldContainer[_experiment_pb2.VariantResult]:
         """Over the current epoch."""
@@ -993,6 +1074,26 @@ class ExperimentResults(_message.Message):
     def bandit(self) -> _experiment_pb2.BanditResult:
         """Of the bandit step that runs or ran last; not set when there was none."""
 
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_experiment_pb2.CandidateVerdict]:
+        """Of the candidates that serve, by the decision table."""
+
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comparison]:
+        """Declared metrics first, then the others that are measured; overall, then by stratum."""
+
+    @_builtins.property
+    def sample_ratios(self) -> _containers.RepeatedCompositeFieldContainer[Global___SampleRatio]: ...
+    @_builtins.property
+    def fairness_gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___FairnessGap]: ...
+    @_builtins.property
+    def hours(self) -> _containers.RepeatedCompositeFieldContainer[Global___HourBalance]: ...
+    @_builtins.property
+    def throughput(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Requests per second of each variant since its first epoch began; shown, never judged: the split
+        decides it.
+        """
+
     def __init__(
         self,
         *,
@@ -1010,14 +1111,327 @@ class ExperimentResults(_message.Message):
         beside: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         target_unstamped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         bandit: _experiment_pb2.BanditResult | None = ...,
+        sentence: _builtins.str = ...,
+        verdicts: _abc.Iterable[_experiment_pb2.CandidateVerdict] | None = ...,
+        comparisons: _abc.Iterable[Global___Comparison] | None = ...,
+        sample_ratios: _abc.Iterable[Global___SampleRatio] | None = ...,
+        fairness_gaps: _abc.Iterable[Global___FairnessGap] | None = ...,
+        hours: _abc.Iterable[Global___HourBalance] | None = ...,
+        hour_gap: _builtins.float = ...,
+        throughput: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit", "beside", b"beside", "checks", b"checks", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "state", b"state", "target_unstamped", b"target_unstamped", "unstamped", b"unstamped", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time", "bandit", b"bandit", "beside", b"beside", "checks", b"checks", "comparisons", b"comparisons", "epoch", b"epoch", "epoch_variants", b"epoch_variants", "fairness_gaps", b"fairness_gaps", "hour_gap", b"hour_gap", "hours", b"hours", "lanes", b"lanes", "name", b"name", "primary_reason", b"primary_reason", "primary_sentence", b"primary_sentence", "sample_ratios", b"sample_ratios", "sentence", b"sentence", "state", b"state", "target_unstamped", b"target_unstamped", "throughput", b"throughput", "unstamped", b"unstamped", "variants", b"variants", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExperimentResults: _TypeAlias = ExperimentResults  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """One metric of one candidate against control, over all epochs of the run, stratified by epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    HIGHER_IS_BETTER_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
+    SENTENCE_FIELD_NUMBER: _builtins.int
+    PROJECTED_N_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    variant: _builtins.str
+    stratum: _builtins.str
+    """Empty = all together; "(rest)" = what matches none of the strata."""
+    higher_is_better: _builtins.bool
+    difference: _builtins.float
+    """candidate - control, in the metric's unit (shares 0..1, milliseconds)."""
+    low: _builtins.float
+    """Confidence sequence of the difference: valid however often one looks."""
+    high: _builtins.float
+    confidence: _builtins.float
+    margin: _builtins.float
+    """The harm that is tolerated, in the metric's unit."""
+    standing: Global___Standing.ValueType
+    sentence: _builtins.str
+    """One plain sentence."""
+    projected_n: _builtins.float
+    """Of both arms together (`n`), at which the standing would be settled if the difference stays; absent =
+    settled, or nobody can say.
+    """
+    method: _builtins.str
+    """BUCKETS: clustered by bucket of units. QUANTILE: from sketches, clustered. EXACT: exact bounds of two
+    rates in the present epoch, below the floors of a variance. NONE: no bounds.
+    """
+    @_builtins.property
+    def slo(self) -> _duration_pb2.Duration:
+        """Set: the share of answers slower than this, instead of the quantile."""
+
+    @_builtins.property
+    def control(self) -> Global___ArmValue: ...
+    @_builtins.property
+    def candidate(self) -> Global___ArmValue: ...
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        stratum: _builtins.str = ...,
+        higher_is_better: _builtins.bool = ...,
+        slo: _duration_pb2.Duration | None = ...,
+        control: Global___ArmValue | None = ...,
+        candidate: Global___ArmValue | None = ...,
+        difference: _builtins.float | None = ...,
+        low: _builtins.float | None = ...,
+        high: _builtins.float | None = ...,
+        confidence: _builtins.float = ...,
+        margin: _builtins.float | None = ...,
+        standing: Global___Standing.ValueType = ...,
+        sentence: _builtins.str = ...,
+        projected_n: _builtins.float | None = ...,
+        method: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_high", b"_high", "_low", b"_low", "_margin", b"_margin", "_projected_n", b"_projected_n", "candidate", b"candidate", "control", b"control", "difference", b"difference", "high", b"high", "low", b"low", "margin", b"margin", "projected_n", b"projected_n", "slo", b"slo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_difference", b"_difference", "_high", b"_high", "_low", b"_low", "_margin", b"_margin", "_projected_n", b"_projected_n", "candidate", b"candidate", "confidence", b"confidence", "control", b"control", "difference", b"difference", "high", b"high", "higher_is_better", b"higher_is_better", "low", b"low", "margin", b"margin", "method", b"method", "metric", b"metric", "projected_n", b"projected_n", "sentence", b"sentence", "slo", b"slo", "standing", b"standing", "stratum", b"stratum", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__difference: _TypeAlias = _typing.Literal["difference"]  # noqa: Y015
+    _WhichOneofArgType__difference: _TypeAlias = _typing.Literal["_difference", b"_difference"]  # noqa: Y015
+    _WhichOneofReturnType__high: _TypeAlias = _typing.Literal["high"]  # noqa: Y015
+    _WhichOneofArgType__high: _TypeAlias = _typing.Literal["_high", b"_high"]  # noqa: Y015
+    _WhichOneofReturnType__low: _TypeAlias = _typing.Literal["low"]  # noqa: Y015
+    _WhichOneofArgType__low: _TypeAlias = _typing.Literal["_low", b"_low"]  # noqa: Y015
+    _WhichOneofReturnType__margin: _TypeAlias = _typing.Literal["margin"]  # noqa: Y015
+    _WhichOneofArgType__margin: _TypeAlias = _typing.Literal["_margin", b"_margin"]  # noqa: Y015
+    _WhichOneofReturnType__projected_n: _TypeAlias = _typing.Literal["projected_n"]  # noqa: Y015
+    _WhichOneofArgType__projected_n: _TypeAlias = _typing.Literal["_projected_n", b"_projected_n"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__difference) -> _WhichOneofReturnType__difference | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high) -> _WhichOneofReturnType__high | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low) -> _WhichOneofReturnType__low | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__margin) -> _WhichOneofReturnType__margin | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__projected_n) -> _WhichOneofReturnType__projected_n | None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class ArmValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    N_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LABEL_COVERAGE_FIELD_NUMBER: _builtins.int
+    n: _builtins.int
+    """Requests, labels or whatever the metric's denominator counts."""
+    events: _builtins.int
+    """Of n, what the numerator counts; absent for a quantile."""
+    value: _builtins.float
+    """Absent without data."""
+    label_coverage: _builtins.float
+    """Share of the answers that have a label, of metrics that need labels."""
+    def __init__(
+        self,
+        *,
+        n: _builtins.int = ...,
+        events: _builtins.int | None = ...,
+        value: _builtins.float | None = ...,
+        label_coverage: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_events", b"_events", "_label_coverage", b"_label_coverage", "_value", b"_value", "events", b"events", "label_coverage", b"label_coverage", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_events", b"_events", "_label_coverage", b"_label_coverage", "_value", b"_value", "events", b"events", "label_coverage", b"label_coverage", "n", b"n", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__events: _TypeAlias = _typing.Literal["events"]  # noqa: Y015
+    _WhichOneofArgType__events: _TypeAlias = _typing.Literal["_events", b"_events"]  # noqa: Y015
+    _WhichOneofReturnType__label_coverage: _TypeAlias = _typing.Literal["label_coverage"]  # noqa: Y015
+    _WhichOneofArgType__label_coverage: _TypeAlias = _typing.Literal["_label_coverage", b"_label_coverage"]  # noqa: Y015
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__events) -> _WhichOneofReturnType__events | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_coverage) -> _WhichOneofReturnType__label_coverage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+
+Global___ArmValue: _TypeAlias = ArmValue  # noqa: Y015
+
+@_typing.final
+class SampleRatio(_message.Message):
+    """Distinct units against the design's shares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class UnitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class SharesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STRATUM_FIELD_NUMBER: _builtins.int
+    LOG_E_VALUE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    stratum: _builtins.str
+    log_e_value: _builtins.float
+    @_builtins.property
+    def units(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def shares(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        stratum: _builtins.str = ...,
+        log_e_value: _builtins.float = ...,
+        units: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        shares: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "log_e_value", b"log_e_value", "shares", b"shares", "stratum", b"stratum", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SampleRatio: _TypeAlias = SampleRatio  # noqa: Y015
+
+@_typing.final
+class FairnessGap(_message.Message):
+    """How far apart a metric is over the strata of one variant; shown, not judged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    LOWEST_STRATUM_FIELD_NUMBER: _builtins.int
+    LOWEST_FIELD_NUMBER: _builtins.int
+    HIGHEST_STRATUM_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    metric: _builtins.str
+    lowest_stratum: _builtins.str
+    lowest: _builtins.float
+    highest_stratum: _builtins.str
+    highest: _builtins.float
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        lowest_stratum: _builtins.str = ...,
+        lowest: _builtins.float = ...,
+        highest_stratum: _builtins.str = ...,
+        highest: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "highest_stratum", b"highest_stratum", "lowest", b"lowest", "lowest_stratum", b"lowest_stratum", "metric", b"metric", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FairnessGap: _TypeAlias = FairnessGap  # noqa: Y015
+
+@_typing.final
+class HourBalance(_message.Message):
+    """Requests by hour of the day (UTC) in the present epoch: arms that are compared at different times would
+    differ here.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SharesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HOUR_FIELD_NUMBER: _builtins.int
+    SHARES_FIELD_NUMBER: _builtins.int
+    hour: _builtins.int
+    """0..23."""
+    @_builtins.property
+    def shares(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Variant -> share of its requests."""
+
+    def __init__(
+        self,
+        *,
+        hour: _builtins.int = ...,
+        shares: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hour", b"hour", "shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HourBalance: _TypeAlias = HourBalance  # noqa: Y015
 
 @_typing.final
 class ListDecisionsRequest(_message.Message):

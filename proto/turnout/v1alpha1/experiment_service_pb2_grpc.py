@@ -422,6 +422,11 @@ class ExperimentServiceStub(object):
                 request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.GetExperimentResultsRequest.SerializeToString,
                 response_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.FromString,
                 _registered_method=True)
+        self.WatchExperimentResults = channel.unary_stream(
+                '/turnout.v1alpha1.ExperimentService/WatchExperimentResults',
+                request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.WatchExperimentResultsRequest.SerializeToString,
+                response_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.FromString,
+                _registered_method=True)
         self.ListDecisions = channel.unary_unary(
                 '/turnout.v1alpha1.ExperimentService/ListDecisions',
                 request_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ListDecisionsRequest.SerializeToString,
@@ -550,6 +555,14 @@ class ExperimentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchExperimentResults(self, request, context):
+        """First the present results, then whenever the loop has looked again and they are others, at most once
+        a second; ends when the experiment has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDecisions(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -647,6 +660,11 @@ def add_ExperimentServiceServicer_to_server(servicer, server):
             'GetExperimentResults': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExperimentResults,
                     request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.GetExperimentResultsRequest.FromString,
+                    response_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.SerializeToString,
+            ),
+            'WatchExperimentResults': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchExperimentResults,
+                    request_deserializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.WatchExperimentResultsRequest.FromString,
                     response_serializer=turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.SerializeToString,
             ),
             'ListDecisions': grpc.unary_unary_rpc_method_handler(
@@ -1140,6 +1158,33 @@ class ExperimentService(object):
             target,
             '/turnout.v1alpha1.ExperimentService/GetExperimentResults',
             turnout_dot_v1alpha1_dot_experiment__service__pb2.GetExperimentResultsRequest.SerializeToString,
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchExperimentResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/turnout.v1alpha1.ExperimentService/WatchExperimentResults',
+            turnout_dot_v1alpha1_dot_experiment__service__pb2.WatchExperimentResultsRequest.SerializeToString,
             turnout_dot_v1alpha1_dot_experiment__service__pb2.ExperimentResults.FromString,
             options,
             channel_credentials,

@@ -148,6 +148,10 @@ class ExperimentServiceStub:
     WatchExperiments: _grpc.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]
     """First the present state, then one event per change."""
     GetExperimentResults: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
+    WatchExperimentResults: _grpc.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
+    """First the present results, then whenever the loop has looked again and they are others, at most once
+    a second; ends when the experiment has ended.
+    """
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.ListDecisionsRequest, _experiment_service_pb2.ListDecisionsResponse]
 
 @_typing.type_check_only
@@ -182,6 +186,10 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     WatchExperiments: _aio.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentsRequest, _experiment_service_pb2.WatchExperimentsResponse]  # type: ignore[assignment]
     """First the present state, then one event per change."""
     GetExperimentResults: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
+    WatchExperimentResults: _aio.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
+    """First the present results, then whenever the loop has looked again and they are others, at most once
+    a second; ends when the experiment has ended.
+    """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.ListDecisionsRequest, _experiment_service_pb2.ListDecisionsResponse]  # type: ignore[assignment]
 
 class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -321,6 +329,16 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experiment_service_pb2.GetExperimentResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experiment_service_pb2.ExperimentResults, _abc.Awaitable[_experiment_service_pb2.ExperimentResults]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchExperimentResults(
+        self,
+        request: _experiment_service_pb2.WatchExperimentResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_experiment_service_pb2.ExperimentResults], _abc.AsyncIterator[_experiment_service_pb2.ExperimentResults]]:
+        """First the present results, then whenever the loop has looked again and they are others, at most once
+        a second; ends when the experiment has ended.
+        """
 
     @_abc_1.abstractmethod
     def ListDecisions(

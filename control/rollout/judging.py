@@ -1,0 +1,337 @@
+"""Looks -> verdicts of the closed decision table, one for each candidate. Pure.
+
+Owns what of a look is a guardrail, a stratum's harm or the primary effect, and the sentence that
+people read first. Refuses to estimate (`reduce`), to order the rows of the table
+(`control.stats.verdicts`) and to act (`decide`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from control.model.metrics import BUILT_IN
+from control.model.metrics import Kind as MetricKind
+from control.rollout import plain
+from control.rollout.looks import ArmLook, Looks, Method, MetricLook
+from control.rollout.policy import Policy, StepPolicy
+from control.rollout.run import Run
+from control.rollout.words import Phase
+from control.stats import verdicts
+from control.stats.verdicts import Kind, Verdict
+from turnout.contract import LATENCY_SKETCH_ALPHA
+
+SAMPLE_RATIO_ALPHA: Final = 0.001
+LOSS_ALPHA: Final = 0.001
+UNITS_LEAST: Final = 100
+# Metrics of predictions against labels.
+LABEL_METRICS: Final = tuple(n for n, d in BUILT_IN.items() if d.kind is MetricKind.CLASSIFIER)
+# A guardrail without a declared margin is observed: it must not be harmed, nothing more. These
+# stand for "any loss": finite, because the table takes no infinite margin.
+_ANY_MARGIN: Final = 1e300
+_ANY_LOSS: Final = -1e299
+# Two sketches' quantiles may differ by this share though the true ones are equal.
+_SLACK: Final = 2 * LATENCY_SKETCH_ALPHA
+_TRUSTED: Final = (Method.BUCKETS, Method.QUANTILE)
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """One reason: a stable code, a plain clause, and the numbers in it that are finite."""
+
+    code: str
+    text: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateVerdict:
+    """The table's answer about one candidate.
+
+    Attributes:
+        variant: The candidate.
+        kind: A row's name: `control.stats.verdicts.Kind`.
+        sentence: Why, in one plain sentence with the numbers.
+        reasons: At least one.
+        notes: Texts of what did not decide but matters.
+        projected_units: Units of both arms at which it would decide if the effect stays; None =
+            no number says, or it has decided.
+        metric, stratum: What the first reason is about; "" = no single one.
+    """
+
+    variant: str
+    kind: str
+    sentence: str
+    reasons: tuple[Why, ...] = ()
+    notes: tuple[str, ...] = ()
+    projected_units: float | None = None
+    metric: str = ""
+    stratum: str = ""
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of the reasons, in order."""
+        return tuple(reason.code for reason in self.reasons)
+
+    @property
+    def text(self) -> str:
+        """All reasons as one clause."""
+        return "; ".join(reason.text for reason in self.reasons)
+
+
+def verdict(
+    looks: Looks, policy: Policy, step: StepPolicy, name: str, *, run: Run, now_ms: int
+) -> CandidateVerdict:
+    """The verdict on one candidate now.
+
+    A step without a primary metric can show harm and invalidity, and else says WARMING_UP.
+
+    Args:
+        looks: At all evidence.
+        policy: Fixed before.
+        step: That runs.
+        name: The candidate.
+        run: For the time that the step has run.
+        now_ms: Unix milliseconds.
+    """
+    primary = primary_look(looks, policy, name)
+    look = verdicts.Look(
+        primary=_primary_effect(primary),
+        control=_arm(looks, policy.control, primary.control if primary else None, primary),
+        treatment=_arm(looks, name, primary.candidate if primary else None, primary),
+        duration_s=max(0, now_ms - run.step_start_ms) / 1000,
+        guardrails=tuple(_guardrails(looks, policy, name)),
+        strata=tuple(
+            verdicts.Stratum(found.stratum, _effect(found)) for found in harmed_strata(looks, name)
+        ),
+        sample_ratios=tuple(_sample_ratios(looks)),
+        losses=tuple(
+            verdicts.Evidence(f"a label of {loss.variant}", loss.log_e, LOSS_ALPHA)
+            for loss in looks.losses
+            if loss.variant == name
+        ),
+        alarms=tuple(
+            verdicts.Alarm("simpson" if doubt.doubt == "simpson" else "heterogeneity", doubt.metric)
+            for doubt in looks.doubts
+            if doubt.variant == name
+        ),
+    )
+    least = minimum_improvement(policy, primary)
+    found = verdicts.judge(
+        look,
+        verdicts.Policy(
+            minimum_improvement=least,
+            equivalence=least,
+            harm_tolerance=least,
+            min_units=max(UNITS_LEAST, step.minimum_units),
+            min_duration_s=step.dwell_ms / 1000 if step.phase is Phase.AB else 0.0,
+            max_duration_s=step.maximum_ms / 1000 if step.maximum_ms else None,
+        ),
+    )
+    return _said(found, name, policy, primary)
+
+
+def primary_look(looks: Looks, policy: Policy, name: str) -> MetricLook | None:
+    """The look that decides; None when no primary metric is declared."""
+    if policy.primary is None:
+        return None
+    found = looks.of(policy.primary.metric, name)
+    return next((look for look in found if look.slo_ms is None), None)
+
+
+def minimum_improvement(policy: Policy, primary: MetricLook | None) -> float:
+    """The least improvement worth a change, in the primary's unit."""
+    if policy.primary is None or policy.primary.minimum_improvement is None or primary is None:
+        return 0.0
+    return policy.primary.minimum_improvement.of(primary.control.value or 0.0)
+
+
+def tolerance(look: MetricLook) -> float:
+    """The harm that a point effect must reach to count."""
+    declared = look.margin or 0.0
+    if look.method is Method.QUANTILE:
+        return max(declared, _SLACK * (look.control.value or 0.0))
+    return declared
+
+
+def is_harmed(look: MetricLook) -> bool:
+    """Worse beyond doubt, and by no less than what is tolerated."""
+    gain, best = look.gain, look.best
+    if look.method not in _TRUSTED or gain is None or best is None:
+        return False
+    return best < 0 and gain <= -tolerance(look)
+
+
+def harmed_strata(looks: Looks, name: str) -> list[MetricLook]:
+    """A candidate's metrics that are worse beyond doubt in one stratum, tolerated or not."""
+    slack = {Method.QUANTILE: _SLACK}
+    return [
+        look
+        for look in looks.metrics
+        if look.variant == name
+        and look.stratum
+        and look.method in _TRUSTED
+        and look.best is not None
+        and look.best < -slack.get(look.method, 0.0) * (look.control.value or 0.0)
+    ]
+
+
+def _primary_effect(look: MetricLook | None) -> verdicts.Effect:
+    if look is None or look.difference is None or look.low is None or look.high is None:
+        name = "the primary metric" if look is None else look.metric
+        return verdicts.Effect(name, math.nan, math.nan, math.nan)
+    return verdicts.oriented(
+        look.metric,
+        # Exact ends are of the present epoch, the estimate of all: it may lie outside of them.
+        min(max(look.difference, look.low), look.high),
+        low=look.low,
+        high=look.high,
+        direction="higher_is_better" if look.higher_is_better else "lower_is_better",
+    )
+
+
+def _effect(look: MetricLook) -> verdicts.Effect:
+    gain = math.nan if look.gain is None else look.gain
+    low = -math.inf if look.worst is None else look.worst
+    high = look.best if look.method in _TRUSTED and look.best is not None else math.inf
+    return verdicts.Effect(
+        _shown(look), min(max(gain, low), high) if not math.isnan(gain) else gain, low, high
+    )
+
+
+def _shown(look: MetricLook) -> str:
+    if look.slo_ms is None:
+        return look.metric
+    return f"{look.metric} (share over {plain.milliseconds(look.slo_ms)})"
+
+
+def _guardrails(looks: Looks, policy: Policy, name: str) -> Iterator[verdicts.Guardrail]:
+    declared = {guardrail.metric for guardrail in policy.guardrails}
+    asked = declared | {metric for step in policy.steps for metric in step.checks}
+    for look in looks.metrics:
+        if look.variant != name or look.metric not in asked:
+            continue
+        if look.stratum:
+            if is_harmed(look):
+                effect, harm = _effect(look)._replace(low=_ANY_LOSS), tolerance(look)
+                yield verdicts.Guardrail(effect, _ANY_MARGIN, harm, look.stratum)
+        elif look.margin is not None:
+            margin = max(look.margin, tolerance(look))
+            yield verdicts.Guardrail(_effect(look), margin, tolerance(look))
+        elif look.method is not Method.NONE:
+            observed = _effect(look)._replace(low=_ANY_LOSS)
+            yield verdicts.Guardrail(observed, _ANY_MARGIN, tolerance(look))
+
+
+def _sample_ratios(looks: Looks) -> Iterator[verdicts.Evidence]:
+    alpha = SAMPLE_RATIO_ALPHA / max(1, len(looks.sample_ratios))
+    for look in looks.sample_ratios:
+        about = f"epoch {look.epoch}" + (f", stratum {look.stratum}" if look.stratum else "")
+        yield verdicts.Evidence(about, look.log_e, alpha)
+
+
+def _arm(looks: Looks, name: str, arm: ArmLook | None, look: MetricLook | None) -> verdicts.Arm:
+    units = (looks.units or {}).get(name, 0)
+    if arm is None or look is None or look.method is not Method.BUCKETS:
+        return verdicts.Arm(units)
+    events = arm.events or 0
+    return verdicts.Arm(units, arm.buckets, events, arm.n - events)
+
+
+# -- Words -------------------------------------------------------------------------------------
+
+
+def _said(
+    found: Verdict, name: str, policy: Policy, primary: MetricLook | None
+) -> CandidateVerdict:
+    first = found.reasons[0]
+    about = str(first.values.get("metric") or "")
+    projected = [reason for reason in found.reasons if reason.code == "projected_units"]
+    units = projected[0].values.get("units") if projected else None
+    return CandidateVerdict(
+        variant=name,
+        kind=found.kind.value,
+        sentence=_sentence(found, name, policy, primary),
+        reasons=tuple(
+            Why(
+                reason.code,
+                reason.text,
+                {k: float(v) for k, v in reason.values.items() if isinstance(v, int | float)},
+            )
+            for reason in found.reasons
+        ),
+        notes=tuple(reason.text for reason in found.notes),
+        projected_units=float(units) if isinstance(units, float | int) else None,
+        metric=about.partition(" ")[0] if about.partition(" ")[0] in BUILT_IN else "",
+        stratum=str(first.values.get("stratum") or ""),
+    )
+
+
+_OPENINGS: Final = {
+    Kind.ROLLBACK: "{name} does harm",
+    Kind.INVALID: "the comparison of {name} is not valid",
+    Kind.WARMING_UP: "{name}: no verdict yet",
+    Kind.HOLD: "{name} is held",
+    Kind.PROMOTE: "{name} is better",
+    Kind.KEEP_CONTROL_WORSE: "{name} is worse",
+    Kind.KEEP_CONTROL_FUTILE: "{name} cannot become good enough",
+    Kind.NO_DIFFERENCE: "{name} makes no difference that counts",
+    Kind.CONTINUE: "{name}: undecided yet",
+    Kind.INCONCLUSIVE: "{name}: no verdict in the time that was given",
+}
+
+
+def _sentence(found: Verdict, name: str, policy: Policy, primary: MetricLook | None) -> str:
+    opening = _OPENINGS[found.kind].format(name=name)
+    about_primary = found.kind not in (
+        Kind.ROLLBACK,
+        Kind.INVALID,
+        Kind.WARMING_UP,
+        Kind.HOLD,
+    )
+    if about_primary and primary is not None and primary.difference is not None:
+        rest = [comparison(primary, policy.control)]
+        rest += [r.text for r in found.reasons if r.code == "projected_units"]
+        if found.kind is Kind.INCONCLUSIVE:
+            rest += [r.text for r in found.reasons]
+        return f"{opening}: {'; '.join(rest)}"
+    return f"{opening}: {'; '.join(reason.text for reason in found.reasons)}"
+
+
+def comparison(look: MetricLook, control: str) -> str:
+    """Both arms, the difference and its interval: "accuracy 94.9 % of 1,210, control ..."."""
+    text = (
+        f"{_shown(look)} {number(look, look.candidate.value)} of "
+        f"{plain.count(look.candidate.n)}, {control} {number(look, look.control.value)} of "
+        f"{plain.count(look.control.n)}"
+    )
+    if look.difference is not None:
+        text += f", difference {signed(look, look.difference)}"
+    if look.low is not None and look.high is not None:
+        text += f" [{signed(look, look.low)}, {signed(look, look.high)}]"
+    return text
+
+
+def gap(look: MetricLook) -> str:
+    """The harm in numbers: "80.1 % of 412 against 95 % of 400"."""
+    return (
+        f"{number(look, look.candidate.value)} of {plain.count(look.candidate.n)} against "
+        f"{number(look, look.control.value)} of {plain.count(look.control.n)}"
+    )
+
+
+def number(look: MetricLook, value: float | None) -> str:
+    """A value of the look's metric as people read it."""
+    if value is None:
+        return "unknown"
+    if BUILT_IN[look.metric].unit and look.slo_ms is None:
+        return plain.milliseconds(value)
+    return plain.percent(value)
+
+
+def signed(look: MetricLook, value: float) -> str:
+    """A difference with its sign."""
+    text = number(look, abs(value))
+    return f"{'-' if value < 0 else '+'}{text}"

@@ -1,0 +1,133 @@
+"""Two arms' ratios of sums compared over strata, from sums by hash bucket of units.
+
+Owns the difference that a ramp, sticky units and segments leave valid: within each stratum (epoch x
+segment) only, combined by Mantel and Haenszel's weights, with one variance over buckets. Refuses to
+pool raw counts over strata.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from control.stats.errors import FloatArray, check
+
+
+class BucketedDifference(NamedTuple):
+    """Treatment - control of a ratio; NaN where no stratum has both arms.
+
+    diff, variance: Of the difference. control, treatment: Each arm's ratio in the same weights, so
+    that they differ by diff. effective: 4 sum n_c n_t / (n_c + n_t), the number of trials at 50:50
+    that tells as much; 1 / variance grows with it. strata: Those that had both arms.
+    """
+
+    diff: float
+    variance: float
+    control: float
+    treatment: float
+    effective: float
+    strata: int
+
+
+NOTHING = BucketedDifference(float("nan"), float("nan"), float("nan"), float("nan"), 0.0, 0)
+
+
+def bucketed_difference(
+    control_y: npt.ArrayLike,
+    control_n: npt.ArrayLike,
+    treatment_y: npt.ArrayLike,
+    treatment_n: npt.ArrayLike,
+) -> BucketedDifference:
+    """Stratified difference of two ratios of sums, with a variance over hash buckets.
+
+    Weights n_c n_t / (n_c + n_t) make weight x difference a sum of increments whose variance adds
+    up, whatever the split: what a confidence sequence over a ramp needs. The variance is of each
+    bucket's whole influence, over all strata and both arms at once: a unit that comes back in
+    another stratum, or moves between the arms as a ramp grows, is one cluster.
+
+    Args:
+        control_y: Numerators, shape (strata, buckets), at least 2 buckets.
+        control_n: Denominators, >= 0, the same shape.
+        treatment_y: As control_y, the same strata and buckets.
+        treatment_n: As control_n.
+
+    Returns:
+        NOTHING when no stratum has a denominator in both arms.
+
+    Raises:
+        ValueError: Shapes differ, too few buckets, or a negative or not finite number.
+
+    Source: Mantel, Haenszel 1959 (weights); linearised jackknife leaving a bucket out of both arms
+    (Tukey 1958; google/meterstick): B / (B - 1) sum_b (sum_s w_s (e_tsb / N_ts - e_csb / N_cs))^2,
+    e = y - R n. O(strata x buckets).
+    """
+    y_c, n_c = check("control_y", control_y), check("control_n", control_n, ge=0)
+    y_t, n_t = check("treatment_y", treatment_y), check("treatment_n", treatment_n, ge=0)
+    if y_c.ndim != 2 or y_c.shape[1] < 2 or {n_c.shape, y_t.shape, n_t.shape} != {y_c.shape}:
+        raise ValueError(f"treatment_n has shape {n_t.shape}, must be (strata, >= 2 buckets)")
+    total_c, total_t = n_c.sum(axis=1), n_t.sum(axis=1)
+    both = (total_c > 0) & (total_t > 0)
+    if not both.any():
+        return NOTHING
+    if not both.all():
+        y_c, n_c, y_t, n_t = y_c[both], n_c[both], y_t[both], n_t[both]
+        total_c, total_t = total_c[both], total_t[both]
+    harmonic = total_c * total_t / (total_c + total_t)
+    weights = harmonic / harmonic.sum()
+    rate_c, influence_c = _influence(y_c, n_c, total_c, weights)
+    rate_t, influence_t = _influence(y_t, n_t, total_t, weights)
+    buckets = y_c.shape[1]
+    spread = float(np.sum((influence_t - influence_c) ** 2))
+    return BucketedDifference(
+        rate_t - rate_c,
+        buckets / (buckets - 1) * spread,
+        rate_c,
+        rate_t,
+        4.0 * float(harmonic.sum()),
+        len(weights),
+    )
+
+
+def _influence(
+    y: FloatArray, n: FloatArray, total: FloatArray, weights: FloatArray
+) -> tuple[float, FloatArray]:
+    """The weighted ratio, and each bucket's influence on it, which add up to 0."""
+    rates = y.sum(axis=1) / total
+    scale = weights / total
+    return float(weights @ rates), scale @ y - (scale * rates) @ n
+
+
+def design_effect(y: npt.ArrayLike, n: npt.ArrayLike) -> float | None:
+    """How many times larger the variance of a share is than if trials were independent, >= 1.
+
+    Args:
+        y: Events, shape (strata, buckets) or (buckets,), 0 <= y <= n.
+        n: Trials, the same shape.
+
+    Returns:
+        None where it cannot be said: fewer than 10 events or non-events.
+
+    Raises:
+        ValueError: Shapes differ, or a negative or not finite number.
+
+    Source: Kish 1965, deff = V_clustered / (p (1 - p) / n), at least 1. O(strata x buckets).
+    """
+    events = np.atleast_2d(check("y", y, ge=0))
+    trials = np.atleast_2d(check("n", n, ge=0))
+    if events.shape != trials.shape or events.shape[1] < 2:
+        raise ValueError(f"n has shape {trials.shape}, must be {events.shape}, >= 2 buckets")
+    total = float(trials.sum())
+    x = float(events.sum())
+    if min(x, total - x) < 10:
+        return None
+    per = trials.sum(axis=1)
+    kept = per > 0
+    events, trials, per = events[kept], trials[kept], per[kept]
+    rates = events.sum(axis=1) / per
+    left = (events - rates[:, None] * trials).sum(axis=0)
+    buckets = events.shape[1]
+    clustered = buckets / (buckets - 1) * float(left @ left)
+    plain = float(np.sum(per * rates * (1 - rates)))
+    return max(1.0, clustered / plain) if plain > 0 else None

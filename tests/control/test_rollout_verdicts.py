@@ -1,0 +1,347 @@
+"""From cells to what the experiment does: looks, the table, `ab` steps, strata, stages, records."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from control.rollout import codec
+from control.rollout.assess import assess
+from control.rollout.cells import Cells
+from control.rollout.checks import stage_factor
+from control.rollout.decide import Decision, decide, replay
+from control.rollout.judging import verdict
+from control.rollout.looks import REST, Looks, Method
+from control.rollout.policy import GuardrailPolicy, Margin, Policy, PrimaryPolicy, StepPolicy
+from control.rollout.reduce import reduce
+from control.rollout.run import Run
+from control.rollout.seen import Seen
+from control.rollout.words import Action, Reason, State, Verdict
+from tests.control import rollout_worlds as worlds
+from tests.control.cell_worlds import CONTROL, V2, Arm, both, cells
+
+NOW_MS = worlds.START_MS + 10 * worlds.DWELL_MS
+BETTER = both(Arm(accuracy=0.85), Arm(accuracy=0.92))
+EQUAL = both(Arm(), Arm())
+
+
+def ab_policy(**changes: object) -> Policy:
+    """A/B over accuracy by at least 1 %, errors and latency guarded."""
+    made = worlds.policy(
+        worlds.ab_step(),
+        primary=PrimaryPolicy("accuracy", Margin(absolute=0.01)),
+        guardrails=(
+            GuardrailPolicy("error_rate", Margin(absolute=0.02)),
+            GuardrailPolicy("latency_p95", Margin(absolute=50.0), 200.0),
+        ),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def looked(found: Cells, policy: Policy) -> Looks:
+    looks = reduce(found, policy)
+    assert looks is not None
+    return looks
+
+
+def decided(
+    found: Cells, policy: Policy, run: Run | None = None, *, now_ms: int = NOW_MS
+) -> Decision:
+    run = run or worlds.started(policy)
+    evidence = worlds.healthy(now_ms, looks=looked(found, policy))
+    decision = decide(run, policy, evidence, now_ms=now_ms)
+    if decision.record:
+        assert replay(decision.inputs_json).to_json() == decision.to_json()
+    return decision
+
+
+# -- Looks -------------------------------------------------------------------------------------
+
+
+def test_looks_say_the_same_when_they_come_back_from_json() -> None:
+    policy = ab_policy(strata=("new", "old"))
+    looks = looked(cells({**both(Arm(), Arm()), **both(Arm(), Arm(), stratum=2)}), policy)
+    assert codec.from_json(Looks, codec.to_json(looks)) == looks
+    assert len(codec.to_json(looks)) < 20_000
+
+
+def test_looks_hold_the_truth_when_all_metrics_are_asked() -> None:
+    found = cells(BETTER, seed=3)
+    looks = reduce(found, ab_policy(), metrics=("f1", "precision", "recall", "specificity"))
+    assert looks is not None
+    truth = {"error_rate": 0.0, "accuracy": 0.07}
+    for metric, effect in truth.items():
+        (look,) = looks.of(metric, V2)
+        assert look.method is Method.BUCKETS
+        assert look.low is not None
+        assert look.high is not None
+        assert look.low < effect < look.high
+    for metric in ("f1", "precision", "recall", "specificity"):
+        (look,) = looks.of(metric, V2)
+        assert look.low is not None
+        assert look.low > 0
+
+
+def test_difference_is_not_biased_when_the_base_rate_drifts_over_a_ramp() -> None:
+    """Pooled, the candidate of 1, 10 and 50 % would look worse by a third of its errors."""
+    splits = {e: {CONTROL: 1_000_000 - ppm, V2: ppm} for e, ppm in ((1, 10_000), (2, 500_000))}
+    arms = {
+        **both(Arm(users=9_900, error=0.02), Arm(users=100, error=0.02)),
+        **both(Arm(users=5_000, error=0.06), Arm(users=5_000, error=0.06), epoch=2),
+    }
+    found = cells(arms, splits=splits)
+    (look,) = looked(found, ab_policy()).of("error_rate", V2)
+    errors = dict.fromkeys((CONTROL, V2), 0)
+    requests = dict(errors)
+    for key, cell in found.cells.items():
+        errors[key.variant] += int(cell.errors.sum())
+        requests[key.variant] += int(cell.requests.sum())
+    pooled = errors[V2] / requests[V2] - errors[CONTROL] / requests[CONTROL]
+    assert look.difference is not None
+    assert look.error is not None
+    assert abs(look.difference) < 4 * look.error
+    assert pooled > 10 * look.error
+
+
+def test_error_covers_sticky_users_when_they_always_fail() -> None:
+    """200 A/A worlds in which 5 % of the users fail always: z has a spread of 1, not of 2."""
+    policy = ab_policy()
+    scores = []
+    for seed in range(200):
+        arm = Arm(users=500, requests=8.0, error=0.01, sticky=0.05)
+        (look,) = looked(cells(both(arm, arm), seed=seed), policy).of("error_rate", V2)
+        assert look.difference is not None
+        assert look.error
+        scores.append(look.difference / look.error)
+    # 4.9 standard errors of a standard deviation of 200 normal scores: false alarm below 1e-6.
+    assert abs(float(np.std(scores)) - 1.0) < 4.9 / math.sqrt(2 * 200)
+
+
+def test_look_is_exact_when_nothing_fails() -> None:
+    policy = ab_policy()
+    perfect = Arm(error=0.0, users=300)
+    (look,) = looked(cells(both(perfect, perfect)), policy).of("error_rate", V2)
+    assert look.method is Method.EXACT
+    assert look.worst is not None
+    assert look.worst > -0.02
+
+
+def test_look_is_unknown_when_an_arm_has_no_labels() -> None:
+    policy = ab_policy()
+    (look,) = looked(cells(both(Arm(), Arm(labelled=0.0))), policy).of("accuracy", V2)
+    assert look.method is Method.NONE
+    assert look.difference is None
+
+
+def test_nothing_is_looked_at_when_buckets_are_missing_for_many_requests() -> None:
+    found = cells(EQUAL)
+    next(iter(found.cells.values())).missing = 1_000
+    assert reduce(found, ab_policy()) is None
+
+
+def test_quantile_looks_worse_when_the_tail_has_moved() -> None:
+    found = cells(both(Arm(latency_bin=190), Arm(latency_bin=240)))
+    quantile, beyond = looked(found, ab_policy()).of("latency_p95", V2)
+    assert (quantile.method, quantile.slo_ms, beyond.slo_ms) == (Method.QUANTILE, None, 200.0)
+    assert quantile.low is not None
+    assert quantile.low > 0
+
+
+# -- A/B steps ---------------------------------------------------------------------------------
+
+
+def test_ab_promotes_when_the_candidate_is_clearly_better() -> None:
+    decision = decided(cells(BETTER), ab_policy())
+    assert (decision.action, decision.reason) == (Action.PROMOTE, Reason.BETTER)
+    assert decision.after.state is State.PROMOTED
+    assert decision.promote_variant == V2
+    assert "v2 is better: accuracy" in decision.sentence
+
+
+def test_ab_keeps_its_split_when_it_shall_hold_at_the_end() -> None:
+    decision = decided(cells(BETTER), ab_policy(promote_on_finish=False))
+    assert (decision.action, decision.reason) == (Action.FINISH, Reason.BETTER)
+    assert decision.after.finished
+    assert decision.after.split_ppm == worlds.split(500_000)
+
+
+def test_ab_goes_on_when_a_better_candidate_has_further_steps() -> None:
+    policy = ab_policy(steps=(worlds.ab_step(), worlds.canary_step(990_000)))
+    decision = decided(cells(BETTER), policy)
+    assert (decision.action, decision.after.step) == (Action.ADVANCE, 1)
+
+
+def test_ab_rolls_back_when_the_candidate_is_worse_by_more_than_the_minimum() -> None:
+    decision = decided(cells(both(Arm(accuracy=0.92), Arm(accuracy=0.85))), ab_policy())
+    assert (decision.action, decision.reason) == (Action.ROLLBACK, Reason.GUARDRAIL)
+    assert "accuracy" in decision.sentence
+
+
+def test_ab_keeps_control_when_the_candidate_is_a_little_worse() -> None:
+    many = Arm(users=40_000, requests=10)
+    arms = both(many, replace(many, accuracy=0.895))
+    decision = decided(cells(arms), ab_policy())
+    assert (decision.action, decision.reason) == (Action.STOP, Reason.WORSE)
+    assert decision.after.state is State.STOPPED
+    assert decision.sentence.startswith("kept control at step 1 of 1: v2 is worse")
+
+
+def test_ab_keeps_control_when_there_is_no_difference() -> None:
+    arm = Arm(users=40_000, requests=10)
+    decision = decided(cells(both(arm, arm)), ab_policy())
+    assert (decision.action, decision.reason) == (Action.STOP, Reason.NO_DIFFERENCE)
+
+
+def test_ab_is_inconclusive_when_its_time_is_over() -> None:
+    policy = ab_policy(steps=(replace(worlds.ab_step(), maximum_ms=60_000),))
+    small = Arm(users=600)
+    decision = decided(cells(both(small, small)), policy)
+    assert (decision.action, decision.reason) == (Action.STOP, Reason.INCONCLUSIVE)
+    assert decision.after.state is State.INCONCLUSIVE
+
+
+def test_ab_goes_on_and_says_how_many_units_when_it_is_undecided() -> None:
+    arms = both(Arm(users=600, accuracy=0.898), Arm(users=600, accuracy=0.908))
+    decision = decided(cells(arms), ab_policy())
+    assert (decision.action, decision.reason) == (Action.CONTINUE, Reason.UNDECIDED)
+    assert "units in all if the effect stays" in decision.sentence
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (replace(worlds.ab_step(), minimum_units=5_000), "units of control 2000 < 5000"),
+        (replace(worlds.ab_step(), dwell_ms=3_600_000), "ran 600 s of 3600 s"),
+    ],
+)
+def test_ab_waits_when_a_floor_is_not_reached(step: StepPolicy, words: str) -> None:
+    decision = decided(cells(BETTER), ab_policy(steps=(step,)))
+    assert (decision.action, decision.reason) == (Action.CONTINUE, Reason.WARMING_UP)
+    assert words in decision.sentence
+
+
+def test_ab_freezes_when_the_sample_ratio_is_wrong_but_harm_still_rolls_back() -> None:
+    odd = {**both(Arm(users=3_000, accuracy=0.85), Arm(users=2_000, accuracy=0.92))}
+    decision = decided(cells(odd), ab_policy())
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.SAMPLE_RATIO_MISMATCH)
+    harmful = {**both(Arm(users=3_000), Arm(users=2_000, error=0.2))}
+    assert decided(cells(harmful), ab_policy()).action is Action.ROLLBACK
+
+
+def test_ab_freezes_when_labels_are_lost_in_one_arm() -> None:
+    found = cells(both(Arm(labelled=0.9), Arm(labelled=0.6, accuracy=0.95)))
+    decision = decided(found, ab_policy())
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.DIFFERENTIAL_LOSS)
+
+
+def test_ab_holds_when_the_primary_is_better_and_a_guardrail_is_unclear() -> None:
+    policy = ab_policy(guardrails=(GuardrailPolicy("error_rate", Margin(absolute=0.001)),))
+    decision = decided(cells(BETTER), policy)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.LOW_POWER)
+    assert "error_rate may be worse by 0.001" in decision.sentence
+
+
+# -- Strata ------------------------------------------------------------------------------------
+
+# Better for nine of ten, worse for the rest, every answer a 200.
+ONE_STRATUM = {
+    **both(Arm(users=9_000, accuracy=0.85), Arm(users=9_000, accuracy=0.95)),
+    **both(Arm(users=1_000, accuracy=0.9), Arm(users=1_000, accuracy=0.6), stratum=1),
+}
+
+
+def test_ab_does_not_promote_and_names_the_stratum_when_one_alone_is_harmed() -> None:
+    policy = ab_policy(strata=("new-merchants",))
+    decision = decided(cells(ONE_STRATUM), policy)
+    assert decision.action is Action.HOLD
+    assert decision.reason is Reason.STRATUM_HARM
+    assert "new-merchants" in decision.sentence
+    assert "accuracy" in decision.sentence
+    # Without strata nobody would have seen it.
+    assert decided(cells(ONE_STRATUM), ab_policy()).action is Action.PROMOTE
+
+
+def test_experiment_rolls_back_when_a_guardrail_is_harmed_in_one_stratum() -> None:
+    policy = ab_policy(
+        strata=("new-merchants",),
+        guardrails=(GuardrailPolicy("accuracy", Margin(absolute=0.05)),),
+    )
+    decision = decided(cells(ONE_STRATUM), policy)
+    assert (decision.action, decision.reason) == (Action.ROLLBACK, Reason.STRATUM_HARM)
+    assert "accuracy in new-merchants" in decision.sentence
+
+
+def test_rest_has_a_name_when_it_matches_no_stratum() -> None:
+    looks = looked(cells(ONE_STRATUM), ab_policy(strata=("new-merchants",)))
+    assert {look.stratum for look in looks.metrics} == {"", REST, "new-merchants"}
+
+
+def test_canary_holds_and_names_the_stratum_when_harm_is_tolerated_overall() -> None:
+    policy = ab_policy(
+        steps=(worlds.canary_step(500_000, ("error_rate",)),), strata=("new-merchants",)
+    )
+    decision = decided(cells(ONE_STRATUM), policy)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.STRATUM_HARM)
+    assert "accuracy of v2 is worse in stratum new-merchants" in decision.sentence
+
+
+# -- Stages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ppm", "factor"), [(10_000, 5), (50_000, 5), (100_000, 2), (500_000, 1)])
+def test_margin_of_a_stage_is_wider_when_its_share_is_small(ppm: int, factor: float) -> None:
+    assert stage_factor(worlds.canary_step(ppm), V2) == factor
+
+
+def test_stage_advances_when_guardrails_are_within_its_margin() -> None:
+    policy = ab_policy(steps=(worlds.canary_step(50_000), worlds.canary_step(500_000)))
+    splits = {1: worlds.split(50_000)}
+    found = cells(both(Arm(users=9_500), Arm(users=500)), splits=splits)
+    decision = decided(found, policy)
+    assert (decision.action, decision.after.step) == (Action.ADVANCE, 1)
+
+
+def test_stage_rolls_back_when_a_guardrail_is_harmed_beyond_its_tolerance() -> None:
+    policy = ab_policy(steps=(worlds.canary_step(500_000),))
+    decision = decided(cells(both(Arm(), Arm(error=0.08))), policy)
+    assert (decision.action, decision.reason) == (Action.ROLLBACK, Reason.GUARDRAIL)
+    assert "error_rate" in decision.sentence
+
+
+def test_check_is_undecided_when_the_margin_is_not_shown_yet() -> None:
+    policy = ab_policy(
+        steps=(worlds.canary_step(500_000),),
+        guardrails=(GuardrailPolicy("error_rate", Margin(absolute=0.001)),),
+    )
+    run = worlds.started(policy)
+    seen = worlds.healthy(NOW_MS, looks=looked(cells(EQUAL), policy))
+    checks = assess(run, policy, seen, now_ms=NOW_MS).checks
+    (check,) = [check for check in checks if check.metric == "error_rate"]
+    assert (check.verdict, check.reason) == (Verdict.UNDECIDED, Reason.LOW_POWER)
+
+
+def test_old_records_replay_when_they_know_no_looks() -> None:
+    """What was written before there were looks has none of their fields, and reads as ever."""
+    policy = worlds.policy()
+    decision = decide(worlds.started(policy), policy, worlds.healthy(NOW_MS), now_ms=NOW_MS)
+    assert "looks" not in decision.inputs_json
+    assert "verdicts" not in decision.to_json()
+    assert codec.from_json(Seen, codec.to_json(Seen())) == Seen()
+
+
+def test_verdict_is_made_within_milliseconds_when_an_experiment_is_large() -> None:
+    """Counted in looks, not in seconds: five epochs and three strata make 4 looks a question."""
+    policy = ab_policy(strata=("a", "b"))
+    arms = {
+        (epoch, name, stratum): Arm(users=300)
+        for epoch in range(1, 6)
+        for name in (CONTROL, V2)
+        for stratum in range(3)
+    }
+    looks = looked(cells(arms), policy)
+    assert len(looks.metrics) == 4 * 4
+    found = verdict(looks, policy, policy.steps[0], V2, run=worlds.started(policy), now_ms=NOW_MS)
+    assert found.sentence
