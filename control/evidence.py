@@ -8,8 +8,8 @@ counts are integers that are added, sets are united, first times are minima. So 
 the same bytes however often and in whatever order they came (tests/properties). Everything is
 bounded; what a bound leaves out is counted in `left_out`:
     * `findings.KEYS_MAX` (experiment, epoch, variant, stratum, role), EXPERIMENTS_MAX experiments;
-    * of an experiment, EPOCHS_KEPT epochs have lanes and UNITS_EPOCHS their units counted;
-      BUCKETS_MS of time buckets;
+    * of an experiment, EPOCHS_KEPT epochs have lanes and cells; BUCKETS_MS of time buckets; what
+      cells may take says `control.cellbook`;
     * INSTANCES_MAX instances; of one, `tallies.RANGES_MAX` runs of numbers (numbers are lost only
       when a sidecar had to drop deltas: beyond that the oldest gap counts as lost for good).
 
@@ -17,18 +17,24 @@ An epoch has to be begun (`begin_epoch`) before it is published: slots of wrong 
 its start. Those that come before wait.
 """
 
+import itertools
 import json
+import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from control.findings import KINDS, Findings, Room
+from control.cellbook import CellBook, fault_of_cell, fault_of_units
+from control.cellbytes import Array, Frozen, pack, unpack
+from control.findings import KINDS, Findings
 from control.outcomes import Joined
+from control.rollout.cells import Cells
 from control.rollout.lanes import BlockTracker, assess_all
 from control.rollout.policy import Policy
 from control.rollout.run import Run
 from control.rollout.seen import BucketSeen, Exemplar, Seen, SidecarSeen, VariantSeen, WindowSeen
-from control.tallies import COUNTED, Numbers
+from control.tallies import COUNTED, Numbers, Room
 from turnout.contract import EXPERIMENTS_PER_TENANT_MAX
 from turnout.v1alpha1.config_service_pb2 import (
     ROLE_SERVED,
@@ -47,7 +53,10 @@ NAME_CHARACTERS_MAX: Final = 63
 COUNT_MAX: Final = 1 << 40  # of one delta: a million of them still fit into 64 bits
 PRUNE_EVERY_MS: Final = 60_000
 _NUMBER_MAX: Final = 1 << 62  # what SQLite and packed rows hold
-_FORMAT: Final = b"EVIDENCE\x01"
+_FORMAT: Final = b"EVIDENCE\x02"
+_FORMAT_1: Final = b"EVIDENCE\x01"  # before cells
+_SIZE: Final = struct.Struct("<Q")
+_UNREADABLE: Final = (zlib.error, struct.error, StopIteration)
 _UNSTAMPED: Final = "unstamped."
 _BESIDE: Final = (
     "answered",
@@ -109,6 +118,14 @@ def check(batch: DeltaBatch) -> None:
             raise InvalidDelta("exposures: columns differ in length")
         if not 0 <= exposure.base_unix_ms <= _NUMBER_MAX:
             raise InvalidDelta("exposures: base_unix_ms")
+    for cell in batch.cells:
+        _check_key(cell.experiment, cell.variant)
+        if fault := fault_of_cell(cell):
+            raise InvalidDelta(fault)
+    for units in batch.units:
+        _check_key(units.experiment, units.variant)
+        if fault := fault_of_units(units):
+            raise InvalidDelta(fault)
     for target in batch.targets:
         if any(len(name) > NAME_CHARACTERS_MAX for name in (target.target, *target.unstamped)):
             raise InvalidDelta("targets: name or reason too long")
@@ -134,6 +151,19 @@ def _check_key(experiment: str, variant: str) -> None:
             raise InvalidDelta(f"name {name[:80]!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenEvidence:
+    """Evidence as it was; its cells are copies."""
+
+    text: str
+    cells: Mapping[str, Frozen]
+
+    def to_bytes(self) -> bytes:
+        """As bytes: slow for much evidence, and free of the evidence itself."""
+        text = zlib.compress(self.text.encode(), 1)
+        return _FORMAT + _SIZE.pack(len(text)) + text + pack(self.cells)
+
+
 # -- Evidence --------------------------------------------------------------------------------------
 
 
@@ -155,8 +185,10 @@ class Evidence:
 
     # -- Adding ------------------------------------------------------------------------------------
 
-    def begin_epoch(self, experiment: str, epoch: int, start_ms: int, target: str = "") -> None:
-        """An epoch is about to be published: the origin of its slots.
+    def begin_epoch(
+        self, experiment: str, epoch: int, start_ms: int, target: str = "", warm_up_ms: int = 0
+    ) -> None:
+        """An epoch is about to be published: the origin of its slots, and how long it warms up.
 
         The first epoch of an experiment also remembers what its target had counted before.
         """
@@ -165,7 +197,7 @@ class Evidence:
             return
         if found.targets_at_start is None:
             found.targets_at_start = {n: dict(self._targets.get(n, {})) for n in ("", target)}
-        found.begin(epoch, start_ms, self._now_ms)
+        found.begin(epoch, start_ms, self._now_ms, warm_up_ms)
 
     def forget(self, experiment: str) -> None:
         """Forgets a deleted experiment."""
@@ -198,9 +230,12 @@ class Evidence:
         for bad in batch.first_bad:
             if (found := self._findings(bad.experiment)) is not None:
                 found.add_first_bad(bad, received_ms)
-        for exposure in batch.exposures:
-            if (found := self._findings(exposure.experiment)) is not None:
-                found.add_units(exposure)
+        for cell in batch.cells:
+            if (found := self._findings(cell.experiment)) is not None:
+                found.cells.add(cell)
+        for units in batch.units:
+            if (found := self._findings(units.experiment)) is not None:
+                found.cells.add_units(units)
         for target in batch.targets:
             self._add_target(target)
         for what in ("exposures_dropped", "repeated_requests", "malformed_stamps"):
@@ -218,6 +253,9 @@ class Evidence:
         for observation in joined.observations:
             if (found := self._findings(observation.experiment)) is not None:
                 found.add_observation(observation, self._now_ms)
+        for value in joined.values:
+            if (found := self._findings(value.experiment)) is not None:
+                found.add_value(value)
         for failed in joined.failed:
             if (found := self._findings(failed.experiment)) is not None:
                 found.add_failed(failed)
@@ -286,9 +324,10 @@ class Evidence:
         restart.
         """
         name, epoch = run.experiment, run.epoch
-        for past in ((epoch, run.epoch_start_ms), *((p.epoch, p.start_ms) for p in run.past)):
-            if past[0] and not self._of(name).has_begun(past[0]):
-                self.begin_epoch(name, *past)
+        begun = ((epoch, run.epoch_start_ms), *((p.epoch, p.start_ms) for p in run.past))
+        for number, start_ms in begun:
+            if number and not self._of(name).has_begun(number):
+                self.begin_epoch(name, number, start_ms, warm_up_ms=policy.warm_up_ms)
         found = self._of(name)
         now_s = now_ms // 1000
         window_s = -(-policy.window.length_ms // 1000)
@@ -305,6 +344,17 @@ class Evidence:
             snapshot_version=snapshot_version,
             code_version=code_version,
         )
+
+    def cells(self, run: Run, policy: Policy) -> Cells:
+        """Sums by bucket of units of the run's epochs, by reference: to be read, not kept.
+
+        The same object as before while nothing in it has changed.
+        """
+        return self._of(run.experiment).cells.view(run, policy)
+
+    def beside(self, experiment: str, epoch: int | None = None) -> dict[str, tuple[int, int, int]]:
+        """See `CellBook.totals`."""
+        return self._of(experiment).cells.totals(epoch)
 
     def variants(self, experiment: str, epoch: int | None = None) -> dict[str, VariantSeen]:
         """Counts by variant, over all strata; of one epoch, or of all (to be shown only)."""
@@ -367,6 +417,10 @@ class Evidence:
 
     def to_bytes(self) -> bytes:
         """Everything; equal evidence gives equal bytes, whatever the order it came in."""
+        return self.frozen().to_bytes()
+
+    def frozen(self) -> "FrozenEvidence":
+        """Everything as it is now; to be turned into bytes anywhere."""
         self._prune()
         data = {
             "now_ms": self._now_ms,
@@ -378,30 +432,53 @@ class Evidence:
             "left_out": self._room.left_out,
         }
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-        return _FORMAT + zlib.compress(text.encode(), 1)
+        cells = {name: found.cells.frozen() for name, found in self._experiments.items()}
+        return FrozenEvidence(text, cells)
+
+    def copy(self) -> "Evidence":
+        """Another one that is equal, and changes by itself."""
+        frozen, copied = self.frozen(), Evidence()
+        heads = [(name, book.head) for name, book in frozen.cells.items()]
+        arrays = itertools.chain.from_iterable(book.arrays for book in frozen.cells.values())
+        copied._load(json.loads(frozen.text), heads, arrays)
+        return copied
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Evidence":
-        """The evidence of `to_bytes`.
+        """The evidence of `to_bytes`, of this version or the one before.
 
         Raises:
             CorruptEvidence: Not made by it, or by another version.
         """
-        if not data.startswith(_FORMAT):
-            raise CorruptEvidence("unknown format")
+        heads: Iterable[tuple[str, Mapping[str, Any]]] = ()
+        arrays: Iterator[Array] = iter(())
         try:
-            found = json.loads(zlib.decompress(data[len(_FORMAT) :]))
+            if data.startswith(_FORMAT):
+                (size,) = _SIZE.unpack_from(data, len(_FORMAT))
+                start = len(_FORMAT) + _SIZE.size
+                text = zlib.decompress(data[start : start + size])
+                heads, arrays = unpack(data[start + size :])
+            elif data.startswith(_FORMAT_1):
+                text = zlib.decompress(data[len(_FORMAT_1) :])
+            else:
+                raise CorruptEvidence("unknown format")
             evidence = cls()
-            evidence._load(found)
-        except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
+            evidence._load(json.loads(text), heads, arrays)
+        except (*_UNREADABLE, ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptEvidence(str(error)) from error
         return evidence
 
-    def _load(self, data: Mapping[str, Any]) -> None:
+    def _load(
+        self,
+        data: Mapping[str, Any],
+        heads: Iterable[tuple[str, Mapping[str, Any]]],
+        arrays: Iterator[Array],
+    ) -> None:
         self._now_ms = data["now_ms"]
         self._room.left_out = data["left_out"]
+        books = {name: CellBook.thawed(head, arrays, self._room) for name, head in heads}
         self._experiments = {
-            name: Findings.from_json(found, self._room)
+            name: Findings.from_json(found, self._room, books.get(name))
             for name, found in data["experiments"].items()
         }
         for instance, seen_ms, runs in data["numbers"]:

@@ -1,4 +1,4 @@
-"""What is known of one experiment: its counts, buckets, units and first bad events. Pure.
+"""What is known of one experiment: its counts, cells, buckets and first bad events. Pure.
 
 Owns what `assess` looks at, by epoch. Refuses to know tenants, deltas' numbers and checkpoints:
 `control.evidence` merges each delta once, and keeps the bytes.
@@ -7,24 +7,22 @@ Owns what `assess` looks at, by epoch. Refuses to know tenants, deltas' numbers 
 import base64
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from control.outcomes import FailedTrace, Observation
+from control.cellbook import EPOCHS_KEPT, CellBook
+from control.outcomes import FailedTrace, Observation, Value
+from control.rollout.cells import CellKey
 from control.rollout.lanes import SLOT_MS, BlockTracker
-from control.rollout.run import PAST_EPOCHS_MAX
 from control.rollout.seen import BucketSeen, Exemplar, Sketch, VariantSeen, WindowSeen
 from control.rollout.words import Kind
 from control.tallies import (
     Bucket,
     Counts,
     Latency,
-    Units,
+    Room,
     buckets_from_json,
     buckets_to_json,
     pack64,
-    units_from_json,
-    units_to_json,
 )
 from turnout.contract import TIME_BUCKET_S
 from turnout.v1alpha1 import common_pb2
@@ -32,7 +30,6 @@ from turnout.v1alpha1.config_service_pb2 import (
     ROLE_SERVED,
     ROLE_SHADOW,
     CountDelta,
-    ExposureBatch,
     FirstBadDelta,
 )
 
@@ -40,8 +37,6 @@ KEYS_MAX: Final = 50_000  # of all experiments of a tenant
 BUCKETS_MS: Final = 24 * 3600 * 1000  # the longest safety window
 BUCKETS_AHEAD_MS: Final = 3600 * 1000  # a bucket further in the future comes from a wrong clock
 BUCKET_SKETCHES_MS: Final = 3600 * 1000  # breakers look at single buckets' latency, not far back
-EPOCHS_KEPT: Final = PAST_EPOCHS_MAX + 1
-UNITS_EPOCHS: Final = 4
 EXEMPLARS_MAX: Final = 5
 TRACE_ID_DIGITS: Final = 32  # then come those of the span
 WAITING_WRONG_MAX: Final = 65_536
@@ -54,19 +49,6 @@ KINDS: Final = {
     common_pb2.BAD_EVENT_KIND_SLOW: Kind.SLOW,
     common_pb2.BAD_EVENT_KIND_WRONG: Kind.WRONG,
 }
-
-
-@dataclass(slots=True)
-class Room:
-    """What all experiments of a tenant share: keys in use, and what no bound had room for."""
-
-    keys: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-
-    def leave_out(self, what: str, count: int = 1) -> None:
-        """Counts what was left out."""
-        if count:
-            self.left_out[what] = self.left_out.get(what, 0) + count
 
 
 class CountKey(NamedTuple):
@@ -86,7 +68,6 @@ class Findings:
         self._counts: dict[CountKey, Counts] = {}
         # (epoch, variant, role) -> bucket's start in seconds -> bucket
         self._buckets: dict[tuple[int, str, int], dict[int, Bucket]] = {}
-        self._units: dict[int, Units] = {}
         self._starts: dict[int, int] = {}
         self._shadow_judged: dict[int, list[int]] = {}
         # Wrong answers of epochs whose start is not known yet: (time, variant, unit).
@@ -94,6 +75,7 @@ class Findings:
         # (epoch, variant, kind) -> (time, ids of trace and span), the youngest few.
         self._exemplars: dict[tuple[int, str, str], set[tuple[int, str]]] = {}
         self.trackers: dict[int, BlockTracker] = {}
+        self.cells = CellBook(room)
         self.targets_at_start: dict[str, dict[str, int]] | None = None
 
     # -- Adding ------------------------------------------------------------------------------------
@@ -102,19 +84,19 @@ class Findings:
         """Whether the start of this epoch is known."""
         return epoch in self._starts
 
-    def begin(self, epoch: int, start_ms: int, now_ms: int) -> None:
+    def begin(self, epoch: int, start_ms: int, now_ms: int, warm_up_ms: int = 0) -> None:
         """The start of an epoch is known now; the first one that is said stands."""
         self._starts.setdefault(epoch, start_ms)
         for time_ms, variant, unit in sorted(self._waiting_wrong.pop(epoch, ())):
             self._add_wrong(epoch, variant, unit, time_ms, now_ms)
         for table in (
             self.trackers,
-            self._units,
             self._starts,
             self._shadow_judged,
             self._waiting_wrong,
         ):
             _forget_oldest(table, EPOCHS_KEPT)
+        self.cells.begin(epoch, self._starts.get(epoch, start_ms), warm_up_ms, self._starts)
 
     def add_count(self, delta: CountDelta, received_ms: int, now_ms: int) -> None:
         """Adds counts; to their time bucket, too, unless a wrong clock made it."""
@@ -123,6 +105,8 @@ class Findings:
         if counts is None:
             return
         counts.add(delta)
+        if delta.role == ROLE_SERVED:
+            self.cells.add_count(delta)
         start_ms = delta.bucket_unix_s * 1000
         if start_ms > received_ms + BUCKETS_AHEAD_MS:
             self._room.leave_out("buckets_ahead")
@@ -154,14 +138,6 @@ class Findings:
             delta.sample_shift,
         )
 
-    def add_units(self, batch: ExposureBatch) -> None:
-        """Unites exposed units; forced ones do not count."""
-        if batch.forced or not _is_recent(batch.epoch, self._units, UNITS_EPOCHS):
-            return
-        units = self._units.setdefault(batch.epoch, Units())
-        units.add(batch.variant, (u for (u,) in struct.iter_unpack("<Q", batch.unit_hashes)))
-        _forget_oldest(self._units, UNITS_EPOCHS)
-
     def add_observation(self, seen: Observation, now_ms: int) -> None:
         """Counts one judged answer; a wrong one is a bad event of its unit."""
         if seen.shadow:
@@ -172,12 +148,17 @@ class Findings:
         counts = self._counts_of(CountKey(seen.epoch, seen.variant, seen.stratum, ROLE_SERVED))
         if counts is None:
             return
+        self.cells.add_observation(seen)
         counts.labelled += 1
         counts.correct += seen.correct
         if not seen.correct:
             counts.bad_at(seen.time_ms)
             self._add_wrong(seen.epoch, seen.variant, seen.unit, seen.time_ms, now_ms)
             self._add_exemplar(seen.epoch, seen.variant, Kind.WRONG, seen.time_ms, seen.trace)
+
+    def add_value(self, value: Value) -> None:
+        """Counts a score or a cost of a served request."""
+        self.cells.add_value(value)
 
     def add_failed(self, failed: FailedTrace) -> None:
         """Keeps the trace of a request that ended in an error, while it is among the youngest."""
@@ -243,6 +224,7 @@ class Findings:
 
     def forget(self) -> None:
         """Gives its room back; it is not to be used any more."""
+        self.cells.forget()
         self._room.keys -= len(self._counts)
 
     # -- Views -------------------------------------------------------------------------------------
@@ -263,7 +245,7 @@ class Findings:
             if judged_epoch in copies:
                 shadow[copies[judged_epoch]].labelled += labelled
                 shadow[copies[judged_epoch]].correct += correct
-        units = self._units.get(epoch) if epoch is not None else None
+        units = self.cells.units(epoch) if epoch is not None else None
         none = Counts()
         return {
             name: _variant_seen(served.get(name, none), shadow.get(name, none), units, name)
@@ -340,7 +322,6 @@ class Findings:
                 [*key, buckets_to_json(self._buckets[key])] for key in sorted(self._buckets)
             ],
             "trackers": [[e, pack64(t.to_bytes())] for e, t in sorted(self.trackers.items())],
-            "units": [[epoch, *units_to_json(self._units[epoch])] for epoch in sorted(self._units)],
             "starts": sorted(self._starts.items()),
             "shadow_judged": [[epoch, *two] for epoch, two in sorted(self._shadow_judged.items())],
             "waiting_wrong": [[e, sorted(some)] for e, some in sorted(self._waiting_wrong.items())],
@@ -349,8 +330,10 @@ class Findings:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], room: Room) -> "Findings":
-        """Of `to_json`."""
+    def from_json(
+        cls, data: Mapping[str, Any], room: Room, cells: CellBook | None = None
+    ) -> "Findings":
+        """Of `to_json`; without cells all that was counted is missing in them."""
         found = cls(room)
         found._counts = {CountKey(*row[:4]): Counts.from_json(row[4]) for row in data["counts"]}
         room.keys += len(found._counts)
@@ -362,7 +345,6 @@ class Findings:
             epoch: BlockTracker.from_bytes(base64.b64decode(tracker))
             for epoch, tracker in data["trackers"]
         }
-        found._units = {epoch: units_from_json(*packed) for epoch, *packed in data["units"]}
         found._starts = dict(data["starts"])
         found._shadow_judged = {epoch: two for epoch, *two in data["shadow_judged"]}
         found._waiting_wrong = {
@@ -374,6 +356,13 @@ class Findings:
             for epoch, variant, kind, kept in data["exemplars"]
         }
         found.targets_at_start = data["targets_at_start"]
+        if cells is not None:
+            found.cells = cells
+            return found
+        for key, counts in found._counts.items():
+            if key.role == ROLE_SERVED:
+                cell = CellKey(key.epoch, key.variant, key.stratum)
+                found.cells.adopt(cell, counts.requests)
         return found
 
 
@@ -386,7 +375,9 @@ def _forget_oldest(table: dict[int, Any], kept: int) -> None:
         del table[epoch]
 
 
-def _variant_seen(served: Counts, shadow: Counts, units: Units | None, name: str) -> VariantSeen:
+def _variant_seen(
+    served: Counts, shadow: Counts, units: Mapping[str, int] | None, name: str
+) -> VariantSeen:
     return VariantSeen(
         decided=served.decided,
         requests=served.requests,
@@ -402,7 +393,7 @@ def _variant_seen(served: Counts, shadow: Counts, units: Units | None, name: str
         shadow_labelled=shadow.labelled,
         shadow_correct=shadow.correct,
         shadow_latency=shadow.latency.seen(),
-        units=len(units.units.get(name, ())) if units is not None else None,
+        units=units.get(name, 0) if units is not None else None,
         first_bad_unix_ms=served.first_bad_ms,
     )
 

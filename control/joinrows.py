@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Self
 
 NO_GROUP: Final = 0xFFFFFFFF
-_ROW = struct.Struct("<QQqIQQQqB24s")
+_ROW = struct.Struct("<QQqIQQQqH24sdd")
+_ROW_1 = struct.Struct("<QQqIQQQqB24s")  # before scores and costs
 _REQUEST = struct.Struct(f"<Q{_ROW.size - 8}x")
 _CAPACITY_MIN: Final = 1024
 
@@ -25,6 +26,7 @@ class Row(NamedTuple):
         seen_ms: When the row was made, by the control plane's clock.
         flags: The joiner's.
         trace: Ids of a trace (16 bytes) and of a span in it (8).
+        score, cost: As a span told; the flags say whether one did.
     """
 
     request: int
@@ -37,6 +39,8 @@ class Row(NamedTuple):
     seen_ms: int = 0
     flags: int = 0
     trace: bytes = b""
+    score: float = 0.0
+    cost: float = 0.0
 
 
 class Ring:
@@ -98,12 +102,20 @@ class Ring:
         return bytes(head + self._buffer[: max(0, after - capacity) * size])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: bytes, *, version: int = 2) -> Self:
         """The ring of `to_bytes`.
+
+        Args:
+            data: What it gave.
+            version: Of the rows: 1 had no scores and costs.
 
         Raises:
             ValueError: Not made by it.
         """
+        if version == 1:
+            if len(data) % _ROW_1.size:
+                raise ValueError(f"{len(data)} bytes, must be a multiple of {_ROW_1.size}")
+            data = b"".join(_ROW.pack(*row, 0.0, 0.0) for row in _ROW_1.iter_unpack(data))
         if len(data) % _ROW.size:
             raise ValueError(f"{len(data)} bytes, must be a multiple of {_ROW.size}")
         ring = cls()

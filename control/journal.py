@@ -18,7 +18,7 @@ import json
 import struct
 from typing import Final, Self
 
-from control.evidence import CorruptEvidence, Evidence, check
+from control.evidence import CorruptEvidence, Evidence, FrozenEvidence, check
 from control.ingest import SpanFact
 from control.outcomes import Joiner, facts_of_outcomes, facts_of_spans, pack_facts, unpack_facts
 from control.store.base import (
@@ -36,7 +36,8 @@ CHECKPOINT_EVERY_MS: Final = 60_000
 # A big book is written less often, so that checkpoints never write more than this on average.
 CHECKPOINT_BYTES_PER_S: Final = 512 * 1024
 REPLAY_PAGE: Final = 500
-_MAGIC: Final = b"BOOK\x01"
+_MAGIC: Final = b"BOOK\x02"
+_MAGIC_1: Final = b"BOOK\x01"  # its joiner knew no scores
 _DIGEST_BYTES: Final = 32
 _SIZE = struct.Struct("<Q")
 
@@ -62,7 +63,11 @@ class Book:
             case JournalKind.EPOCH:
                 began = json.loads(entry.payload)
                 self.evidence.begin_epoch(
-                    began["experiment"], began["epoch"], began["start_ms"], began["target"]
+                    began["experiment"],
+                    began["epoch"],
+                    began["start_ms"],
+                    began["target"],
+                    began.get("warm_up_ms", 0),
                 )
             case JournalKind.FORGET:
                 self.evidence.forget(entry.payload.decode())
@@ -71,9 +76,9 @@ class Book:
         """Everything, deterministically, with a checksum."""
         return seal(*self.parts())
 
-    def parts(self) -> tuple[bytes, bytes]:
+    def parts(self) -> tuple[FrozenEvidence, bytes]:
         """Evidence and joiner as they are now, for `seal`."""
-        return self.evidence.to_bytes(), self.joiner.to_bytes()
+        return self.evidence.frozen(), self.joiner.to_bytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -82,7 +87,8 @@ class Book:
         Raises:
             CorruptEvidence: Not made by it, damaged, or of another version.
         """
-        if not data.startswith(_MAGIC):
+        version = 1 if data.startswith(_MAGIC_1) else 2
+        if not data.startswith((_MAGIC, _MAGIC_1)):
             raise CorruptEvidence("unknown format")
         start = len(_MAGIC) + _DIGEST_BYTES
         body = data[start:]
@@ -91,14 +97,15 @@ class Book:
         (size,) = _SIZE.unpack_from(body)
         evidence, joiner = body[_SIZE.size : _SIZE.size + size], body[_SIZE.size + size :]
         try:
-            return cls(Evidence.from_bytes(evidence), Joiner.from_bytes(joiner))
+            return cls(Evidence.from_bytes(evidence), Joiner.from_bytes(joiner, version=version))
         except ValueError as error:
             raise CorruptEvidence(str(error)) from error
 
 
-def seal(evidence: bytes, joiner: bytes) -> bytes:
+def seal(evidence: FrozenEvidence, joiner: bytes) -> bytes:
     """The bytes of a book, from its parts: slow for a big one, and free of the book itself."""
-    body = b"".join((_SIZE.pack(len(evidence)), evidence, joiner))
+    packed = evidence.to_bytes()
+    body = b"".join((_SIZE.pack(len(packed)), packed, joiner))
     return _MAGIC + hashlib.blake2b(body, digest_size=_DIGEST_BYTES).digest() + body
 
 
@@ -184,7 +191,14 @@ class Journal:
         await self._append(JournalKind.SPAN, pack_facts(facts_of_spans(facts)), received_ms)
 
     async def begin_epoch(
-        self, experiment: str, epoch: int, start_ms: int, target: str, received_ms: int
+        self,
+        experiment: str,
+        epoch: int,
+        start_ms: int,
+        target: str,
+        received_ms: int,
+        *,
+        warm_up_ms: int = 0,
     ) -> None:
         """Makes an epoch's start known; to be called before the epoch is published.
 
@@ -192,6 +206,8 @@ class Journal:
             StoreUnavailable: Not stored.
         """
         began = {"experiment": experiment, "epoch": epoch, "start_ms": start_ms, "target": target}
+        if warm_up_ms:
+            began["warm_up_ms"] = warm_up_ms
         payload = json.dumps(began, sort_keys=True).encode()
         await self._append(JournalKind.EPOCH, payload, received_ms)
 

@@ -4,6 +4,8 @@ Owns the rows that wait for their other parts. Refuses to know metrics: it says 
 was answered rightly or wrongly, and `control.evidence` counts. Texts and request ids are 64-bit
 hashes here: equality is all that is asked of them.
 
+Scores and costs that spans tell are handed on as they are, by the same rules.
+
 Rules:
     * the first exposure, prediction and label of a request win; repeats are counted;
     * a mirrored copy's prediction is kept beside the served one, and never judged as served;
@@ -26,7 +28,7 @@ from control.joinrows import NO_GROUP, Ring, Row
 from turnout.v1alpha1 import config_service_pb2, outcome_service_pb2
 
 WINDOW_MS: Final = 24 * 3600 * 1000
-# 77 B packed + ~100 B of index each: 180 MB and 36 MB at most. At 200 requests/s a million
+# 102 B packed + ~100 B of index each: 202 MB and 40 MB at most. At 200 requests/s a million
 # exposures are the last 83 minutes.
 EXPOSED_MAX: Final = 1_000_000
 WAITING_MAX: Final = 200_000
@@ -43,6 +45,7 @@ class Fact(NamedTuple):
         shadow: The prediction is a mirrored copy's.
         error: The span's status is an error.
         trace: Ids of the trace (16 bytes) and of the span (8); empty for outcomes.
+        score, cost: Finite; None = it does not say.
     """
 
     request: int
@@ -51,6 +54,8 @@ class Fact(NamedTuple):
     shadow: bool = False
     error: bool = False
     trace: bytes = b""
+    score: float | None = None
+    cost: float | None = None
 
 
 class Observation(NamedTuple):
@@ -61,6 +66,7 @@ class Observation(NamedTuple):
         unit: The unit's hash.
         shadow: The answer is the mirrored copy's (`variant` is the one that served).
         correct: Prediction and label are the same.
+        said, positive: Prediction, label are of the positive class.
         time_ms: Of the request, unix milliseconds.
         trace: Ids of the trace and the span of the prediction, empty when no span carried it.
     """
@@ -72,8 +78,23 @@ class Observation(NamedTuple):
     unit: int
     shadow: bool
     correct: bool
+    said: bool
+    positive: bool
     time_ms: int
     trace: bytes
+
+
+class Value(NamedTuple):
+    """Numbers that a span told of one request that was exposed; None = not this one."""
+
+    experiment: str
+    epoch: int
+    variant: str
+    stratum: int
+    unit: int
+    time_ms: int
+    score: float | None = None
+    cost: float | None = None
 
 
 class FailedTrace(NamedTuple):
@@ -118,12 +139,14 @@ class Joined:
     now_ms: int
     observations: list[Observation] = field(default_factory=list)
     failed: list[FailedTrace] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
 
 
 # -- Facts -----------------------------------------------------------------------------------------
 
 _FACT = struct.Struct("<QQQB24s")
-_FACT_SHADOW, _FACT_ERROR, _FACT_TRACE = 1, 2, 4
+_FACT_SHADOW, _FACT_ERROR, _FACT_TRACE, _FACT_SCORE, _FACT_COST = 1, 2, 4, 8, 16
+_FACT_NUMBERS = struct.Struct("<dd")  # after a fact that has a score or a cost
 
 
 def text_hash(text: str) -> int:
@@ -141,6 +164,8 @@ def facts_of_spans(spans: Iterable[SpanFact]) -> list[Fact]:
             span.shadow,
             span.error,
             span.trace_id + span.span_id,
+            span.score,
+            span.cost,
         )
         for span in spans
     ]
@@ -160,16 +185,15 @@ def facts_of_outcomes(outcomes: Iterable[outcome_service_pb2.Outcome]) -> list[F
 
 def pack_facts(facts: Iterable[Fact]) -> bytes:
     """Facts as the journal keeps them."""
-    return b"".join(
-        _FACT.pack(
-            fact.request,
-            fact.prediction,
-            fact.label,
-            fact.shadow * _FACT_SHADOW + fact.error * _FACT_ERROR + bool(fact.trace) * _FACT_TRACE,
-            fact.trace,
-        )
-        for fact in facts
-    )
+    return b"".join(map(_pack_fact, facts))
+
+
+def _pack_fact(fact: Fact) -> bytes:
+    numbers = fact.score is not None, fact.cost is not None
+    flags = fact.shadow * _FACT_SHADOW + fact.error * _FACT_ERROR + bool(fact.trace) * _FACT_TRACE
+    flags += numbers[0] * _FACT_SCORE + numbers[1] * _FACT_COST
+    packed = _FACT.pack(fact.request, fact.prediction, fact.label, flags, fact.trace)
+    return packed + _FACT_NUMBERS.pack(fact.score or 0, fact.cost or 0) if any(numbers) else packed
 
 
 def unpack_facts(data: bytes) -> list[Fact]:
@@ -178,22 +202,36 @@ def unpack_facts(data: bytes) -> list[Fact]:
     Raises:
         ValueError: Not made by it.
     """
-    if len(data) % _FACT.size:
-        raise ValueError(f"{len(data)} bytes, must be a multiple of {_FACT.size}")
-    return [
-        Fact(
-            request,
-            prediction,
-            label,
-            bool(flags & _FACT_SHADOW),
-            bool(flags & _FACT_ERROR),
-            trace if flags & _FACT_TRACE else b"",
-        )
-        for request, prediction, label, flags, trace in _FACT.iter_unpack(data)
-    ]
+    facts, place = [], 0
+    try:
+        while place < len(data):
+            request, prediction, label, flags, trace = _FACT.unpack_from(data, place)
+            place += _FACT.size
+            score = cost = 0.0
+            if flags & (_FACT_SCORE | _FACT_COST):
+                score, cost = _FACT_NUMBERS.unpack_from(data, place)
+                place += _FACT_NUMBERS.size
+            facts.append(
+                Fact(
+                    request,
+                    prediction,
+                    label,
+                    bool(flags & _FACT_SHADOW),
+                    bool(flags & _FACT_ERROR),
+                    trace if flags & _FACT_TRACE else b"",
+                    score if flags & _FACT_SCORE else None,
+                    cost if flags & _FACT_COST else None,
+                )
+            )
+    except struct.error as error:
+        raise ValueError(f"{len(data)} bytes end within a fact") from error
+    return facts
 
 
 _FORCED, _JUDGED, _SHADOW_JUDGED, _FAILED, _TRACED = 1, 2, 4, 8, 16
+_SCORED, _COSTED, _SCORE_SAID, _COST_SAID = 32, 64, 128, 256
+# Labels and predictions of the positive class; every other text is of the negative one.
+POSITIVE: Final = frozenset({text_hash("1"), text_hash("true")})
 
 # -- The joiner ------------------------------------------------------------------------------------
 
@@ -297,6 +335,10 @@ class Joiner:
             else:
                 counts.predictions += 1
                 row = row._replace(prediction=fact.prediction)
+        if fact.score is not None and not fact.shadow and not row.flags & _SCORED:
+            row = row._replace(score=fact.score, flags=row.flags | _SCORED)
+        if fact.cost is not None and not fact.shadow and not row.flags & _COSTED:
+            row = row._replace(cost=fact.cost, flags=row.flags | _COSTED)
         if fact.trace and not fact.shadow and not row.flags & _TRACED:
             row = row._replace(trace=fact.trace, flags=row.flags | _TRACED)
         if fact.error and not fact.shadow and not row.flags & _FAILED:
@@ -327,10 +369,19 @@ class Joiner:
                             row.unit,
                             shadow,
                             prediction == row.label,
+                            prediction in POSITIVE,
+                            row.label in POSITIVE,
                             row.time_ms,
                             row.trace if flags & _TRACED and not shadow else b"",
                         )
                     )
+        score = row.score if flags & _SCORED and not flags & _SCORE_SAID else None
+        cost = row.cost if flags & _COSTED and not flags & _COST_SAID else None
+        if score is not None or cost is not None:
+            flags |= (score is not None) * _SCORE_SAID + (cost is not None) * _COST_SAID
+            joined.values.append(
+                Value(experiment, epoch, variant, stratum, row.unit, row.time_ms, score, cost)
+            )
         if flags & _FAILED and flags & _TRACED:  # said once: the flag goes with it
             flags &= ~_FAILED
             joined.failed.append(FailedTrace(experiment, epoch, variant, row.time_ms, row.trace))
@@ -395,9 +446,20 @@ class Joiner:
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, *, exposed_max: int = EXPOSED_MAX, waiting_max: int = WAITING_MAX
+        cls,
+        data: bytes,
+        *,
+        exposed_max: int = EXPOSED_MAX,
+        waiting_max: int = WAITING_MAX,
+        version: int = 2,
     ) -> "Joiner":
         """The joiner of `to_bytes`.
+
+        Args:
+            data: What it gave.
+            exposed_max: As in `Joiner`.
+            waiting_max: As in `Joiner`.
+            version: Of the rows, see `Ring.from_bytes`.
 
         Raises:
             ValueError: Not made by it.
@@ -415,8 +477,8 @@ class Joiner:
         for line in groups.decode().split("\n") if groups else ():
             experiment, epoch, variant, stratum, forced = line.split("\t")
             joiner._group((experiment, int(epoch), variant, int(stratum), forced == "1"))
-        joiner._exposed = Ring.from_bytes(exposed)
-        joiner._waiting = Ring.from_bytes(waiting)
+        joiner._exposed = Ring.from_bytes(exposed, version=version)
+        joiner._waiting = Ring.from_bytes(waiting, version=version)
         return joiner
 
 

@@ -1,20 +1,41 @@
-"""The parts that evidence is made of: counts, sketches, numbers taken, units. Pure.
+"""The parts that evidence is made of: counts, sketches, numbers taken, room. Pure.
 
 Every one merges by addition, union or minimum, so that order and duplicates leave no trace, and
 turns into JSON that depends on its content only.
 """
 
 import base64
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from control.rollout.seen import Sketch
-from turnout.contract import FIRST_BAD_UNITS_MAX
 from turnout.v1alpha1.config_service_pb2 import CountDelta
 
 RANGES_MAX: Final = 1024  # runs of numbers kept of one instance
 _US_PER_MS: Final = 1000
+
+
+@dataclass(slots=True)
+class Room:
+    """What all experiments of a tenant share, and what no bound had room for.
+
+    Attributes:
+        keys: Counts in use.
+        cells: Cells in use.
+        cell_bytes: Of their arrays and units.
+        left_out: By what was left out.
+    """
+
+    keys: int = 0
+    cells: int = 0
+    cell_bytes: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        """Counts what was left out."""
+        if count:
+            self.left_out[what] = self.left_out.get(what, 0) + count
 
 
 class Latency:
@@ -156,26 +177,6 @@ class Numbers:
         return 1
 
 
-class Units:
-    """Distinct units by variant on one hash sample, the same in all variants."""
-
-    __slots__ = ("shift", "units")
-
-    def __init__(self) -> None:
-        self.shift = 0
-        self.units: dict[str, set[int]] = {}
-
-    def add(self, variant: str, hashes: Iterable[int]) -> None:
-        """Adds units; halves the sample, in all variants, as often as room asks for it."""
-        mask = (1 << self.shift) - 1
-        self.units.setdefault(variant, set()).update(h for h in hashes if not h & mask)
-        while sum(map(len, self.units.values())) > FIRST_BAD_UNITS_MAX:
-            self.shift += 1
-            mask = (1 << self.shift) - 1
-            for name, kept in self.units.items():
-                self.units[name] = {h for h in kept if not h & mask}
-
-
 def buckets_to_json(buckets: Mapping[int, Bucket]) -> list[list[Any]]:
     """Buckets by start, as JSON."""
     return [
@@ -192,25 +193,6 @@ def buckets_from_json(rows: list[list[Any]]) -> dict[int, Bucket]:
         bucket.requests, bucket.errors = requests, errors
         bucket.latency = Latency.from_json(latency) if latency is not None else None
     return buckets
-
-
-def units_to_json(units: Units) -> tuple[int, dict[str, str]]:
-    """Sample shift and packed hashes by variant."""
-    return units.shift, {
-        name: pack64(struct.pack(f"<{len(kept)}Q", *sorted(kept)))
-        for name, kept in units.units.items()
-    }
-
-
-def units_from_json(shift: int, packed: Mapping[str, str]) -> Units:
-    """Of `units_to_json`."""
-    units = Units()
-    units.shift = shift
-    units.units = {
-        name: {u for (u,) in struct.iter_unpack("<Q", base64.b64decode(kept))}
-        for name, kept in packed.items()
-    }
-    return units
 
 
 def pack64(data: bytes) -> str:

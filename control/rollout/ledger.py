@@ -246,6 +246,7 @@ class Ledger:
             if experiment is None:
                 tenant.experiments.pop(name, None)
                 tenant.latest.pop(name, None)
+                tenant.looked.pop(name, None)
             else:
                 tenant.experiments[name] = experiment
         for name, metric in mutation.metrics.items():
@@ -294,7 +295,12 @@ class Ledger:
             entry = mutation.experiments[mark.experiment]
             assert entry is not None
             began = tenant.journal.begin_epoch(
-                entry.name, mark.epoch, entry.run.epoch_start_ms, entry.spec.target, now_ms
+                entry.name,
+                mark.epoch,
+                entry.run.epoch_start_ms,
+                entry.spec.target,
+                now_ms,
+                warm_up_ms=entry.policy.warm_up_ms,
             )
             await self.asked(began)
             tenant.ahead = None  # a copy from before the epoch

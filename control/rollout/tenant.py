@@ -16,8 +16,11 @@ from control import snapshot
 from control.evidence import Evidence
 from control.journal import Journal
 from control.model import KnownMetrics
+from control.rollout.cells import Cells
 from control.rollout.decide import Decision
 from control.rollout.entries import ExperimentEntry, HoldoutEntry, MetricEntry, TargetEntry
+from control.rollout.looks import Looks
+from control.rollout.policy import Policy
 from control.rollout.seen import Seen
 from control.rollout.words import State
 from control.store.base import (
@@ -48,6 +51,16 @@ class Latest:
     conditions: tuple[Condition, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Looks, and what they are of: good until the cells are others."""
+
+    cells: Cells
+    policy: Policy
+    at_ms: int
+    looks: Looks | None
+
+
 class Ahead:
     """Evidence with deltas that the store could not take yet.
 
@@ -57,7 +70,7 @@ class Ahead:
     """
 
     def __init__(self, stored: Evidence) -> None:
-        self.evidence = Evidence.from_bytes(stored.to_bytes())
+        self.evidence = stored.copy()
         self._unstored: set[tuple[str, int]] = set()
         self._touched_ms = 0
 
@@ -93,6 +106,7 @@ class Tenant:
         journal: What sidecars, spans and outcomes have told, stored.
         ahead: The same with deltas that are not stored yet; see `Ahead`.
         latest: The loop's last look at each live experiment.
+        looked: What the evidence by bucket came to, by experiment.
         pending: Changes that were published before they were stored, in order.
         lock: Held while a change is stored: changes are stored one after the other.
     """
@@ -109,6 +123,7 @@ class Tenant:
     version: int = 0
     content: bytes | None = None
     latest: dict[str, Latest] = field(default_factory=dict)
+    looked: dict[str, Looked] = field(default_factory=dict)
     pending: deque[Change] = field(default_factory=deque)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from turnout.contract import FIRST_BAD_SLOT_S, TIME_BUCKET_S
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BadEventKind
 from turnout.v1alpha1.config_service_pb2 import (
     ROLE_SERVED,
+    BucketCounts,
+    CellDelta,
     CountDelta,
     DeltaBatch,
     ExposureBatch,
     FirstBadDelta,
+    LatencyExceedance,
     Role,
     TargetDelta,
+    UnitDelta,
 )
 
 START_MS = 1_800_000_000_000
@@ -54,6 +59,61 @@ def count(
         latency_counts=list(bins.values()),
         latency_sum_ms=sum_ms,
         first_bad_unix_ms=first_bad_ms,
+    )
+
+
+def cell(
+    variant: str = "control",
+    requests: Mapping[int, int] = MappingProxyType({}),
+    *,
+    experiment: str = "exp",
+    epoch: int = 1,
+    stratum: int = 0,
+    errors: Mapping[int, int] = MappingProxyType({}),
+    slow: Mapping[int, int] = MappingProxyType({}),
+    over: Mapping[float, Mapping[int, int]] = MappingProxyType({}),
+    warm_up: int = 0,
+) -> CellDelta:
+    """One delta of a cell: bucket -> requests, and of them ..."""
+    return CellDelta(
+        experiment=experiment,
+        epoch=epoch,
+        variant=variant,
+        stratum=stratum,
+        requests=buckets(requests),
+        errors=buckets(errors),
+        slow=buckets(slow),
+        over=[LatencyExceedance(threshold_ms=t, requests=buckets(o)) for t, o in over.items()],
+        warm_up=warm_up,
+    )
+
+
+def buckets(counts: Mapping[int, int]) -> BucketCounts:
+    """Counts by bucket as deltas carry them."""
+    found = sorted(counts)
+    return BucketCounts(
+        buckets=b"".join(struct.pack("<H", bucket) for bucket in found),
+        counts=[counts[bucket] for bucket in found],
+    )
+
+
+def sampled(
+    variant: str,
+    units: Iterable[int],
+    *,
+    experiment: str = "exp",
+    epoch: int = 1,
+    stratum: int = 0,
+    shift: int = 0,
+) -> UnitDelta:
+    """Exposed units of the sample."""
+    return UnitDelta(
+        experiment=experiment,
+        epoch=epoch,
+        variant=variant,
+        stratum=stratum,
+        sample_shift=shift,
+        unit_hashes=hashes(units),
     )
 
 
@@ -109,6 +169,8 @@ def batch(
     bad: Iterable[FirstBadDelta] = (),
     targets: Iterable[TargetDelta] = (),
     exposed: Iterable[ExposureBatch] = (),
+    cells: Iterable[CellDelta] = (),
+    units: Iterable[UnitDelta] = (),
 ) -> DeltaBatch:
     """One numbered delta."""
     return DeltaBatch(
@@ -119,6 +181,8 @@ def batch(
         first_bad=bad,
         targets=targets,
         exposures=exposed,
+        cells=cells,
+        units=units,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from control import evidence as module
+from control.cellbook import EPOCHS_KEPT
 from control.evidence import CorruptEvidence, Evidence, InvalidDelta, check
-from control.findings import EPOCHS_KEPT
 from control.outcomes import FailedTrace, Joined, Observation
 from control.rollout.lanes import BlockTracker, LaneFacts
 from control.rollout.policy import BreakerPolicy, Policy, StepPolicy
@@ -62,11 +62,12 @@ def events(evidence: Evidence, kind: Kind) -> tuple[int, int]:
 
 
 def wrong(unit: int, *, variant: str = "v2", at_ms: int = START_MS, epoch: int = 1) -> Observation:
-    return Observation("exp", epoch, variant, 0, unit, False, False, at_ms, b"\x07" * 16)
+    answer = (False, True, False)  # not correct: positive said, and it was not
+    return Observation("exp", epoch, variant, 0, unit, False, *answer, at_ms, b"\x07" * 16)
 
 
 def right(unit: int, *, variant: str = "v2", shadow: bool = False) -> Observation:
-    return Observation("exp", 1, variant, 0, unit, shadow, True, START_MS, b"")
+    return Observation("exp", 1, variant, 0, unit, shadow, True, True, True, START_MS, b"")
 
 
 def test_variants_add_up_over_strata_sidecars_and_epochs() -> None:
@@ -132,36 +133,6 @@ def test_shadow_counts_stand_apart_from_served_ones() -> None:
     assert (seen["v2"].requests, seen["v2"].errors) == (0, 0)
     assert (seen["v2"].shadow_requests, seen["v2"].shadow_errors) == (9, 4)
     assert (seen["v2"].shadow_labelled, seen["v2"].shadow_correct) == (1, 1)
-
-
-def test_units_are_distinct_ones_by_variant_and_without_forced() -> None:
-    evidence = evidence_of(
-        batch(
-            1,
-            exposed=[
-                exposures("control", [(1, 1), (2, 2), (3, 1)]),
-                exposures("v2", [(4, 4)]),
-                exposures("v2", [(5, 5)], forced=True),
-            ],
-            counts=[count(), count("v2")],
-        )
-    )
-    seen = evidence.variants("exp", 1)
-    assert (seen["control"].units, seen["v2"].units) == (2, 1)
-
-
-def test_units_keep_one_sample_in_all_variants_when_there_are_too_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("control.tallies.FIRST_BAD_UNITS_MAX", 100)
-    rows = [(unit, unit) for unit in range(1000)]
-    evidence = evidence_of(
-        batch(1, exposed=[exposures("control", rows[:800])], counts=[count()]),
-        batch(2, exposed=[exposures("v2", rows[800:])], counts=[count("v2")]),
-    )
-    seen = evidence.variants("exp", 1)
-    # 1 in 16: the first power of two that leaves at most 100 of 1000.
-    assert (seen["control"].units, seen["v2"].units) == (50, 13)
 
 
 def test_window_holds_only_its_buckets() -> None:

@@ -31,7 +31,7 @@ def test_label_judges_the_served_prediction_when_it_comes_last() -> None:
     assert not joiner.add_exposures([exposures("v2", [(1, 77)])], START_MS).observations
     assert not joiner.add_facts([Fact(1, prediction=YES, trace=TRACE)], START_MS).observations
     (observation,) = joiner.add_facts([Fact(1, label=NO)], START_MS + 5).observations
-    assert observation == ("exp", 1, "v2", 0, 77, False, False, START_MS, TRACE)
+    assert observation == ("exp", 1, "v2", 0, 77, False, False, False, False, START_MS, TRACE)
 
 
 def test_copy_is_judged_apart_and_never_as_served() -> None:
@@ -136,7 +136,7 @@ def test_span_and_outcome_of_a_request_meet_the_hash_that_sidecars_make() -> Non
 
 @pytest.mark.parametrize("data", [b"x", b"\x00" * 48, b"\x00" * 50])
 def test_facts_of_another_length_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(ValueError, match="within a fact"):
         unpack_facts(data)
 
 

@@ -10,16 +10,27 @@ from hypothesis import strategies as st
 
 from control.evidence import Evidence
 from control.tallies import RANGES_MAX, Numbers
-from tests.control.deltas import EPOCH_START_MS, START_MS, batch, count, exposures, first_bad
+from tests.control.deltas import (
+    EPOCH_START_MS,
+    START_MS,
+    batch,
+    cell,
+    count,
+    exposures,
+    first_bad,
+    sampled,
+)
 from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
 from turnout.v1alpha1.config_service_pb2 import (
     ROLE_SERVED,
     ROLE_SHADOW,
+    CellDelta,
     CountDelta,
     DeltaBatch,
     ExposureBatch,
     FirstBadDelta,
     TargetDelta,
+    UnitDelta,
 )
 
 variants = st.sampled_from(["control", "v2", "v3"])
@@ -63,8 +74,28 @@ targets = st.builds(
 exposed = st.builds(
     exposures, variants, st.lists(st.tuples(st.integers(0, 99), units), max_size=5), epoch=epochs
 )
-parts = st.one_of(counts, bad, targets, exposed)
-Part = CountDelta | FirstBadDelta | TargetDelta | ExposureBatch
+by_bucket = st.dictionaries(st.integers(0, 1023), st.integers(1, 300), max_size=4)
+celled = st.builds(
+    cell,
+    variants,
+    by_bucket,
+    epoch=epochs,
+    stratum=st.integers(0, 1),
+    errors=by_bucket,
+    slow=by_bucket,
+    over=st.dictionaries(st.sampled_from([250.0, 300.5]), by_bucket, max_size=2),
+    warm_up=st.integers(0, 9),
+)
+samples = st.builds(
+    sampled,
+    variants,
+    st.lists(st.integers(0, 2**28 - 1), max_size=5),
+    epoch=epochs,
+    stratum=st.integers(0, 1),
+    shift=st.integers(0, 2),
+)
+parts = st.one_of(counts, bad, targets, exposed, celled, samples)
+Part = CountDelta | FirstBadDelta | TargetDelta | ExposureBatch | CellDelta | UnitDelta
 
 
 def numbered(groups: list[list[Part]]) -> list[DeltaBatch]:
@@ -77,6 +108,8 @@ def numbered(groups: list[list[Part]]) -> list[DeltaBatch]:
             bad=[p for p in group if isinstance(p, FirstBadDelta)],
             targets=[p for p in group if isinstance(p, TargetDelta)],
             exposed=[p for p in group if isinstance(p, ExposureBatch)],
+            cells=[p for p in group if isinstance(p, CellDelta)],
+            units=[p for p in group if isinstance(p, UnitDelta)],
         )
         for number, group in enumerate(groups)
     ]
@@ -86,7 +119,8 @@ def evidence_of(batches: list[DeltaBatch]) -> Evidence:
     """Evidence of these deliveries, in this order."""
     evidence = Evidence()
     for epoch in range(1, 7):
-        evidence.begin_epoch("exp", epoch, EPOCH_START_MS + epoch)
+        warm_up_ms = 0 if epoch % 2 else 600_000
+        evidence.begin_epoch("exp", epoch, EPOCH_START_MS + epoch, "fraud", warm_up_ms)
     for delivered in batches:
         evidence.add_delta(delivered, START_MS)
     return evidence
