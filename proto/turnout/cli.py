@@ -44,6 +44,7 @@ HELPS: Final = {
     "explain": "Say why a request gets its variant, live or offline.",
     "force": "Sign a token that gives its bearer a variant.",
     "results": "Show what is known of an experiment's variants.",
+    "analyze": "Judge any experiment's data: CSV, Parquet, Arrow, JSON lines.",
     "start": "Start an experiment at its first step.",
     "pause": "Freeze an experiment's step; safety still rolls back.",
     "resume": "Go on with a paused experiment.",
