@@ -61,20 +61,45 @@ def quantile_sequence(
 
     Source: Howard, Ramdas 2022, Theorem 1 with the beta-binomial mixture. O(n log n).
     """
-    x, rho = np.sort(check_vector("values", values)), _rho(t_opt, alpha_opt)
-    level, threshold = check_scalar("q", q, gt=0, lt=1), -np.log(check_alpha(alpha))
+    x = np.sort(check_vector("values", values))
     n = len(x)
-    best = _minimiser(n, level, rho)
+    low, high = sequence_ranks(n, q, alpha=alpha, t_opt=t_opt, alpha_opt=alpha_opt)
+    return Ends(
+        float(x[low]) if low >= 0 else float("-inf"), float(x[high]) if high < n else float("inf")
+    )
+
+
+def sequence_ranks(
+    n: int, q: float, *, alpha: float, t_opt: float, alpha_opt: float = 0.05
+) -> tuple[int, int]:
+    """Ranks, from 0, of the order statistics that `quantile_sequence` ends at after n values.
+
+    Args:
+        n: Values seen, >= 1.
+        q: As of `quantile_sequence`, like the rest.
+        alpha: Crossing probability.
+        t_opt: Tuning.
+        alpha_opt: Tuning.
+
+    Returns:
+        -1 for a lower end, n for an upper one, that is still infinite.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: as of `quantile_sequence`. O(1).
+    """
+    seen, rho = int(check_scalar("n", n, ge=1, whole=True)), _rho(t_opt, alpha_opt)
+    level, threshold = check_scalar("q", q, gt=0, lt=1), -np.log(check_alpha(alpha))
+    best = _minimiser(seen, level, rho)
 
     def outside(below: float) -> bool:
-        return bool(beta_binomial_log_mixture(below, n, p=level, rho=rho) > threshold)
+        return bool(beta_binomial_log_mixture(below, seen, p=level, rho=rho) > threshold)
 
     # Counts of values below the quantile that are believed: [least, most].
     least = edge(best, 0.0, outside) if outside(0.0) else 0.0
-    most = edge(best, float(n), outside) if outside(float(n)) else float(n)
-    low = x[int(np.ceil(least)) - 1] if np.ceil(least) >= 1 else -np.inf
-    high = x[int(np.floor(most))] if np.floor(most) < n else np.inf
-    return Ends(float(low), float(high))
+    most = edge(best, float(seen), outside) if outside(float(seen)) else float(seen)
+    return int(np.ceil(least)) - 1, int(np.floor(most))
 
 
 def quantile_ab(
@@ -102,17 +127,47 @@ def quantile_ab(
     (confseq). O(n log n).
     """
     arms = [check_vector("control", control), check_vector("treatment", treatment)]
+    bins = np.unique(np.concatenate(arms))
+    counts = [np.bincount(np.searchsorted(bins, arm), minlength=len(bins)) for arm in arms]
+    return quantile_ab_counts(counts[0], counts[1], q=q, t_opt=t_opt, alpha_opt=alpha_opt)
+
+
+def quantile_ab_counts(
+    control: npt.ArrayLike,
+    treatment: npt.ArrayLike,
+    *,
+    q: float,
+    t_opt: float,
+    alpha_opt: float = 0.05,
+) -> float:
+    """`quantile_ab` from counts in bins of values, ascending and the same for both arms.
+
+    Bins of one value each give its p-value; wider ones a larger one, which is as valid.
+
+    Args:
+        control: Values per bin, whole, >= 0, shape (bins,), not all 0.
+        treatment: As control.
+        q: As of `quantile_ab`, like the rest.
+        t_opt: Tuning.
+        alpha_opt: Tuning.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: as of `quantile_ab`. O(bins).
+    """
     level, rho = check_scalar("q", q, gt=0, lt=1), _rho(t_opt, alpha_opt)
-    candidates = np.unique(np.concatenate(arms))
-    total = np.zeros(len(candidates))
-    for arm in arms:
-        x, n = np.sort(arm), len(arm)
-        less = np.searchsorted(x, candidates, side="left")
-        upto = np.searchsorted(x, candidates, side="right")
-        # A value shared by several observations may be the quantile at any rank among them.
-        believed = np.clip(_minimiser(n, level, rho), less, upto)
-        total += beta_binomial_log_mixture(believed, n, p=level, rho=rho)
-    return float(np.exp(-max(float(total.min()), 0.0)))
+    logs: list[FloatArray] = []
+    for name, arm in (("control", control), ("treatment", treatment)):
+        counts = check_vector(name, arm, ge=0, whole=True)
+        upto = np.cumsum(counts)
+        n = int(check_scalar(f"sum of {name}", float(upto[-1]), ge=1))
+        # A bin may hold the quantile at any rank among its values.
+        believed = np.clip(_minimiser(n, level, rho), upto - counts, upto)
+        logs.append(beta_binomial_log_mixture(believed, n, p=level, rho=rho))
+    if len(logs[0]) != len(logs[1]):
+        raise ValueError(f"treatment has {len(logs[1])} bins, must be {len(logs[0])} as control")
+    return float(np.exp(-max(float(np.min(logs[0] + logs[1])), 0.0)))
 
 
 def _rho(t_opt: float, alpha_opt: float) -> float:

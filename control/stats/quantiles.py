@@ -92,9 +92,7 @@ def quantile_interval(
     x = np.sort(check_vector("values", values))
     level = check_scalar("q", q, gt=0, lt=1)
     sided = check_alternative(alternative)
-    tail = check_alpha(alpha) / (2 if sided == "two-sided" else 1)
-    binomial = stats.binom(len(x), level)
-    lower, upper = int(binomial.ppf(tail)) - 1, int(binomial.isf(tail))
+    lower, upper = interval_ranks(len(x), level, alpha=alpha, alternative=sided)
     low = float(x[lower]) if lower >= 0 else float("nan")
     high = float(x[upper]) if upper < len(x) else float("nan")
     if sided == "greater":
@@ -102,6 +100,31 @@ def quantile_interval(
     elif sided == "less":
         low = float("-inf")
     return QuantileInterval(float(np.quantile(x, level)), low, high)
+
+
+def interval_ranks(
+    n: int, q: float, *, alpha: float = 0.05, alternative: Alternative = "two-sided"
+) -> tuple[int, int]:
+    """Ranks, from 0, of the order statistics that `quantile_interval` ends at.
+
+    Args:
+        n: Values, >= 1.
+        q: As of `quantile_interval`, like the rest.
+        alpha: Error probability.
+        alternative: Sides.
+
+    Returns:
+        -1 for a lower end, n or more for an upper one, that the sample is too small to have.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: as of `quantile_interval`. O(1).
+    """
+    values = int(check_scalar("n", n, ge=1, whole=True))
+    tail = check_alpha(alpha) / (2 if check_alternative(alternative) == "two-sided" else 1)
+    binomial = stats.binom(values, check_scalar("q", q, gt=0, lt=1))
+    return int(binomial.ppf(tail)) - 1, int(binomial.isf(tail))
 
 
 def quantile_se(
