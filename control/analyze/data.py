@@ -1,0 +1,339 @@
+"""Opening data: files of any known format, data frames and relations, as one DuckDB table.
+
+Owns formats, limits of memory and the form in which DuckDB's errors reach a person. Refuses to
+read rows into Python: everything after this is SQL over `Data.table`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from control.analyze.errors import BadInput, Unreadable
+
+TABLE: Final = "turnout_data"
+MEMORY_DEFAULT: Final = "1GB"
+HEAD_ROWS: Final = 2048
+PROGRESS_EVERY_S: Final = 0.2
+
+CSV: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".txt")
+JSON: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+PARQUET: Final = (".parquet", ".pq")
+ARROW: Final = (".arrow", ".feather", ".ipc", ".arrows")
+SUFFIXES: Final = {"csv": CSV, "json": JSON, "parquet": PARQUET, "arrow": ARROW}
+NULLS: Final = ("", "NA", "N/A", "NULL", "null", "None")
+
+# A step's name and the share that is done, None: unknown.
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(slots=True)
+class Data:
+    """A table that can be asked. columns: Name -> DuckDB type, in the file's order."""
+
+    path: str
+    table: str
+    columns: dict[str, str]
+    query: Callable[[str], list[tuple[Any, ...]]]
+    progress: Progress | None = None
+    share: Callable[[], float] | None = None
+    passes: list[str] = field(default_factory=list)
+
+    def run(self, step: str, sql: str) -> list[tuple[Any, ...]]:
+        """The few rows of an aggregate.
+
+        Args:
+            step: What is being done, for progress.
+            sql: A statement over `self.table`.
+
+        Raises:
+            BadInput: The data do not allow it: a value of another type, numbers out of range.
+        """
+        self.passes.append(step)
+        with self._reported(step), explained(self.path):
+            return self.query(sql)
+
+    @contextmanager
+    def _reported(self, step: str) -> Iterator[None]:
+        if self.progress is None:
+            yield
+            return
+        progress, share, done = self.progress, self.share, threading.Event()
+
+        def report() -> None:
+            while not done.wait(PROGRESS_EVERY_S):
+                progress(step, None if share is None else share())
+
+        progress(step, None)
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
+        try:
+            yield
+        finally:
+            done.set()
+            reporter.join()
+        progress(step, 1.0)
+
+
+@contextmanager
+def open_data(
+    data: Any,
+    *,
+    memory: str = MEMORY_DEFAULT,
+    threads: int | None = None,
+    spill: str | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Data]:
+    """Open files (a path, a glob, a directory, several), a data frame or a relation.
+
+    Args:
+        data: A path or several; or a pandas or polars frame, a pyarrow table or dataset, a DuckDB
+            relation.
+        memory: DuckDB's limit, as "1GB"; what does not fit is spilled.
+        threads: Of DuckDB; one per core by default.
+        spill: Directory to spill to; a temporary one by default.
+        progress: Called with each step and its share.
+
+    Raises:
+        BadInput: The format is not known, or the data cannot be read; `Unreadable` for no file.
+    """
+    if isinstance(data, duckdb.DuckDBPyRelation):
+        yield _of_relation(data, progress)
+        return
+    with _connection(memory, threads, spill) as connection:
+        if _is_path(data):
+            names = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]
+            path = ", ".join(names)
+            with explained(path):
+                _of_files(connection, names)
+        else:
+            path = f"<{type(data).__module__.split('.')[0]} {type(data).__name__}>"
+            connection.register(TABLE, _of_frame(data))
+        yield _opened(connection, path, progress)
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn DuckDB's errors into refusals that a person can act on."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise BadInput(f"{path}: needs more memory ({_first(error)}): raise --memory") from error
+    except duckdb.Error as error:
+        raise BadInput(f"{path}: cannot be read: {_first(error)}") from error
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror or error}") from error
+
+
+def quoted(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@contextmanager
+def _connection(
+    memory: str, threads: int | None, spill: str | None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    directory = tempfile.mkdtemp(prefix="turnout-analyze-", dir=spill)
+    connection = duckdb.connect()
+    try:
+        _set(connection, "temp_directory", directory, "--spill")
+        _set(connection, "memory_limit", memory, "--memory")
+        if threads is not None:
+            connection.execute(f"SET threads = {int(threads)}")
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET enable_progress_bar = true")
+        connection.execute("SET enable_progress_bar_print = false")
+        yield connection
+    finally:
+        connection.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _set(connection: duckdb.DuckDBPyConnection, name: str, value: str, option: str) -> None:
+    try:
+        connection.execute(f"SET {name} = {literal(value)}")
+    except duckdb.Error as error:
+        raise BadInput(f"{option}: {value!r}: {_first(error)}") from error
+
+
+def _opened(connection: duckdb.DuckDBPyConnection, path: str, progress: Progress | None) -> Data:
+    def query(sql: str) -> list[tuple[Any, ...]]:
+        return connection.execute(sql).fetchall()
+
+    def share() -> float:
+        return max(float(connection.query_progress()), 0.0) / 100
+
+    with explained(path):
+        columns = {row[0]: row[1] for row in query(f"DESCRIBE {TABLE}")}
+    return Data(path, TABLE, columns, query, progress, share)
+
+
+def _of_relation(relation: duckdb.DuckDBPyRelation, progress: Progress | None) -> Data:
+    def query(sql: str) -> list[tuple[Any, ...]]:
+        answer = relation.query(TABLE, sql)
+        return [] if answer is None else answer.fetchall()
+
+    columns = {name: str(kind) for name, kind in zip(relation.columns, relation.types, strict=True)}
+    return Data("<duckdb relation>", TABLE, columns, query, progress)
+
+
+def _of_frame(data: Any) -> Any:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.dataset  # type: ignore[import-untyped]
+
+    if isinstance(data, pyarrow.Table | pyarrow.dataset.Dataset):
+        return data
+    if isinstance(data, pyarrow.RecordBatch):
+        return pyarrow.Table.from_batches([data])
+    if hasattr(data, "collect") and hasattr(data, "collect_schema"):  # a lazy frame of polars
+        data = data.collect()
+    if hasattr(data, "to_arrow"):
+        return data.to_arrow()
+    if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "columns"):
+        with_names = data.rename(columns=str)
+        try:
+            return pyarrow.Table.from_pandas(with_names, preserve_index=False)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+            raise BadInput(f"data: mixed types in a column: {_first(error)}") from error
+    raise BadInput(
+        f"data == {type(data).__name__}, must be a path, a pandas or polars frame, a pyarrow table "
+        "or dataset, or a DuckDB relation"
+    )
+
+
+def _is_path(data: Any) -> bool:
+    if isinstance(data, str | Path):
+        return True
+    return isinstance(data, list | tuple) and all(isinstance(each, str | Path) for each in data)
+
+
+def _of_files(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
+    if not names:
+        raise BadInput("data: no file given")
+    files = [file for name in names for file in _expanded(name)]
+    formats = {_format(file) for file in files}
+    if len(formats) > 1:
+        raise BadInput(f"data: files of several formats ({', '.join(sorted(formats))}): give one")
+    _READERS[formats.pop()](connection, files)
+
+
+def _expanded(name: str) -> list[str]:
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(
+            str(file) for file in path.rglob("*") if file.is_file() and _known(file.name)
+        )
+        if not found:
+            raise Unreadable(f"{name}: a directory without data; known: {_all_suffixes()}")
+        return found
+    if path.exists():
+        return [name]
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - of an absolute pattern, too
+    if not found:
+        nothing = "no file matches" if re.search(r"[*?\[]", name) else "no such file"
+        raise Unreadable(f"{name}: {nothing}")
+    return found
+
+
+def _known(name: str) -> bool:
+    return any(name.lower().endswith(suffix) for of in SUFFIXES.values() for suffix in of)
+
+
+def _all_suffixes() -> str:
+    return " ".join(suffix for of in SUFFIXES.values() for suffix in of)
+
+
+def _format(file: str) -> str:
+    for name, suffixes in SUFFIXES.items():
+        if file.lower().endswith(suffixes):
+            if os.path.getsize(file) == 0:  # noqa: PTH202
+                raise BadInput(f"{file}: the file is empty; it must have a header and rows")
+            return name
+    raise BadInput(
+        f"{file}: the format is not known; the name must end in one of {_all_suffixes()}"
+    )
+
+
+def _read_csv(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+    nulls = ", ".join(map(literal, NULLS))
+    # A name of the header is needed: without it DuckDB calls the columns column0, column1 ...
+    options = f"header = true, nullstr = [{nulls}], union_by_name = true"
+    _view(connection, f"read_csv({_list(files)}, {options}, sample_size = {20 * HEAD_ROWS})")
+    try:
+        # A late value may not be of the type that the first ones have: then all of them decide.
+        if sum(os.path.getsize(file) for file in files) < 64 << 20:  # noqa: PTH202
+            connection.execute(f"SELECT count(COLUMNS(*)) FROM {TABLE}").fetchall()  # noqa: S608
+    except duckdb.ConversionException:
+        _view(connection, f"read_csv({_list(files)}, {options}, sample_size = -1)")
+
+
+def _read_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+    _view(connection, f"read_json({_list(files)}, union_by_name = true, sample_size = -1)")
+
+
+def _read_parquet(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+    _view(
+        connection, f"read_parquet({_list(files)}, union_by_name = {str(len(files) > 1).lower()})"
+    )
+
+
+def _read_arrow(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+    import pyarrow
+    import pyarrow.dataset
+
+    streams = [file for file in files if file.lower().endswith(".arrows")]
+    try:
+        if not streams:
+            connection.register(TABLE, pyarrow.dataset.dataset(list(files), format="ipc"))
+            return
+        # A stream can be read once only, so it is copied to where DuckDB can spill it.
+        with pyarrow.ipc.open_stream(streams[0]) as stream:
+            connection.register("turnout_stream", stream)
+            connection.execute(f"CREATE TEMP TABLE {TABLE} AS FROM turnout_stream")
+        for file in streams[1:]:
+            with pyarrow.ipc.open_stream(file) as stream:
+                connection.register("turnout_stream", stream)
+                connection.execute(f"INSERT INTO {TABLE} BY NAME FROM turnout_stream")
+    except pyarrow.ArrowInvalid as error:
+        raise BadInput(f"{files[0]}: is no Arrow file: {_first(error)}") from error
+
+
+def _view(connection: duckdb.DuckDBPyConnection, source: str) -> None:
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {TABLE} AS FROM {source}")
+
+
+def _list(files: Sequence[str]) -> str:
+    # DuckDB takes * ? [ in names for a pattern, also in names that are no pattern.
+    escaped = (re.sub(r"([*?\[])", r"[\1]", file) for file in files)
+    return "[" + ", ".join(map(literal, escaped)) + "]"
+
+
+def _first(error: BaseException) -> str:
+    said = str(error).partition("LINE 1:")[0]  # our own SQL says nothing to the reader
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".") if lines else type(error).__name__
+
+
+_READERS: Final = {
+    "csv": _read_csv,
+    "json": _read_json,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+}

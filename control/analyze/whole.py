@@ -1,0 +1,441 @@
+"""Metrics that need the distribution, not sums: quantiles, area under the curve, drift.
+
+Owns their scans. Order statistics are found exactly by counting in ever finer bins, so that no
+column is ever sorted or held in memory.
+"""
+# ruff: noqa: S608 - every name goes through `quoted`, every text through `literal`
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from control.analyze.aggregate import MISSING, number_of, positive_of
+from control.analyze.data import Data, literal, quoted
+from control.analyze.errors import BadInput
+from control.analyze.estimate import Compared, Settings, number
+from control.analyze.metrics import Metric, Roles, is_number
+from control.analyze.result import Arm, MetricResult
+from control.stats.cdfseq import quantile_ab_counts, sequence_ranks
+from control.stats.clusters import bucket_jackknife_of
+from control.stats.confseq import asymptotic_sequence
+from control.stats.drift import binned_drift
+from control.stats.errors import FloatArray
+from control.stats.means import estimate
+from control.stats.quantiles import (
+    ClusterSums,
+    interval_ranks,
+    quantile_se,
+    quantile_se_clustered,
+)
+from control.stats.ranks import auc_histogram
+
+SCANNED: Final = ("quantile", "auc", "drift")
+BINS: Final = 4096
+FETCHED_MAX: Final = 100_000  # values between two bins' ends that are ranked at once
+SCORES_MAX: Final = 20_000  # distinct scores kept apart for the area under the curve
+SCORE_BINS: Final = 10_000
+BUCKETS: Final = 64
+DRIFT_BINS: Final = 10
+CATEGORIES_MAX: Final = 50
+ERROR_ALPHA: Final = 0.05  # of the interval that a quantile's error is read from
+
+
+@dataclass(slots=True)
+class _Quantile:
+    """One arm: n values of `units` units; order statistics by rank; error of the estimate."""
+
+    n: int
+    units: int
+    clustered: bool
+    estimate: float
+    se: float | None
+    ranks: Mapping[int, float]
+
+
+@dataclass(slots=True)
+class Scanner:
+    """Reads the rows again for the metrics that need it; what it has counted it keeps."""
+
+    data: Data
+    roles: Roles
+    drop_invalid: bool
+    positive: str | None
+    flipped: bool = False
+    _sizes: dict[tuple[str, str, str | None], tuple[int, int]] = field(default_factory=dict)
+    _known: dict[tuple[str, str, str | None, int], float] = field(default_factory=dict)
+
+    def compare(
+        self,
+        metric: Metric,
+        control: str,
+        variant: str,
+        settings: Settings,
+        *,
+        stratum: str | None = None,
+    ) -> Compared:
+        """Estimate one metric of one treatment against control.
+
+        Raises:
+            BadInput: Values are not finite, or labels not two classes.
+        """
+        by_kind = {"quantile": self._quantiles, "auc": self._aucs, "drift": self._drift}
+        return by_kind[metric.kind](metric, control, variant, settings, stratum)
+
+    def _where(self, variant: str, stratum: str | None) -> str:
+        roles = self.roles
+        arm = f"{quoted(roles.variant)}::VARCHAR"
+        conditions = [f"{arm} = {literal(variant)}"]
+        if stratum is not None and roles.strata:
+            group = f"coalesce({quoted(roles.strata)}::VARCHAR, {literal(MISSING)})"
+            conditions.append(f"{group} = {literal(stratum)}")
+        if roles.unit:
+            unit = quoted(roles.unit)
+            conditions.append(f"{unit} IS NOT NULL")
+            if self.flipped:
+                conditions.append(
+                    f"{unit} NOT IN (SELECT {unit} FROM {self.data.table} WHERE {unit} IS NOT NULL "
+                    f"AND {arm} IS NOT NULL GROUP BY {unit} HAVING min({arm}) <> max({arm}))"
+                )
+        return " AND ".join(conditions)
+
+    def _quantiles(
+        self, metric: Metric, control: str, variant: str, settings: Settings, stratum: str | None
+    ) -> Compared:
+        arms = [self._quantile(metric, arm, settings, stratum) for arm in (control, variant)]
+        empty = _empty(metric, variant)
+        if any(arm is None for arm in arms):
+            return Compared(empty, note="no value in an arm")
+        one, two = (arm for arm in arms if arm is not None)
+        difference = two.estimate - one.estimate
+        result = replace(
+            empty,
+            control=Arm(one.units, one.estimate),
+            treatment=Arm(two.units, two.estimate),
+            difference=difference,
+            relative=number(difference / one.estimate) if one.estimate else None,
+        )
+        variance = None
+        if one.se is not None and two.se is not None and one.se + two.se > 0:
+            variance = one.se**2 + two.se**2
+            test = estimate(difference, math.sqrt(variance), alpha=settings.alpha)
+            result = replace(
+                result,
+                standard_error=float(test.se),
+                ci_low=float(test.ci_low),
+                ci_high=float(test.ci_high),
+                p_value=float(test.p_value),
+            )
+        if one.clustered or two.clustered:
+            if variance is None:
+                return Compared(result, note="no spread, or too few values for an error")
+            return Compared(_with_sequence(result, difference, variance, settings), None, variance)
+        ends = [
+            self._sequence_ends(metric, arm, state, settings, stratum)
+            for arm, state in ((control, one), (variant, two))
+        ]
+        return Compared(
+            replace(
+                result,
+                cs_low=number(ends[1][0] - ends[0][1]),
+                cs_high=number(ends[1][1] - ends[0][0]),
+                always_valid_p=self._same_quantile(
+                    metric, (control, variant), ends, settings, stratum
+                ),
+            ),
+            None,
+            variance,
+            "" if variance else "no spread, or too few values for an error",
+        )
+
+    def _quantile(
+        self, metric: Metric, arm: str, settings: Settings, stratum: str | None
+    ) -> _Quantile | None:
+        n, units = self._size(metric, arm, stratum)
+        if n == 0:
+            return None
+        place = metric.q * (n - 1)
+        lower, upper = interval_ranks(n, metric.q, alpha=ERROR_ALPHA)
+        wanted = {math.floor(place), math.ceil(place)}
+        wanted |= {rank for rank in (lower, upper) if 0 <= rank < n}
+        if units == n:
+            ranks = sequence_ranks(n, metric.q, alpha=settings.alpha / 2, t_opt=settings.n_star / 2)
+            wanted |= {rank for rank in ranks if 0 <= rank < n}
+        at = self._ranked(metric, arm, stratum, sorted(wanted))
+        low, high = at[math.floor(place)], at[math.ceil(place)]
+        middle = low + (high - low) * (place - math.floor(place))
+        se = None
+        if n >= 2 and lower >= 0 and upper < n:
+            se = quantile_se(at[lower], at[upper], n=n, alpha=ERROR_ALPHA)
+        if se is not None and units != n:
+            se = self._clustered_error(metric, arm, stratum, se, middle) if units > 1 else None
+        return _Quantile(n, units, units != n, middle, se, at)
+
+    def _sequence_ends(
+        self, metric: Metric, arm: str, state: _Quantile, settings: Settings, stratum: str | None
+    ) -> tuple[float, float]:
+        low, high = sequence_ranks(
+            state.n, metric.q, alpha=settings.alpha / 2, t_opt=settings.n_star / 2
+        )
+        wanted = [rank for rank in (low, high) if 0 <= rank < state.n]
+        at = self._ranked(metric, arm, stratum, wanted)
+        return at.get(low, -math.inf), at.get(high, math.inf)
+
+    def _same_quantile(
+        self,
+        metric: Metric,
+        arms: tuple[str, str],
+        ends: Sequence[tuple[float, float]],
+        settings: Settings,
+        stratum: str | None,
+    ) -> float:
+        """P-value of equal quantiles; bins are fine where both quantiles are believed to be."""
+        finite = [end for pair in ends for end in pair if math.isfinite(end)]
+        low, high = min(finite, default=0.0), max(finite, default=0.0)
+        counts = []
+        for arm in arms:
+            found = self._bins(metric, arm, stratum, low, high)
+            counts.append(np.array([found.get(bin_, 0) for bin_ in range(-1, BINS + 2)]))
+        return quantile_ab_counts(counts[0], counts[1], q=metric.q, t_opt=settings.n_star / 2)
+
+    def _bins(
+        self, metric: Metric, arm: str, stratum: str | None, low: float, high: float
+    ) -> dict[int, int]:
+        width = (high - low) / BINS or 1.0
+        sql = (
+            f"SELECT CASE WHEN y < {low!r}::DOUBLE THEN -1 WHEN y > {high!r}::DOUBLE "
+            f"THEN {BINS + 1} ELSE floor((y - {low!r}::DOUBLE) / {width!r}::DOUBLE)::INTEGER END "
+            f"AS b, count(*) FROM {self._values(metric, arm, stratum)} GROUP BY b"
+        )
+        return {min(max(b, -1), BINS + 1): n for b, n in self.data.run("comparing quantiles", sql)}
+
+    def _size(self, metric: Metric, arm: str, stratum: str | None) -> tuple[int, int]:
+        key = (metric.name, arm, stratum)
+        if key not in self._sizes:
+            units = f"count(DISTINCT {quoted(self.roles.unit)})" if self.roles.unit else "count(*)"
+            y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+            sql = (
+                f"SELECT count(*), {units}, count_if(isnan({y})), count_if(isinf({y})) "
+                f"FROM {self.data.table} WHERE {y} IS NOT NULL AND {self._where(arm, stratum)}"
+            )
+            n, distinct, nans, infinities = self.data.run(f"counting {metric.name}", sql)[0]
+            if nans or infinities:
+                raise BadInput(
+                    f"metric {metric.name!r}: column {metric.column!r} has {nans} NaN and "
+                    f"{infinities} infinite values; correct or empty them, or leave them out with "
+                    "--drop-invalid"
+                )
+            self._sizes[key] = n, distinct
+        return self._sizes[key]
+
+    def _values(self, metric: Metric, arm: str, stratum: str | None) -> str:
+        y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+        where = f"{y} IS NOT NULL AND {self._where(arm, stratum)}"
+        return f"(SELECT {y} AS y FROM {self.data.table} WHERE {where})"
+
+    def _ranked(
+        self, metric: Metric, arm: str, stratum: str | None, ranks: Sequence[int]
+    ) -> dict[int, float]:
+        """Order statistics x[rank], ranks from 0 and ascending."""
+        key = (metric.name, arm, stratum)
+        missing = [rank for rank in ranks if (*key, rank) not in self._known]
+        if missing:
+            values = self._values(metric, arm, stratum)
+            sql = f"SELECT min(y), max(y), count(*) FROM {values}"
+            low, high, n = self.data.run(f"ranking {metric.name}", sql)[0]
+            for rank, value in self._narrowed(values, missing, low, high, 0, n).items():
+                self._known[*key, rank] = value
+        return {rank: self._known[*key, rank] for rank in ranks}
+
+    def _narrowed(
+        self, values: str, ranks: Sequence[int], low: float, high: float, below: int, n: int
+    ) -> dict[int, float]:
+        """Find ranks among the n values in [low, high], `below` of which all others are less."""
+        if low == high:
+            return dict.fromkeys(ranks, low)
+        within = f"FROM {values} WHERE y BETWEEN {low!r}::DOUBLE AND {high!r}::DOUBLE"
+        if n <= FETCHED_MAX:
+            wanted = ", ".join(str(rank - below) for rank in ranks)
+            sql = (
+                f"SELECT r, y FROM (SELECT y, row_number() OVER (ORDER BY y) - 1 AS r {within}) "
+                f"WHERE r IN ({wanted})"
+            )
+            return {below + r: y for r, y in self.data.run("ranking values", sql)}
+        # Halves first: the difference of two ends may be beyond the largest number.
+        share = f"(y / 2 - {low / 2!r}::DOUBLE) / {high / 2 - low / 2!r}::DOUBLE"
+        sql = (
+            f"SELECT least(floor({share} * {BINS}), {BINS - 1})::INTEGER AS b, count(*), min(y), "
+            f"max(y) {within} GROUP BY b ORDER BY b"
+        )
+        found: dict[int, float] = {}
+        for _, count, least, most in self.data.run("ranking values", sql):
+            mine = [rank for rank in ranks if below <= rank < below + count]
+            if mine:
+                found |= self._narrowed(values, mine, least, most, below, count)
+            below += count
+        return found
+
+    def _clustered_error(
+        self, metric: Metric, arm: str, stratum: str | None, se: float, quantile: float
+    ) -> float:
+        y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+        unit = quoted(self.roles.unit or "")
+        sql = (
+            "SELECT count(*), sum(s), sum(n), sum(s * s), sum(n * n), sum(s * n) FROM "
+            f"(SELECT count_if({y} <= {quantile!r}::DOUBLE)::DOUBLE AS s, count(*)::DOUBLE AS n "
+            f"FROM {self.data.table} WHERE {y} IS NOT NULL AND {self._where(arm, stratum)} "
+            f"GROUP BY {unit})"
+        )
+        sums = ClusterSums(*self.data.run(f"clustering {metric.name}", sql)[0])
+        return quantile_se_clustered(se, sums, q=metric.q)
+
+    def _aucs(
+        self, metric: Metric, control: str, variant: str, settings: Settings, stratum: str | None
+    ) -> Compared:
+        found = [self._auc(arm, stratum) for arm in (control, variant)]
+        empty = _empty(metric, variant)
+        if found[0] is None or found[1] is None:
+            return Compared(empty, note="an arm lacks a class: labels are all alike")
+        (n_c, auc_c, v_c), (n_t, auc_t, v_t) = found[0], found[1]
+        difference = auc_t - auc_c
+        result = replace(
+            empty,
+            control=Arm(n_c, auc_c),
+            treatment=Arm(n_t, auc_t),
+            difference=difference,
+            relative=number(difference / auc_c) if auc_c else None,
+        )
+        variance = v_c + v_t
+        if not variance > 0:
+            return Compared(result, note="no spread in the data")
+        test = estimate(difference, math.sqrt(variance), alpha=settings.alpha)
+        result = replace(
+            result,
+            standard_error=float(test.se),
+            ci_low=float(test.ci_low),
+            ci_high=float(test.ci_high),
+            p_value=float(test.p_value),
+        )
+        return Compared(_with_sequence(result, difference, variance, settings), None, variance)
+
+    def _auc(self, arm: str, stratum: str | None) -> tuple[int, float, float] | None:
+        """Units, area and its variance; scores are binned when they are very many."""
+        roles = self.roles
+        score = number_of(self.data, roles.score or "", drop_invalid=self.drop_invalid)
+        positive = positive_of(self.data, roles.label or "", "label", self.positive)
+        where = (
+            f"{score} IS NOT NULL AND {quoted(roles.label or '')} IS NOT NULL AND "
+            f"{self._where(arm, stratum)}"
+        )
+        units = f"count(DISTINCT {quoted(roles.unit)})" if roles.unit else "count(*)"
+        sql = (
+            f"SELECT count(*), {units}, approx_count_distinct({score}), min({score}), max({score}) "
+            f"FROM {self.data.table} WHERE {where}"
+        )
+        n, distinct_units, distinct, low, high = self.data.run("reading scores", sql)[0]
+        if n == 0:
+            return None
+        if not math.isfinite(high - low):
+            raise BadInput(
+                f"score: column {roles.score!r} has NaN or infinite values; correct or empty them, "
+                "or leave them out with --drop-invalid"
+            )
+        clustered = roles.unit is not None and distinct_units != n
+        bins = SCORE_BINS // 10 if clustered else SCORE_BINS
+        bucket = f"(hash({quoted(roles.unit or '')}) % {BUCKETS})::INTEGER" if clustered else "0"
+        place = score
+        if distinct > SCORES_MAX or clustered:
+            place = f"floor(({score} - {low!r}) / {(high - low) or 1.0!r} * {bins})"
+        sql = (
+            f"SELECT {bucket} AS k, {place} AS b, count_if({positive}), count_if(NOT {positive}) "
+            f"FROM {self.data.table} WHERE {where} GROUP BY k, b"
+        )
+        rows = self.data.run("reading scores", sql)
+        area = _area(rows, clustered)
+        return None if area is None else (distinct_units, *area)
+
+    def _drift(
+        self, metric: Metric, control: str, variant: str, settings: Settings, stratum: str | None
+    ) -> Compared:
+        column = self.roles.prediction or self.roles.score or ""
+        empty = _empty(metric, variant)
+        if is_number(self.data.columns[column]):
+            value = replace(metric, column=column, name=f"{metric.name} of {column}")
+            n, _ = self._size(value, control, stratum)
+            if n == 0 or self._size(value, variant, stratum)[0] == 0:
+                return Compared(empty, note="no value in an arm")
+            ranks = sorted({n * part // DRIFT_BINS for part in range(1, DRIFT_BINS)})
+            edges = sorted(set(self._ranked(value, control, stratum, ranks).values()))
+            y = number_of(self.data, column, drop_invalid=self.drop_invalid)
+            place = " + ".join(f"({y} >= {edge!r}::DOUBLE)::INTEGER" for edge in edges)
+        else:
+            y = place = f"{quoted(column)}::VARCHAR"
+        counts: list[dict[str, int]] = []
+        for arm in (control, variant):
+            sql = (
+                f"SELECT ({place})::VARCHAR AS b, count(*) FROM {self.data.table} WHERE {y} "
+                f"IS NOT NULL AND {self._where(arm, stratum)} GROUP BY b "
+                f"ORDER BY count(*) DESC, b LIMIT {CATEGORIES_MAX}"
+            )
+            counts.append(dict(self.data.run("comparing predictions", sql)))
+        bins = sorted(counts[0].keys() | counts[1].keys())
+        arms = [[side.get(name, 0) for name in bins] for side in counts]
+        result = replace(empty, control=Arm(sum(arms[0]), None), treatment=Arm(sum(arms[1]), None))
+        if len(bins) < 2 or not sum(arms[0]) or not sum(arms[1]):
+            return Compared(result, note="predictions are all alike: no drift can be measured")
+        drift = binned_drift(arms[0], arms[1])
+        note = f"predictions differ (PSI {drift.psi:.3g} > {drift.psi_limit:.3g})"
+        result = replace(result, difference=drift.psi, p_value=drift.psi_p)
+        return Compared(result, note=note if drift.alarm else "")
+
+
+def _area(
+    rows: Sequence[tuple[int, float, int, int]], clustered: bool
+) -> tuple[float, float] | None:
+    places = {place: index for index, place in enumerate(sorted({row[1] for row in rows}))}
+    counts = np.zeros((BUCKETS if clustered else 1, 2, len(places)))
+    for bucket, place, positives, negatives in rows:
+        counts[bucket, :, places[place]] += (positives, negatives)
+    total = counts.sum(axis=0)
+    if not total.sum(axis=1).all():
+        return None
+    whole = auc_histogram(total[0], total[1])
+    if not clustered:
+        return whole.auc, whole.se**2
+    used = counts[counts.sum(axis=(1, 2)) > 0]
+    without = total - used
+    if len(used) < 2 or not without.sum(axis=2).all():
+        return whole.auc, 0.0
+
+    def areas(sums: FloatArray) -> FloatArray:
+        flat = np.asarray(sums).reshape(-1, 2, len(places))
+        return np.array([auc_histogram(each[0], each[1]).auc for each in flat])
+
+    _, variance = bucket_jackknife_of(areas, used.reshape(len(used), -1))
+    return whole.auc, float(variance)
+
+
+def _with_sequence(
+    result: MetricResult, difference: float, variance: float, settings: Settings
+) -> MetricResult:
+    sequence = asymptotic_sequence(
+        difference,
+        variance,
+        n=result.control.n + result.treatment.n,
+        n_star=settings.n_star,
+        alpha=settings.alpha,
+    )
+    return replace(
+        result,
+        cs_low=float(sequence.ci_low),
+        cs_high=float(sequence.ci_high),
+        always_valid_p=float(sequence.p_value),
+    )
+
+
+def _empty(metric: Metric, variant: str) -> MetricResult:
+    return MetricResult(metric.name, metric.kind, variant, Arm(0, None), Arm(0, None), *(None,) * 9)

@@ -1,0 +1,299 @@
+"""`turnout analyze`: judge any experiment's data, on one machine, however large they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from control.analyze.data import Progress
+
+EXIT_UNREADABLE: Final = 1
+EXIT_INVALID: Final = 3
+NEEDED: Final = ("duckdb", "numpy", "pyarrow", "scipy")
+
+_METRIC_HELP: Final = (
+    "NAME, NAME:mean, NAME:proportion, NAME:count, NAME:ratio:NUM/DEN, NAME:quantile:0.95, or "
+    "LABEL=COLUMN:KIND; or a built-in name, as conversion_rate. Repeatable; the first decides."
+)
+
+
+def analyze(
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA...", help="CSV, Parquet, Arrow or JSON lines: by suffix."),
+    ],
+    variant_column: Annotated[
+        str, typer.Option("--variant-column", help="Column that names each row's variant.")
+    ],
+    control: Annotated[
+        str, typer.Option("--control", help="The variant that the others are compared with.")
+    ],
+    unit_column: Annotated[
+        str | None,
+        typer.Option("--unit-column", help="Whom variants were given to: user, session."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help=_METRIC_HELP)] = None,
+    strata: Annotated[
+        str | None, typer.Option("--strata", help="Column by which all is looked at apart too.")
+    ] = None,
+    covariate: Annotated[
+        str | None,
+        typer.Option("--covariate", help="Column measured before the experiment (CUPED)."),
+    ] = None,
+    expected: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expected", metavar="VARIANT=SHARE", help="Share of units; once per variant."
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential/--fixed",
+            help="Decide by what holds at any look, or by one look planned beforehand.",
+        ),
+    ] = True,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Error probability of each interval.")
+    ] = 0.05,
+    primary: Annotated[
+        str | None, typer.Option("--primary", help="Metric that decides; the first by default.")
+    ] = None,
+    minimum_effect: Annotated[
+        str,
+        typer.Option("--minimum-effect", help="Least improvement worth having: 0.01, or 2%."),
+    ] = "0",
+    equivalence: Annotated[
+        str | None,
+        typer.Option("--equivalence", help="Loss as good as none; the minimum effect by default."),
+    ] = None,
+    harm: Annotated[
+        str, typer.Option("--harm", help="Effect from which a proven loss is a ROLLBACK.")
+    ] = "0",
+    guardrail: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guardrail", metavar="METRIC=MARGIN", help="Must not get worse by the margin."
+        ),
+    ] = None,
+    lower_is_better: Annotated[
+        list[str] | None,
+        typer.Option("--lower-is-better", metavar="METRIC", help="Less of it is better."),
+    ] = None,
+    higher_is_better: Annotated[
+        list[str] | None,
+        typer.Option("--higher-is-better", metavar="METRIC", help="More of it is better."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Promote only if the whole sequence is above minimum.")
+    ] = False,
+    min_units: Annotated[
+        int, typer.Option("--min-units", help="Units of each arm before anything is decided.")
+    ] = 100,
+    final: Annotated[
+        bool, typer.Option("--final", help="No more data will come: open is INCONCLUSIVE.")
+    ] = False,
+    tuned_for: Annotated[
+        float,
+        typer.Option("--tuned-for", help="Units at which sequences are tightest; chosen blind."),
+    ] = 10_000,
+    time_column: Annotated[
+        str | None, typer.Option("--time-column", help="When a row happened: for plots, duration.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help="What was true, for accuracy, f1, auc ...")
+    ] = None,
+    prediction_column: Annotated[
+        str | None, typer.Option("--prediction-column", help="What the model said.")
+    ] = None,
+    score_column: Annotated[
+        str | None, typer.Option("--score-column", help="How sure the model was, for auc.")
+    ] = None,
+    positive: Annotated[
+        str | None, typer.Option("--positive", help="Label that counts as positive; 1 or true.")
+    ] = None,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out NaN and infinities; else refused.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print only JSON; progress goes to stderr.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report, one file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot: .svg .png .pdf.")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Limit; what is more is spilled.")
+    ] = "1GB",
+    spill: Annotated[
+        Path | None, typer.Option("--spill", metavar="DIR", help="Where to spill to.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+) -> None:
+    """Judge an experiment from its data: sample ratio, effects, a decision with reasons.
+
+    DATA is files, globs or directories (.csv .tsv .parquet .arrow .feather .jsonl .ndjson .json),
+    larger than memory if need be. A row has its variant and its numbers:
+
+    \b
+      turnout analyze orders.parquet --variant-column variant --control control \\
+        --unit-column user_id --metric converted:proportion --metric revenue:mean \\
+        --expected control=0.5 --expected treatment=0.5
+
+    Without --metric every column of numbers or yes/no is taken. Without --unit-column a row is a
+    unit; with it, errors count units, however many rows each one has. Each metric shows an interval
+    for one look and a sequence that holds however often you look; the decision uses the sequence,
+    with --fixed the interval.
+
+    \b
+    Built-in metrics: error_rate latency_p50/p90/p95/p99 click_through_rate conversion_rate
+      revenue_per_user satisfaction cost_per_request; with labels and predictions accuracy f1
+      precision recall specificity false_positive_rate; auc; prediction_drift.
+    Decisions: PROMOTE, ROLLBACK (harm), KEEP_CONTROL_WORSE, KEEP_CONTROL_FUTILE, NO_DIFFERENCE,
+      CONTINUE, HOLD, WARMING_UP (too few data), INVALID (do not believe them), INCONCLUSIVE.
+
+    Exit codes: 0 whatever the decision, 1 a file cannot be read or written, 2 usage, 3 data or an
+    option that no honest number can be made of.
+    """  # noqa: D301 - click takes a backspace for "do not wrap"
+    require_extra()
+    from control.analyze.engine import analyze as run
+
+    with refused(), progress_on_stderr(quiet=quiet) as progress:
+        analysis = run(
+            list(data),
+            variant_column=variant_column,
+            control=control,
+            unit_column=unit_column,
+            metrics=metric or (),
+            strata=strata,
+            covariate=covariate,
+            expected=_shares("--expected", expected),
+            sequential=sequential,
+            alpha=alpha,
+            time_column=time_column,
+            label_column=label_column,
+            prediction_column=prediction_column,
+            score_column=score_column,
+            positive=positive,
+            primary=primary,
+            guardrails=_shares("--guardrail", guardrail),
+            minimum_effect=minimum_effect,
+            equivalence=equivalence,
+            harm=harm,
+            lower_is_better=lower_is_better or (),
+            higher_is_better=higher_is_better or (),
+            rule="strict" if strict else "point",
+            min_units=min_units,
+            final=final,
+            tuned_for=tuned_for,
+            drop_invalid=drop_invalid,
+            series=html is not None or plot is not None,
+            memory=memory,
+            spill=None if spill is None else str(spill),
+            progress=progress,
+        )
+    from control.analyze.result import to_json
+    from control.analyze.text import render_text
+
+    with refused():
+        if html is not None:
+            from control.analyze.report import write_html
+
+            write_html(analysis, html)
+        if plot is not None:
+            from control.analyze.plots import write_plot
+
+            write_plot(analysis, plot)
+    if json:
+        typer.echo(to_json(analysis))
+    else:
+        render_text(analysis)
+
+
+def require_extra() -> None:
+    """Say how to install what is missing, and end.
+
+    Raises:
+        typer.Exit: Something is.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        typer.echo(
+            f'turnout analyze needs {", ".join(missing)}: pip install "turnout[analyze]"', err=True
+        )
+        raise typer.Exit(EXIT_UNREADABLE)
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Turn refusals and unreadable files into a message and an exit code."""
+    from control.analyze.errors import Unreadable
+
+    try:
+        yield
+    except Unreadable as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_UNREADABLE) from error
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_INVALID) from error
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        raise typer.Exit(EXIT_UNREADABLE) from error
+
+
+@contextmanager
+def progress_on_stderr(*, quiet: bool) -> Iterator[Progress | None]:
+    """A moving line for a person, a line per step for a log."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _log_step
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def report(step: str, share: float | None) -> None:
+            if step not in shown:
+                shown[step] = bars.add_task(step, total=1.0)
+            bars.update(shown[step], completed=share or 0.0)
+
+        yield report
+
+
+def _log_step(step: str, share: float | None) -> None:
+    if share is None:
+        typer.echo(f"{step} ...", err=True)
+
+
+def _shares(option: str, texts: Sequence[str] | None) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, equals, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise typer.BadParameter(
+                f"{text!r} must be NAME=NUMBER, as treatment=0.5", param_hint=option
+            )
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
+        found[name] = number
+    return found
