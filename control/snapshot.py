@@ -30,7 +30,7 @@ from turnout.contract import (
     SNAPSHOT_FORMAT,
     SNAPSHOT_MAGIC,
 )
-from turnout.v1alpha1.common_pb2 import Predicate, Tombstone, Upstream
+from turnout.v1alpha1.common_pb2 import Predicate, Stratum, Tombstone, Upstream
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.snapshot_pb2 import (
     BucketRange,
@@ -146,6 +146,38 @@ def allocate(
         more, reserve = _cut(reserve, weight - size(mine) - size(taken))
         after[name] = _normalised((*mine, *taken, *more))
     after[control] = _normalised((*stock, *reserve))
+    assert tiles(after.values()), "allocation must tile the buckets"
+    return after
+
+
+def reallocate(
+    previous: Allocation, weights_ppm: Mapping[str, int], *, control: str
+) -> dict[str, Ranges]:
+    """`allocate` for a bandit: units move from any variant straight into any other.
+
+    Only as many units move as the weights differ by: whoever shrinks gives its highest buckets, and
+    whoever grows takes the lowest of those, by name. A unit stays where it is unless its variant
+    shrinks.
+
+    Raises:
+        ValueError: As `allocate`.
+    """
+    weights = dict(weights_ppm)
+    if min(weights.values(), default=0) < 0 or sum(weights.values()) != BUCKET_COUNT:
+        raise ValueError(f"weights {weights} do not add up to {BUCKET_COUNT} buckets")
+    before = dict(previous) or {control: ((0, BUCKET_COUNT),)}
+    if not tiles(before.values()):
+        raise ValueError("the previous ranges do not tile the buckets")
+    after: dict[str, Ranges] = {}
+    freed: list[tuple[int, int]] = []
+    for name in sorted({*before, *weights}):
+        after[name], given = _cut(before.get(name, ()), weights.get(name, 0))
+        freed.extend(given)
+    pool = _normalised(freed)
+    for name in sorted(weights):
+        taken, pool = _cut(pool, weights[name] - size(after[name]))
+        after[name] = _normalised((*after[name], *taken))
+    after = {name: ranges for name, ranges in after.items() if name in weights}
     assert tiles(after.values()), "allocation must tile the buckets"
     return after
 
@@ -332,7 +364,7 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
         layer_salt=layer_salt(tenant, spec.target, spec.layer.name),
         layer_ranges=_messages(running.layer_ranges),
         segment=_counted(spec.segment) if spec.HasField("segment") else None,
-        strata=spec.strata,
+        strata=[_counted_stratum(stratum) for stratum in spec.strata],
         salt=spec.salt,
         kinds=bad_event_kinds(spec),
         slow_after=slow_after(spec),
@@ -356,6 +388,16 @@ def _experiment_plan(tenant: str, running: RunningExperiment, baseline: Baseline
 def _lowest(fraction: float) -> Ranges:
     """The first buckets: a greater fraction only adds some."""
     return _cut(ALL_BUCKETS, bucket_count(fraction))[0]
+
+
+def _counted_stratum(stratum: Stratum) -> Stratum:
+    """A copy whose percentages say how many buckets they are."""
+    counted = Stratum(name=stratum.name)
+    counted.all.extend(_counted(part) for part in stratum.all)
+    counted.any.extend(_counted(part) for part in stratum.any)
+    if stratum.HasField("negated"):
+        counted.negated.CopyFrom(_counted(stratum.negated))
+    return counted
 
 
 def _counted(predicate: Predicate) -> Predicate:

@@ -30,7 +30,6 @@ from turnout.contract import (
 )
 
 NO_SLOT: Final = -1
-_STRATUM_NONE: Final = "0"
 FORCED_MARK: Final = "f"
 # 8 hex digits of seconds (until the year 2106), a dot, the mac.
 HOP_MARK_BYTES: Final = 8 + 1 + 2 * HOP_MAC_BYTES
@@ -60,6 +59,7 @@ class Arm(NamedTuple):
         forced: By an override, not by its bucket.
         unit: Number of the unit among the target's.
         slot: Decided counter, or NO_SLOT.
+        stratum: The slice of the traffic that the request is of; 0 = none that has a name.
     """
 
     experiment: str
@@ -72,6 +72,7 @@ class Arm(NamedTuple):
     forced: bool
     unit: int
     slot: int
+    stratum: int = 0
 
 
 class Template:
@@ -266,7 +267,7 @@ def _varint(number: int) -> bytes:
 
 def _stamp_entry(arm: Arm) -> bytes:
     separator = STAMP_FIELD_SEPARATOR
-    named = separator.join((arm.experiment, str(arm.epoch), arm.variant, _STRATUM_NONE, ""))
+    named = separator.join((arm.experiment, str(arm.epoch), arm.variant, str(arm.stratum), ""))
     forced = f"{separator}{FORCED_MARK}" if arm.forced else ""
     return named.encode() + b"\0" * UNIT_HASH_HEX_DIGITS + forced.encode()
 

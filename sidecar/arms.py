@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sidecar.answers import parameter_headers
 from sidecar.hashing import bucket_after, salt_prefix
-from sidecar.predicates import Headers, Test, compile_predicate
+from sidecar.predicates import Headers, Test, compile_predicate, stratum_test
 from sidecar.units import Source, source_of
 from turnout.contract import BUCKET_COUNT, LAYER_MODELS, SESSION_COOKIE
 from turnout.v1alpha1.common_pb2 import Unit
@@ -68,7 +68,7 @@ class Experiment:
     __slots__ = (
         "epoch", "facts", "holdout", "layer", "layer_prefix", "layer_ranges", "name",
         "overrides", "pieces", "prefix", "segment", "segment_key", "shadow", "source",
-        "starts", "target", "unit_key", "variants",
+        "starts", "strata", "target", "unit_key", "variants",
     )  # fmt: skip
 
     def __init__(self, message: ExperimentPlan) -> None:
@@ -87,6 +87,7 @@ class Experiment:
         # Equal for segments that mean the same.
         self.segment_key = message.segment.SerializeToString(deterministic=True)
         self.segment: Test | None = compile_predicate(message.segment) if segmented else None
+        self.strata = tuple(compile_predicate(stratum_test(one)) for one in message.strata)
         held = message.HasField("holdout") and message.holdout.ranges
         self.holdout = Holdout(message.holdout) if held else None
         self.prefix = salt_prefix(message.salt.encode())
@@ -105,6 +106,13 @@ class Experiment:
     def order(self) -> tuple[bool, str, str]:
         """Where it stands among the experiments of a target: `models` first."""
         return (self.layer != LAYER_MODELS, self.layer, self.name)
+
+    def stratum(self, headers: Headers, unit: bytes) -> int:
+        """The number of the first stratum that a request is in, 0 = none."""
+        for number, test in enumerate(self.strata, 1):
+            if test(headers, unit):
+                return number
+        return 0
 
     def variant_index(self, name: str) -> int | None:
         """The index of a variant."""

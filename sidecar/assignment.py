@@ -234,7 +234,10 @@ def _assign(
         elif not experiment.in_layer(unit):
             furthest = max(furthest, Outcome.NOT_IN_LAYER)
         else:
-            return bound.codes[experiment.piece(unit)], Outcome.STAMPED
+            codes = bound.codes
+            if bound.strata:
+                codes = bound.strata[experiment.stratum(headers, unit)]
+            return codes[experiment.piece(unit)], Outcome.STAMPED
     return 0, furthest
 
 
@@ -352,8 +355,10 @@ class Quick:
 
     @staticmethod
     def is_possible(binding: Binding) -> bool:
-        """Whether all experiments of a target have one unit and one holdout."""
+        """Whether all experiments of a target have one unit and one holdout, and no strata."""
         members = [bound.experiment for layer in binding.layers for bound in layer.members]
+        if any(one.strata for one in members):
+            return False
         holdouts = {one.holdout.key if one.holdout is not None else None for one in members}
         return len(binding.sources) == 1 and len(holdouts) == 1
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sidecar.envoyyaml import TYPE, Json, seconds
+from sidecar.predicates import stratum_test
 from sidecar.units import JWT_AUTHN_NAMESPACE, JWT_DEFAULT_HEADER
 from turnout import contract
 from turnout.v1alpha1.common_pb2 import JwtClaim, Predicate
@@ -93,6 +94,8 @@ def _experiment_headers(experiment: ExperimentPlan) -> Iterator[str]:
     if header := token_header(unit.jwt_claim):
         yield header
     yield from _predicate_headers(experiment.segment)
+    for stratum in experiment.strata:
+        yield from _predicate_headers(stratum_test(stratum))
 
 
 def _predicate_headers(predicate: Predicate) -> Iterator[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sidecar.predicatecheck import predicate_violations
+from sidecar.predicates import stratum_test
 from sidecar.violations import (
     PRINTABLE,
     TOKEN,
@@ -26,6 +27,7 @@ from turnout.contract import (
     HEADER_PARAMETER_PREFIX,
     LATENCY_THRESHOLDS_MAX,
     LAYER_MODELS,
+    STRATA_MAX,
     VARIANTS_MAX,
 )
 from turnout.v1alpha1.common_pb2 import (
@@ -82,8 +84,7 @@ def _experiment(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
     if experiment.HasField("segment"):
         here = f"{path}.segment"
         yield from predicate_violations(here, experiment.segment, salt=experiment.salt)
-    if experiment.strata:
-        yield violation(f"{path}.strata", len(experiment.strata), "is not implemented")
+    yield from _strata(f"{path}.strata", experiment)
     yield from _salt(f"{path}.salt", experiment.salt)
     yield from _variants(path, experiment)
     if experiment.HasField("shadow"):
@@ -94,6 +95,17 @@ def _experiment(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
         yield from _holdout(f"{path}.holdout", experiment.holdout)
     names = {variant.name for variant in experiment.variants}
     yield from _overrides(f"{path}.overrides", experiment.overrides, names)
+
+
+def _strata(path: str, experiment: ExperimentPlan) -> Iterator[Violation]:
+    strata = experiment.strata
+    if len(strata) > STRATA_MAX:
+        yield violation(path, len(strata), f"at most {STRATA_MAX}")
+    yield from repeated_names(path, (stratum.name for stratum in strata))
+    for index, stratum in enumerate(strata):
+        here = f"{path}[{index}]"
+        yield from name_violations(f"{here}.name", stratum.name)
+        yield from predicate_violations(here, stratum_test(stratum), salt=experiment.salt)
 
 
 def _salt(path: str, salt: str) -> Iterator[Violation]:

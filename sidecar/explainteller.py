@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     Attributes:
         name: What is asked: target, token, experiment, gate, unit, holdout, override, segment,
-            layer, bucket, variant, shadow.
+            layer, bucket, variant, stratum, shadow.
         passed: False ends the story, or that of the experiment; a token then changes nothing.
         sentence: The answer, with its facts.
         experiment: That is asked about, "" = none.
@@ -197,6 +197,10 @@ class Teller:
         place = f"has buckets {found[0]}..{found[1] - 1}"
         role = self._role(arm.variant)
         self._say("variant", f"{arm.variant} ({role}) {place}, so the unit is its own")
+        if message.strata:
+            number = self._experiment.stratum(self._words.headers, unit)
+            name = message.strata[number - 1].name if number else "none that has a name"
+            self._say("stratum", f"{name}: counted apart ({number} in the stamp)")
         if message.HasField("shadow"):
             self._ask_shadow(arm, bucket)
         self._told = self._told._replace(variant=arm.variant, bucket=bucket, bucket_range=found)

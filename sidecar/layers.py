@@ -21,12 +21,14 @@ class Bound(NamedTuple):
         unit: Number of its unit among the target's.
         codes: By piece.
         forced: By variant.
+        strata: As codes, of each stratum; () = the experiment has none.
     """
 
     experiment: Experiment
     unit: int
     codes: tuple[int, ...]
     forced: tuple[int, ...]
+    strata: tuple[tuple[int, ...], ...] = ()
 
 
 class Layer(NamedTuple):
@@ -74,10 +76,10 @@ def bind_layers(
 def _bind(
     one: Experiment, unit: int, arms: list[Arm], stride: int, slots: Slots, shadowing: bool
 ) -> Bound:
-    made: dict[tuple[int, bool, bool], int] = {}
+    made: dict[tuple[int, bool, bool, int], int] = {}
 
-    def code(index: int, *, copied: bool, forced: bool) -> int:
-        key = (index, copied, forced)
+    def code(index: int, *, copied: bool, forced: bool, stratum: int = 0) -> int:
+        key = (index, copied, forced, stratum)
         if key not in made:
             variant = one.variants[index]
             shadow = one.variants[one.shadow] if copied and one.shadow is not None else None
@@ -93,11 +95,19 @@ def _bind(
                     forced=forced,
                     unit=unit,
                     slot=slots.get((one.name, one.epoch, variant.name), NO_SLOT),
+                    stratum=stratum,
                 )
             )
             made[key] = len(arms) * stride
         return made[key]
 
-    codes = tuple(code(p.variant, copied=p.copied and shadowing, forced=False) for p in one.pieces)
+    def coded(stratum: int) -> tuple[int, ...]:
+        return tuple(
+            code(p.variant, copied=p.copied and shadowing, forced=False, stratum=stratum)
+            for p in one.pieces
+        )
+
+    codes = coded(0)
+    strata = (codes, *(coded(number) for number in range(1, len(one.strata) + 1)))
     forced = tuple(code(i, copied=False, forced=True) for i in range(len(one.variants)))
-    return Bound(one, unit, codes, forced)
+    return Bound(one, unit, codes, forced, strata if one.strata else ())

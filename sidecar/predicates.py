@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from sidecar.hashing import bucket_after, salt_prefix
 from sidecar.semver import compile_constraints
-from turnout.v1alpha1.common_pb2 import NumberRange, Percentage, Predicate
+from turnout.v1alpha1.common_pb2 import NumberRange, Percentage, Predicate, Stratum
 
 # Between the values of several headers of one name: no header's value can hold it.
 REPEATED: Final = b"\0"
@@ -63,6 +63,12 @@ def compile_predicate(predicate: Predicate) -> Test:
     if predicate.HasField("percentage"):
         return _percentage(predicate.percentage)
     return _leaf(predicate)
+
+
+def stratum_test(stratum: Stratum) -> Predicate:
+    """What a request of the stratum fits."""
+    negated = stratum.negated if stratum.HasField("negated") else None
+    return Predicate(all=stratum.all, any=stratum.any, negated=negated)
 
 
 def compile_all(predicates: Sequence[Predicate]) -> Test:

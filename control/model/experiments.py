@@ -33,6 +33,7 @@ from turnout.contract import (
     HEADER_PARAMETER_PREFIX,
     LAYER_MODELS,
     RESOURCE_BYTES_MAX,
+    STRATA_MAX,
     VARIANTS_MAX,
 )
 from turnout.v1alpha1.common_pb2 import Margin, Predicate
@@ -50,7 +51,6 @@ PARAMETERS_MAX: Final = 16
 PARAMETER_KEY_BYTES_MAX: Final = 48
 PARAMETER_VALUE_BYTES_MAX: Final = 256
 GUARDRAILS_MAX: Final = 16
-STRATA_MAX: Final = 16
 BREAKER_WINDOWS_MAX: Final = 1000
 ALPHA_MAX: Final = 0.1
 WINDOW_REQUESTS_MIN: Final = 30

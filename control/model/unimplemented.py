@@ -38,8 +38,6 @@ def _metrics(spec: ExperimentSpec, metrics: KnownMetrics) -> Iterator[Feature]:
 
 
 def _experiment(spec: ExperimentSpec) -> Iterator[str]:
-    if spec.strata:
-        yield "spec.strata"
     for index, step in enumerate(spec.steps):
         yield from (f"spec.steps[{index}].{feature}" for feature in _step(step))
     if spec.HasField("holdback"):

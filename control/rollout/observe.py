@@ -5,15 +5,17 @@ Refuses to judge: it puts side by side what evidence and distribution know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from control import views
 from control.distribution import SidecarState
 from control.rollout.entries import ExperimentEntry
+from control.rollout.looks import Looks
+from control.rollout.reduce import reduce
 from control.rollout.seen import SIDECAR_FORGOTTEN_AFTER_MS, Seen, SidecarSeen, VariantSeen
-from control.rollout.tenant import Tenant
+from control.rollout.tenant import Looked, Tenant
 from control.rollout.together import baseline_moved
 from control.rollout.words import Gate, Phase, Reason
 from turnout.v1alpha1 import experiment_pb2
@@ -26,9 +28,9 @@ ANALYSIS_PENDING: Final = "ANALYSIS_PENDING"
 TELEMETRY_FRESH: Final = "TELEMETRY_FRESH"
 SHADOW_QUEUED: Final = "SHADOW_QUEUED"
 CLUSTERS_SHOWN: Final = 8
-ANALYSIS_SENTENCE: Final = (
-    "the primary metric is measured and shown; it is not yet tested: the operator decides"
-)
+LOOK_EVERY_MS: Final = 1_000
+LOOK_TURN_MS: Final = 50
+ANALYSIS_SENTENCE: Final = "no evidence by bucket of units yet: the primary metric cannot be judged"
 
 
 def observe(
@@ -52,7 +54,26 @@ def observe(
         snapshot_version=tenant.version,
         code_version=code_version,
     )
-    return replace(seen, baseline_moved=baseline_moved(tenant, entry))
+    looks = look(tenant, entry, now_ms=now_ms)
+    return replace(seen, baseline_moved=baseline_moved(tenant, entry), looks=looks)
+
+
+def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None:
+    """The looks at an experiment's cells; not anew while neither they nor the policy changed.
+
+    Reducing takes milliseconds, so new evidence waits for its turn: a second, or longer where there
+    are many experiments. Safety lanes and window rule do not wait.
+    """
+    cells = tenant.evidence.cells(entry.run, entry.policy)
+    known = tenant.looked.get(entry.name)
+    if known is not None and known.policy == entry.policy:
+        turn_ms = max(LOOK_EVERY_MS, LOOK_TURN_MS * len(tenant.looked))
+        same_epochs = known.cells.epochs == cells.epochs
+        if known.cells is cells or (same_epochs and 0 <= now_ms - known.at_ms < turn_ms):
+            return known.looks
+    looks = reduce(cells, entry.policy)
+    tenant.looked[entry.name] = Looked(cells, entry.policy, now_ms, looks)
+    return looks
 
 
 def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
@@ -97,7 +118,7 @@ def conditions(
         now_ms: Unix milliseconds.
     """
     known = {condition.type: condition for condition in before}
-    found = [_waiting(seen), _pending(entry), _fresh(seen, now_ms)]
+    found = [_waiting(seen), _pending(entry, seen), _fresh(seen, now_ms)]
     if queued_behind:
         found.append(_queued(entry, queued_behind))
     for condition in found:
@@ -124,8 +145,9 @@ def _waiting(seen: Seen) -> Condition:
     return condition
 
 
-def _pending(entry: ExperimentEntry) -> Condition:
-    pending = entry.run.phase is Phase.AB or bool(entry.spec.metrics.primary.metric)
+def _pending(entry: ExperimentEntry, seen: Seen) -> Condition:
+    asked = entry.run.phase is Phase.AB or entry.policy.primary is not None
+    pending = asked and seen.looks is None
     condition = Condition(type=ANALYSIS_PENDING, status=pending)
     if pending:
         condition.reason = experiment_pb2.REASON_ANALYSIS_PENDING
@@ -167,8 +189,9 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
         as_of_time=views.timestamp(now_ms),
     )
     names = [entry.policy.control, *entry.policy.candidates]
-    message.epoch_variants.extend(_results(names, evidence.variants(entry.name, run.epoch)))
-    message.variants.extend(_results(names, evidence.variants(entry.name)))
+    for shown, epoch in ((message.epoch_variants, run.epoch), (message.variants, None)):
+        seen, aside = evidence.variants(entry.name, epoch), evidence.beside(entry.name, epoch)
+        shown.extend(_results(names, seen, aside))
     latest = tenant.latest.get(entry.name)
     if latest is not None:
         message.lanes.extend(views.lane_message(lane) for lane in latest.decision.lanes)
@@ -184,6 +207,8 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped
     for why, count in (whole or by_target).items():
         message.unstamped[why] += count
+    for why, count in by_target.items():
+        message.target_unstamped[why] = count
     beside = evidence.target(entry.spec.target, since_start_of=entry.name).beside
     for why, count in beside.items():
         if count and why != "answered":
@@ -191,14 +216,24 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     return message
 
 
-def _results(names: list[str], seen: dict[str, VariantSeen]) -> list[VariantResult]:
+def _results(
+    names: list[str], seen: dict[str, VariantSeen], beside: Mapping[str, tuple[int, int, int]]
+) -> list[VariantResult]:
     order = [*names, *sorted(seen.keys() - set(names))]
     return [
-        _result(name, seen.get(name, VariantSeen()), control=name == names[0]) for name in order
+        _result(
+            name,
+            seen.get(name, VariantSeen()),
+            beside.get(name, (0, 0, 0)),
+            control=name == names[0],
+        )
+        for name in order
     ]
 
 
-def _result(name: str, seen: VariantSeen, *, control: bool) -> VariantResult:
+def _result(
+    name: str, seen: VariantSeen, beside: tuple[int, int, int], *, control: bool
+) -> VariantResult:
     def quantile(q: float) -> float:
         return seen.latency.quantile(q) or 0.0
 
@@ -224,4 +259,8 @@ def _result(name: str, seen: VariantSeen, *, control: bool) -> VariantResult:
         shadow_labelled=seen.shadow_labelled,
         shadow_correct=seen.shadow_correct,
         first_bad_unix_ms=seen.first_bad_unix_ms,
+        warm_up=beside[0],
+        missing=beside[1],
+        units=seen.units or 0,
+        unit_sample_shift=beside[2],
     )

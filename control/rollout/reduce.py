@@ -150,13 +150,13 @@ def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Look
 
     Returns:
         None when there is nothing to look at: no epoch in which a candidate served beside control,
-        or buckets of too few of the requests are known.
+        no request, or buckets of too few of the requests are known.
     """
     if not cells.epochs:
         return None
     served = sum(int(cell.requests.sum()) for cell in cells.cells.values())
     missing = sum(cell.missing for cell in cells.cells.values())
-    if missing > MISSING_MOST * (served + missing):
+    if not served or missing > MISSING_MOST * (served + missing):
         return None
     candidates = _candidates(cells, policy)
     if not candidates:

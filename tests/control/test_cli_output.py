@@ -98,7 +98,7 @@ FAULTS = [
 ]
 REFUSALS = {
     "invalid": (invalid(FAULTS), 3),
-    "future": (unimplemented(["spec.holdback", "spec.strata"]), 7),
+    "future": (unimplemented(["spec.holdback", "spec.safety.autonomous"]), 7),
     "busy": (Refused(code_pb2.FAILED_PRECONDITION, "the layer is taken", reason="LAYER"), 5),
     "taken": (Refused(code_pb2.ALREADY_EXISTS, "it exists", reason="X"), 5),
     "stale": (Refused(code_pb2.ABORTED, "etag is stale", reason="X"), 5),
@@ -266,7 +266,7 @@ def test_every_violation_is_a_line_of_field_value_and_rule_when_the_server_refus
     assert future.code == 7
     assert future.err.splitlines() == [
         "spec.holdback: not implemented",
-        "spec.strata: not implemented",
+        "spec.safety.autonomous: not implemented",
     ]
 
 

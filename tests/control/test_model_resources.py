@@ -470,11 +470,6 @@ def test_files_are_refused_when_they_must_stand_by_themselves_and_do_not() -> No
 @pytest.mark.parametrize(
     ("old", "new", "feature"),
     [
-        (
-            "  control: control",
-            "  strata: [{name: new, all: [{header: a, present: true}]}]\n  control: control",
-            "spec.strata",
-        ),
         ("metric: accuracy", "metric: revenue_per_user", "spec.metrics.primary.metric"),
         ("{metric: error_rate,", "{metric: cost_per_request,", "spec.metrics.guardrails[0].metric"),
         ("for: 1h,", "for: 1h, lease: 1m,", "spec.steps[2].canary.lease"),

@@ -277,7 +277,6 @@ UNIMPLEMENTED = {
         CANARY, "- canary: {split: {v2: 0.05}, for: 3600s, lease: 600s}"
     ),
     "spec.safety.autonomous": EXPERIMENT_SPEC + "safety: {autonomous: true}\n",
-    "spec.strata": EXPERIMENT_SPEC + "strata: [{name: new, all: [{header: x-age, equals: new}]}]\n",
     "spec.steps[0].canary.onUndecided": changed(
         CANARY,
         "- canary: {split: {v2: 0.05}, for: 3600s, onUndecided: ON_UNDECIDED_ROLLBACK}",

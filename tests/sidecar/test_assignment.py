@@ -234,6 +234,25 @@ def test_token_forces_its_bearer_and_is_not_copied() -> None:
     assert stamped(forced)["x-turnout-upstream"] == b"turnout.fraud.v2"
 
 
+def test_stamp_names_the_first_stratum_that_fits() -> None:
+    message = snapshot(share=BUCKET_COUNT // 2)
+    for name, header in (("new", "x-age"), ("big", "x-size")):
+        stratum = message.experiments[0].strata.add(name=name)
+        stratum.all.add(header=header, equals=name)
+    plan = build(message)
+    asked = {
+        "0": (),
+        "1": (("x-age", b"new"), ("x-size", b"big")),
+        "2": (("x-age", b"old"), ("x-size", b"big")),
+    }
+    for unit in (b"a", b"b", b"c", b"d"):
+        plain = entries(ask(plan, ("x-user-id", unit)))[0][2]
+        for number, headers in asked.items():
+            [given] = entries(ask(plan, ("x-user-id", unit), *headers))
+            # The stratum changes nobody's variant.
+            assert given[2:4] == (plain, number)
+
+
 def test_allow_list_is_asked_before_the_token() -> None:
     message = snapshot(share=0)
     message.experiments[0].overrides.add(unit="tester", variant="v2")

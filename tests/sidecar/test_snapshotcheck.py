@@ -117,7 +117,7 @@ RULES: list[tuple[str, Change, str]] = [
     ("layer", lambda m: put(exp(m), layer="UI"), "experiments[0].layer"),
     ("cluster outside of models", lambda m: put(exp(m), layer="ui"), "experiments[0].variants[0].cluster"),
     ("part of a layer", lambda m: exp(m).layer_ranges.add(start=0, end=9), "experiments[0].layer_salt"),
-    ("strata", lambda m: exp(m).strata.add(name="a"), "experiments[0].strata"),
+    ("strata", lambda m: exp(m).strata.add(name="a"), "experiments[0].strata[0]"),
     ("no salt", lambda m: put(exp(m), salt=""), "experiments[0].salt"),
     ("long salt", lambda m: put(exp(m), salt="s" * 129), "experiments[0].salt"),
     ("no unit", lambda m: exp(m).unit.Clear(), "experiments[0].unit"),
