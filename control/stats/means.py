@@ -20,6 +20,7 @@ from control.stats.errors import (
     check,
     check_alpha,
     check_alternative,
+    check_shapes,
     require,
 )
 from control.stats.moments import Moments
@@ -137,6 +138,39 @@ def mean_variances(control: Moments, treatment: Moments) -> tuple[FloatArray, Fl
         check(f"{name}.mean", arm.mean)
         check(f"{name}.m2", arm.m2, ge=0)
     return control.variance_of_mean, treatment.variance_of_mean
+
+
+def cautious_variance(
+    variance_c: npt.ArrayLike, n_c: npt.ArrayLike, variance_t: npt.ArrayLike, n_t: npt.ArrayLike
+) -> FloatArray:
+    """Variance of a difference for looking at any time, when one arm has few units; vectorised.
+
+    The arm with fewer units counts with at least the other's variance of a unit. A small arm of a
+    skewed metric has yet to meet its rare large values: both its mean and its variance are too
+    small then, and Welch's sum calls that a difference (A/A, lognormal of sigma 2, 99 : 1 from 100
+    units on: 29 % of experiments; with this one 0.1 %). Costs power where the smaller arm has the
+    smaller variance in truth; changes nothing where it has the larger.
+
+    Args:
+        variance_c: Squared standard error of the control's mean or ratio, >= 0, any shape.
+        n_c: Its units, > 0.
+        variance_t: As of the control.
+        n_t: As of the control.
+
+    Returns:
+        The squared standard error of the difference; 0 without spread in both arms.
+
+    Raises:
+        ValueError: An argument is outside its range.
+
+    Source: ours; measured in tests/simulations/peeking.py. O(1) per cell.
+    """
+    own_c, own_t = check("variance_c", variance_c, ge=0), check("variance_t", variance_t, ge=0)
+    units_c, units_t = check("n_c", n_c, gt=0), check("n_t", n_t, gt=0)
+    check_shapes(variance_c=variance_c, n_c=n_c, variance_t=variance_t, n_t=n_t)
+    c = np.where(units_c < units_t, np.maximum(own_c, own_t * (units_t / units_c)), own_c)
+    t = np.where(units_t < units_c, np.maximum(own_t, own_c * (units_c / units_t)), own_t)
+    return np.asarray(c + t)[()]
 
 
 def welch_df(

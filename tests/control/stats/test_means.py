@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from control.stats.means import estimate, welch
+from control.stats.means import cautious_variance, estimate, welch
 from control.stats.moments import Moments, moments, moments_from_summary
 
 
@@ -82,3 +82,28 @@ def test_p_value_keeps_its_digits_when_tiny() -> None:
         moments_from_summary(10**6, 0.05, variance=1.0),
     )
     assert 0 < r.p_value < 1e-250
+
+
+def test_cautious_variance_lends_the_smaller_arm_the_spread_of_the_larger() -> None:
+    # Per unit: 400 and 100; 900 and 100; the same arm sizes; no spread at all.
+    v_c, n_c = np.array([4.0, 9.0, 4.0, 0.0]), np.array([100, 100, 100, 100])
+    v_t, n_t = np.array([10.0, 10.0, 1.0, 0.0]), np.array([10, 1000, 100, 10])
+    assert cautious_variance(v_c, n_c, v_t, n_t).tolist() == [4.0 + 40.0, 100.0 + 10.0, 5.0, 0.0]
+    assert np.array_equal(
+        cautious_variance(v_t, n_t, v_c, n_c), cautious_variance(v_c, n_c, v_t, n_t)
+    )
+
+
+def test_cautious_variance_is_welchs_when_the_smaller_arm_has_the_larger_spread() -> None:
+    assert cautious_variance(1.0, 1000, 50.0, 30) == 51.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [((-1, 5, 1, 5), "variance_c"), ((1, 0, 1, 5), "n_c"), ((1, 5, np.nan, 5), "variance_t")],
+)
+def test_cautious_variance_refuses_what_is_no_variance(
+    given: tuple[float, float, float, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cautious_variance(*given)
