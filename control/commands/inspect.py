@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 import grpc
@@ -393,9 +393,26 @@ def results(
     if found.unstamped:
         reasons = ", ".join(f"{key} {found.unstamped[key]}" for key in sorted(found.unstamped))
         print_line(f"\nUnstamped: {reasons}")
+    if found.target_unstamped:
+        by_target = found.target_unstamped
+        reasons = ", ".join(f"{key} {by_target[key]}" for key in sorted(by_target))
+        print_line(f"\nOf them, of the target: {reasons}")
     if found.beside:
         shown = (f"{key.replace('_', ' ')} {found.beside[key]}" for key in sorted(found.beside))
         print_line(f"\nBeside the variants: {', '.join(shown)}")
+    _print_not_compared(found.variants if all_epochs else found.epoch_variants)
+
+
+def _print_not_compared(variants: Iterable[VariantResult]) -> None:
+    """What the counts have and the comparison has not."""
+    found = list(variants)
+    for left_out, counts in (
+        ("began in a warm-up", {v.variant: v.warm_up for v in found}),
+        ("not known by unit, as from older sidecars", {v.variant: v.missing for v in found}),
+    ):
+        if any(counts.values()):
+            shown = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+            print_line(f"\nNot compared, {left_out}: {shown}")
 
 
 def _print_variants(variants: Any) -> None:
