@@ -16,9 +16,11 @@ from control.commands.client import (
     client_command,
     connected,
 )
+from control.commands.doubts import doubts_of, measured_doubts, warn, with_warnings
 from control.commands.files import DEFAULT_TENANT, read_documents, refuse
 from control.commands.output import Format, FormatOption, print_data
 from control.model import document_of
+from control.planning.inputs import Caution
 
 
 @client_command
@@ -48,6 +50,11 @@ def apply(
     says so.
     `turnout diff` shows what would change.
 
+    Steps that can never decide (no candidate or no control is served, a margin of 0, a maximum of
+    seconds) are warned of on standard error and in `status.warnings` of -o json and yaml; so are
+    those that cannot in their time, where the control plane has counted traffic on the target.
+    Warnings stop nothing; `turnout plan` says more.
+
     A target whose baseline was set by a promotion is not set back by an older file unless you ask
     for that with --overwrite-baseline.
 
@@ -57,25 +64,31 @@ def apply(
       turnout get target fraud -o yaml | sed s/fraud-v1/fraud-v3/ | turnout apply -f -
     """  # noqa: D301 - click reads the escape
     with refuse():
-        documents = [document for _, document in read_documents(files, tenant=tenant)]
-    documents.sort(key=lambda document: document.kind == "Experiment")  # stable: else as written
-    results: list[Resource] = []
+        documents = read_documents(files, tenant=tenant)
+    documents.sort(key=lambda found: found[1].kind == "Experiment")  # stable: else as written
+    beside = [document for _, document in documents]
+    results: list[tuple[Resource, tuple[Caution, ...]]] = []
     missing = Missing()
     with connected(control) as client:
-        for document in documents:
+        for file, document in documents:
             change = plan(client, document, tenant)
             if change.overwrites and not overwrite_baseline:
                 typer.echo(change.overwrites, err=True)
                 raise typer.Exit(EXIT_CONFLICT)
+            doubts = doubts_of(document, beside)
+            if not change.same:
+                doubts += measured_doubts(client, document, beside, tenant)
             suffix = ""
             if dry_run and (held := missing.hold(change)):
-                results.append(filled(change.wanted))
+                results.append((filled(change.wanted), doubts))
                 suffix = f" (dry run; {held} is not there yet: checked against the files only)"
             else:
-                results.append(send(client, change, validate_only=dry_run))
+                results.append((send(client, change, validate_only=dry_run), doubts))
                 suffix = " (dry run)" if dry_run else ""
             missing.note(change)
             if output is Format.TABLE:
                 typer.echo(f"{change.label} {change.verdict}{suffix}")
+            warn(file, document, doubts)
     if output is not Format.TABLE:
-        print_data([document_of(resource) for resource in results], output)
+        shown = [with_warnings(document_of(resource), doubts) for resource, doubts in results]
+        print_data(shown, output)

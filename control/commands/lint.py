@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from control.commands.doubts import doubts_of, entry, warn
 from control.commands.files import (
     DEFAULT_TENANT,
     EXIT_INVALID,
@@ -35,6 +36,10 @@ def lint(
 
     An experiment is checked against the target and the other experiments that are in the files.
 
+    A step that can never decide, whatever the traffic, is warned of on standard error; with -o json
+    and yaml it is an entry with `warning` in place of `value` and `rule`. The exit code does not
+    change. `turnout plan` says what traffic is enough for what.
+
     Exit codes: 0 all are good, 1 a file cannot be read, 2 usage, 3 a resource is invalid, 7 all are
     valid and one names a feature that is not implemented.
     """
@@ -47,10 +52,17 @@ def lint(
             _print([_entry(item) for item in error.violations], output)
             code = EXIT_UNIMPLEMENTED if isinstance(error, Unimplemented) else EXIT_INVALID
             raise typer.Exit(code) from error
+    beside = [document for _, document in documents]
     if output is not Format.TABLE:
-        _print([], output)
+        found = [
+            entry(file, document, doubt)
+            for file, document in documents
+            for doubt in doubts_of(document, beside)
+        ]
+        _print(found, output)
         return
     for file, document in documents:
+        warn(file, document, doubts_of(document, beside))
         what = f"{document.kind} {document.name}".rstrip()
         typer.echo(f"{file}:{document.lines['']}: {what}: ok")
 

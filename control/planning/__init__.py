@@ -2,5 +2,5 @@
 
 Pure: dataclasses in, dataclasses out. Asks the code that judges (the lanes, the checks' bounds, the
 sample sizes of `control.stats`) what it would say of expected counts; has no test of its own.
-Only `comparison` needs numpy and scipy, and it is imported when an experiment has an ab step.
+Only margins of checks and ab steps need numpy and scipy, which are imported when there are some.
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from control.model.metrics import BUILT_IN, Direction, Kind
@@ -17,6 +16,7 @@ from control.planning.latencies import latency_of
 from control.planning.results import ComparisonPlan
 from control.planning.words import count, duration, value
 from control.rollout.policy import Margin
+from control.rollout.reduce import N_STAR
 from control.stats.confseq import asymptotic_sequence
 from control.stats.distributions import normal_ppf
 from control.stats.power import SampleSize, power_means, power_proportions
@@ -33,13 +33,16 @@ class Comparison:
     Attributes:
         metric: Name of a built-in metric.
         effect: The minimum improvement, in the metric's unit, > 0.
-        confidence, power: Of finding it, two-sided.
+        alpha: Two-sided: what a wrong verdict may have of 1 - confidence, which all candidates share.
+        confidence: Of the step.
+        power: Chance of finding the effect.
         candidate, control: Shares of the experiment's units, > 0.
         random: Every request is a unit.
     """
 
     metric: str
     effect: float
+    alpha: float
     confidence: float
     power: float
     candidate: float
@@ -47,33 +50,35 @@ class Comparison:
     random: bool
 
 
-@lru_cache(maxsize=64)
-def sequential_inflation(*, alpha: float, power: float) -> float:
-    """Units at the last look of an anytime-valid test as a multiple of the fixed number.
+def sequential_inflation(*, alpha: float, power: float, trials: float) -> float:
+    """Trials at the last look of an anytime-valid test as a multiple of the fixed number.
 
-    The sequence is tuned at the fixed number, as live verdicts are. 1.9 at 5 % and 80 %; at exactly
-    the effect planned for half of the tests have decided by about the fixed number.
+    The sequence is that of live verdicts, tuned at `N_STAR` trials: 1.9 at 5 % and 80 % near it,
+    more far from it. At exactly the effect planned for, half of the tests have decided by about the
+    fixed number.
 
     Args:
         alpha: Two-sided, in (0, 1).
         power: In (alpha, 1).
+        trials: The fixed number, of both arms as if at 50:50, > 0.
 
     Raises:
         ValueError: An argument is outside its range.
     """
     # In units of the fixed-sample standard error the effect is z_alpha/2 + z_power.
-    n_fixed = float(power_means(1.0, 1.0, alpha=alpha, power=power).n_control) * 2
-    effect = math.sqrt(n_fixed) / 2
+    effect = math.sqrt(float(power_means(1.0, 1.0, alpha=alpha, power=power).n_control) / 2)
     beyond = effect + float(normal_ppf(alpha / 2))
 
     def short(multiple: float) -> bool:
-        look = asymptotic_sequence(0.0, 1.0, n=multiple, n_star=1.0, alpha=alpha)
+        look = asymptotic_sequence(0.0, 1.0, n=multiple * trials, n_star=N_STAR, alpha=alpha)
         return effect * math.sqrt(multiple) < float(look.half_width) + beyond
 
     low, high = 1.0, 2.0
     while short(high):
         high *= 2
     for _ in range(_BISECTIONS):
+        if high - low < 1e-4:
+            break
         middle = (low + high) / 2
         low, high = (middle, high) if short(middle) else (low, middle)
     return high
@@ -85,7 +90,7 @@ def units_needed(asked: Comparison, effect: float, assumed: Assumptions) -> Samp
     Raises:
         ValueError: The improvement leaves 0..1 for a rate.
     """
-    alpha, ratio = 1 - asked.confidence, asked.candidate / asked.control
+    alpha, ratio = asked.alpha, asked.candidate / asked.control
     deviation = assumed.deviations.get(asked.metric)
     base = assumed.baselines.get(asked.metric)
     known = BUILT_IN[asked.metric]
@@ -143,7 +148,7 @@ def plan_comparison(
         return _nothing(asked.metric, str(error))
     if fixed is None:
         return _nothing(asked.metric, _missing(asked.metric))
-    inflation = sequential_inflation(alpha=1 - asked.confidence, power=asked.power)
+    inflation = _inflation(asked, traffic, fixed)
     candidate, control = max(2.0, fixed.n_treatment), max(2.0, fixed.n_control)
     times = [
         _seconds(asked, traffic, candidate * factor, control * factor, warm_up_s)
@@ -156,7 +161,7 @@ def plan_comparison(
             for share in (asked.candidate, asked.control)
         ]
         if arms[0] is not None and arms[1] is not None:
-            detectable = _detectable(asked, assumed, arms[0] / inflation, arms[1] / inflation)
+            detectable = _detectable(asked, traffic, assumed, SampleSize(arms[1], arms[0]))
     return ComparisonPlan(
         metric=asked.metric,
         effect=asked.effect,
@@ -185,19 +190,34 @@ def _seconds(
     return max(times[0], times[1]) + warm_up_s
 
 
+def _inflation(asked: Comparison, traffic: Traffic, fixed: SampleSize) -> float:
+    """Of a comparison with so many units: live trials are requests, so a unit is several of them."""
+    per_unit = 1.0
+    if not asked.random and traffic.units_per_day is not None:
+        per_unit = traffic.requests_per_s * DAY_S / traffic.units_per_day
+    harmonic = fixed.n_control * fixed.n_treatment / (fixed.n_control + fixed.n_treatment)
+    return sequential_inflation(
+        alpha=asked.alpha, power=asked.power, trials=4 * harmonic * per_unit
+    )
+
+
 def _detectable(
-    asked: Comparison, assumed: Assumptions, candidate: float, control: float
+    asked: Comparison, traffic: Traffic, assumed: Assumptions, there: SampleSize
 ) -> float | None:
-    """The smallest improvement whose fixed-sample units are there; None = none that is possible."""
-    base = assumed.baselines.get(asked.metric)
+    """The smallest improvement that so many units can show at any time; None = none possible."""
+    base, known = assumed.baselines.get(asked.metric), BUILT_IN[asked.metric]
     most = base if base is not None and base > 0 else asked.effect * 1e6
-    if BUILT_IN[asked.metric].kind in _RATES and base is not None:
-        most = 1 - base if BUILT_IN[asked.metric].direction is Direction.HIGHER else base
+    if known.kind in _RATES and base is not None:
+        most = 1 - base if known.direction is Direction.HIGHER else base
 
     def enough(effect: float) -> bool:
         needed = units_needed(asked, effect, assumed)
+        if needed is None or needed.n_treatment > there.n_treatment:
+            return False
+        inflation = _inflation(asked, traffic, needed)
         return (
-            needed is not None and needed.n_treatment <= candidate and needed.n_control <= control
+            needed.n_treatment * inflation <= there.n_treatment
+            and needed.n_control * inflation <= there.n_control
         )
 
     most *= 1 - 1e-9
@@ -205,6 +225,8 @@ def _detectable(
         return None
     low, high = most * 1e-9, most
     for _ in range(_BISECTIONS):
+        if high - low < 1e-3 * high:
+            break
         middle = math.sqrt(low * high)
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -1,6 +1,6 @@
 """A whole rollout, planned: each step's traffic, checks, lanes and comparison; how long it takes.
 
-Owns the order of a plan and its doubts. Imports numpy (by `comparison`) only for an ab step.
+Owns the order of a plan and its doubts. Imports numpy only for margins and ab steps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def plan_experiment(
 
     Raises:
         ValueError: A baseline is outside its range.
-        ImportError: There is an ab step with a primary metric, and no numpy or scipy.
+        ImportError: There is a margin or an ab step with a primary metric, and no numpy or scipy.
     """
     _check_baselines(assumed)
     traffic = experiment_traffic(spec, assumed)
@@ -275,6 +275,7 @@ class _Planner:
         asked = comparison.Comparison(
             metric=metric,
             effect=effect,
+            alpha=(1 - stage.confidence) / len(stage.shares),
             confidence=stage.confidence,
             power=self.assumed.power,
             candidate=stage.shares[name],

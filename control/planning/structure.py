@@ -1,7 +1,6 @@
 """Steps that can never decide, whatever the traffic; and those that cannot with the traffic known.
 
-What `turnout apply` and `turnout lint` warn of. Needs neither numpy nor an answer of the control
-plane. Forbids nothing.
+What `turnout apply` and `turnout lint` warn of. Forbids nothing. `structural` needs no numpy.
 """
 
 from __future__ import annotations
@@ -49,6 +48,9 @@ def with_traffic(spec: ExperimentSpec, assumed: Assumptions) -> tuple[Caution, .
     Args:
         spec: As of `structural`.
         assumed: Traffic and baselines of the target.
+
+    Raises:
+        ImportError: A guardrail has a margin, and there is no numpy or scipy.
     """
     traffic = experiment_traffic(spec, assumed)
     stages = stages_of(spec)
@@ -86,8 +88,16 @@ def check_of(
 ) -> CheckPlan:
     """`plan_check` of one check of one candidate in a step that has a control."""
     guardrail = guardrails_of(spec).get(metric, GuardrailPolicy(metric))
-    rps = traffic.requests_per_s
-    arms = Arms(rps * stage.shares[name], rps * stage.control)
+    rps, share = traffic.requests_per_s, stage.shares[name]
+    length_s = max(stage.dwell_s, 1.0)
+    units = traffic.scaled(share).units_after(length_s, random=spec.unit.random)
+    arms = Arms(
+        rps * share,
+        rps * stage.control,
+        share=share,
+        canary=stage.kind == "canary",
+        per_unit=max(1.0, rps * share * length_s / units) if units else 1.0,
+    )
     return plan_check(guardrail, arms, stage.minimum_requests, assumed)
 
 
