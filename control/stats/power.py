@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from control.stats.distributions import normal_ppf, normal_sf
 from control.stats.errors import (
@@ -73,6 +73,9 @@ def power_means(
             df = n * (1 + ratio) - 2
             critical = stats.t.isf(level, df)
             reached = stats.nct.sf(critical, df, noncentrality)
+            if sided == "two-sided":
+                # The other tail; NaN where it is too small for scipy's series.
+                reached = reached + np.nan_to_num(special.nctdtr(df, noncentrality, -critical))
         else:
             critical = -normal_ppf(level)
             reached = normal_sf(critical - noncentrality)
@@ -80,8 +83,8 @@ def power_means(
                 reached = reached + normal_sf(critical + noncentrality)
         return float(reached - wanted)
 
-    # t with almost no degrees of freedom is the floor: 2 units and a bit in all.
-    low = np.log(2.001 / (1 + ratio)) if use_t else np.log(1e-12)
+    # The floor is a tenth of a degree of freedom: with less, quantiles of t overflow.
+    low = np.log(2.1 / (1 + ratio)) if use_t else np.log(1e-12)
     if lacking(low) >= 0:
         n = float(np.exp(low))
     else:
