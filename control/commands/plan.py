@@ -115,9 +115,10 @@ def plan(
     when in half, in 95 % of the cases; "17 %" is the chance where it is less than half.
 
     Per ab step: units for minimumImprovement with one look at the end, and with a look at any time
-    (about 1.9 times as many at most; half of the tests have decided by about the first number when
+    (at most 1.9 to 2.5 times as many; half of the tests have decided by about the first number when
     the improvement is just that), the time they take, and what maximumDuration can find. A unit
-    counts once, however many requests it makes.
+    counts once, however many requests it makes: say --standard-deviation where that is too careful.
+    Checks take the requests of a unit to fail independently.
 
     Warnings say which step can never decide, or not in its time. They never change the exit code.
 

@@ -169,10 +169,11 @@ def _latency_questions(
         def passes(mine: float, theirs: float) -> bool:
             if min(mine, theirs) * min(q, 1 - q) < EVENTS_LEAST:
                 return False
-            errors = (
-                spread / math.sqrt(n) / density + edges * math.sqrt(effect) for n in (mine, theirs)
+            variance = sum(
+                (spread / math.sqrt(n) / density + edges * math.sqrt(effect)) ** 2
+                for n in (mine, theirs)
             )
-            return _half_width(sum(error**2 for error in errors), mine, theirs) < allowed_ms
+            return _half_width(variance, mine, theirs) < allowed_ms
 
         words = f"to show that {metric} is at most {value(metric, allowed_ms)} worse"
         found.append(_Question(words + _widened(_stage_factor(arms)) + assumed, passes))

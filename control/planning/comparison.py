@@ -33,7 +33,7 @@ class Comparison:
     Attributes:
         metric: Name of a built-in metric.
         effect: The minimum improvement, in the metric's unit, > 0.
-        alpha: Two-sided: what a wrong verdict may have of 1 - confidence, which all candidates share.
+        alpha: Two-sided: the candidate's part of 1 - confidence, which all candidates share.
         confidence: Of the step.
         power: Chance of finding the effect.
         candidate, control: Shares of the experiment's units, > 0.
@@ -191,7 +191,7 @@ def _seconds(
 
 
 def _inflation(asked: Comparison, traffic: Traffic, fixed: SampleSize) -> float:
-    """Of a comparison with so many units: live trials are requests, so a unit is several of them."""
+    """Of a comparison with so many units; live trials are requests, several to a unit."""
     per_unit = 1.0
     if not asked.random and traffic.units_per_day is not None:
         per_unit = traffic.requests_per_s * DAY_S / traffic.units_per_day
