@@ -6,15 +6,16 @@ makes the same one again from its record. Stores nothing, publishes nothing, rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from control.rollout import codec, plain
+from control.rollout import bandit, codec, plain
 from control.rollout.assess import Assessment, Harm, assess
 from control.rollout.checks import Check
 from control.rollout.judging import CandidateVerdict
 from control.rollout.phases import InvalidTransition, transition
-from control.rollout.policy import Policy, StepPolicy
+from control.rollout.policy import BanditPolicy, Policy, StepPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
 from control.rollout.words import Action, Effect, Gate, Input, Phase, Reason, State
@@ -197,6 +198,8 @@ def decide(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Decision:
         return _standing(inputs, judged, Action.HOLD, Reason.STEPS_FINISHED, sentence)
     if step.phase is Phase.AB:
         return _compare(inputs, judged)
+    if step.bandit is not None:
+        return _earn(inputs, judged, step.bandit)
     if judged.doubts:
         doubt = judged.doubts[0]
         early = judged.doubts[-1].reason is Reason.DWELL_NOT_OVER
@@ -356,6 +359,75 @@ def _only_candidate(run: Run, policy: Policy) -> str:
     """The one candidate that the last step serves; "" when there are several or it is a shadow."""
     serving = [name for name in policy.candidates if run.split_ppm.get(name, 0) > 0]
     return serving[0] if len(serving) == 1 and run.phase is not Phase.SHADOW else ""
+
+
+def _earn(inputs: Inputs, judged: Assessment, policy: BanditPolicy) -> Decision:
+    """A bandit step: it goes on, looks, or ends. What is doubtful moves nobody."""
+    run, step, now_ms = inputs.run, inputs.policy.steps[inputs.run.step], inputs.now_ms
+    here = f"step {_step_of(run, inputs.policy)}: "
+    for doubt in judged.doubts:
+        if doubt.reason in _AB_DOUBTS:
+            return _standing(inputs, judged, Action.HOLD, doubt.reason, here + doubt.sentence)
+    if now_ms - run.step_start_ms >= step.dwell_ms:
+        return _earned(inputs, judged)
+    due = bandit.look_due(run, policy, step.dwell_ms, now_ms=now_ms)
+    if due > run.bandit_looks:
+        return _look(inputs, judged, policy, due)
+    wait_ms = bandit.next_look_ms(run, policy, step.dwell_ms) - now_ms
+    sentence = f"{here}{_shares(run.split_ppm, inputs.policy)}; next look in "
+    sentence += plain.duration(wait_ms)
+    return _standing(inputs, judged, Action.CONTINUE, Reason.BANDIT, sentence)
+
+
+def _look(inputs: Inputs, judged: Assessment, policy: BanditPolicy, due: int) -> Decision:
+    """A bandit's look: recorded whatever comes of it; a new epoch when units move."""
+    run, seen = replace(inputs.run, bandit_looks=due), inputs.seen.bandit
+    here = f"look {due} of step {run.step + 1}: "
+    if seen is None or not bandit.enough(seen, policy):
+        sentence = f"{here}the shares stay: {bandit.too_few(seen, policy)}"
+        decision = _decision(
+            inputs, Action.CONTINUE, Reason.TOO_FEW_REQUESTS, sentence, judged, run, record=True
+        )
+        return replace(decision, effects=_PERSIST_ONLY)
+    split = bandit.next_split(seen, policy)
+    moved = bandit.moved_ppm(run.split_ppm, split.ppm)
+    learnt = bandit.learnt(seen, split)
+    if moved < bandit.MOVE_PPM_MIN:
+        sentence = f"{here}{learnt}: {_shares(run.split_ppm, inputs.policy)} stays"
+        decision = _decision(
+            inputs, Action.CONTINUE, Reason.BANDIT, sentence, judged, run, record=True
+        )
+        return replace(decision, effects=_PERSIST_ONLY)
+    share = plain.percent(moved / BUCKET_COUNT)
+    sentence = f"{here}{learnt}: {_shares(split.ppm, inputs.policy)}, {share} of the units move"
+    after = _begin_epoch(run, replace(run, split_ppm=split.ppm), inputs.now_ms)
+    return _change(
+        inputs, Input.REALLOCATED, after, Reason.BANDIT, sentence, judged, new_epoch=True
+    )
+
+
+def _earned(inputs: Inputs, judged: Assessment) -> Decision:
+    """The end of a bandit step: the best candidate wins if it is shown to be better."""
+    run, policy, seen = inputs.run, inputs.policy, inputs.seen.bandit
+    where, said = f"step {run.step + 1} of {len(policy.steps)}", bandit.compared(seen)
+    winner = bandit.winner(seen)
+    moved = bool(winner) and inputs.seen.baseline_moved
+    if policy.promote_on_finish and winner and not moved:
+        sentence = f"promoted {winner}: {where} is over: {said}"
+        return _end(inputs, Input.PROMOTE, Reason.BETTER, sentence, judged, winner)
+    if policy.promote_on_finish and not winner:
+        worse = bandit.all_worse(seen)
+        given = Input.CONTROL_KEPT if worse else Input.TIME_OVER
+        reason = Reason.WORSE if worse else Reason.INCONCLUSIVE
+        return _end(
+            inputs, given, reason, f"kept {policy.control}: {where} is over: {said}", judged
+        )
+    sentence = f"{where} is over: {said}; "
+    if moved:
+        sentence += f"{BASELINE_MOVED}; "
+    sentence += "the split stays until somebody decides"
+    after = replace(run, finished=True)
+    return _change(inputs, Input.STEPS_FINISHED, after, Reason.STEPS_FINISHED, sentence, judged)
 
 
 # -- The operator's commands --------------------------------------------------------------------
@@ -525,27 +597,35 @@ def _enter(
         split_ppm=step.split_ppm,
         shadow_variant=step.shadow_variant,
         shadow_ppm=step.shadow_ppm,
+        bandit_looks=0,
     )
     same = (run.split_ppm, run.shadow_variant, run.shadow_ppm) == (
         after.split_ppm,
         after.shadow_variant,
         after.shadow_ppm,
     )
-    if same and not anew:
-        return after, False
+    begun = not same or anew
+    if begun:
+        after = _begin_epoch(run, after, now_ms)
+    if step.bandit is not None:
+        after = replace(after, bandit_epoch=after.epoch)
+    return after, begun
+
+
+def _begin_epoch(run: Run, after: Run, now_ms: int) -> Run:
+    """`after` in a new epoch; the present one's late evidence can still roll back."""
     blocks = run.blocks_begun(now_ms)
     past = run.past
     if blocks:
         ended = PastEpoch(run.epoch, run.epoch_start_ms, run.split_ppm, run.blocks_before, blocks)
         past = (*past, ended)[-PAST_EPOCHS_MAX:]
-    after = replace(
+    return replace(
         after,
         epoch=run.epoch + 1,
         epoch_start_ms=now_ms,
         blocks_before=run.blocks_before + blocks,
         past=past,
     )
-    return after, True
 
 
 def _end(
@@ -657,6 +737,8 @@ def _words(step: StepPolicy, policy: Policy) -> str:
     if step.phase is Phase.SHADOW:
         share = plain.percent(step.shadow_ppm / BUCKET_COUNT)
         return f"shadow {step.shadow_variant} {share}{for_}"
+    if step.bandit is not None:
+        return f"bandit {step.bandit.algorithm} on {step.bandit.metric}{for_}"
     split = ", ".join(
         f"{name} {plain.percent(step.split_ppm[name] / BUCKET_COUNT)}"
         for name in policy.candidates
@@ -667,3 +749,8 @@ def _words(step: StepPolicy, policy: Policy) -> str:
         "" if step.split_ppm.get(policy.control, 0) else ", no control left: no lanes, no checks"
     )
     return f"{kind} {split or 'nobody'}{for_}{alone}"
+
+
+def _shares(split_ppm: Mapping[str, int], policy: Policy) -> str:
+    names = (policy.control, *policy.candidates)
+    return ", ".join(f"{n} {plain.percent(split_ppm.get(n, 0) / BUCKET_COUNT)}" for n in names)

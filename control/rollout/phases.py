@@ -74,6 +74,7 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.STEPS_FINISHED: _NOT_STARTED,
         Input.CONTROL_KEPT: _NOT_STARTED,
         Input.TIME_OVER: _NOT_STARTED,
+        Input.REALLOCATED: _NOT_STARTED,
     },
     State.RUNNING: {
         Input.START: _STARTED,
@@ -90,6 +91,7 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.STEPS_FINISHED: Transition(State.RUNNING, Action.FINISH),
         Input.CONTROL_KEPT: _STOPPED,
         Input.TIME_OVER: Transition(State.INCONCLUSIVE, Action.STOP),
+        Input.REALLOCATED: Transition(State.RUNNING, Action.REALLOCATE),
     },
     State.PAUSED: {
         Input.START: _STARTED,
@@ -107,6 +109,7 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.STEPS_FINISHED: _PAUSED,
         Input.CONTROL_KEPT: _PAUSED,
         Input.TIME_OVER: _PAUSED,
+        Input.REALLOCATED: _PAUSED,
     },
     # No step leads here yet; what is allowed is stated all the same.
     State.AWAITING_APPROVAL: {
@@ -124,6 +127,7 @@ TRANSITIONS: Final[dict[State, dict[Input, Transition | Refusal]]] = {
         Input.STEPS_FINISHED: _WAITS,
         Input.CONTROL_KEPT: _WAITS,
         Input.TIME_OVER: _WAITS,
+        Input.REALLOCATED: _WAITS,
     },
     State.PROMOTED: {
         **_ALL_ENDED,

@@ -53,6 +53,25 @@ class PrimaryPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class BanditPolicy:
+    """How a bandit step moves traffic.
+
+    Attributes:
+        algorithm: "thompson" or "top_two".
+        metric: What a request earns: "error_rate" (no error) or "accuracy" (a right answer).
+        floor: Least share of every variant, 0..1.
+        every_ms: Shortest time between looks.
+        minimum_requests: Of every variant, before shares first move.
+    """
+
+    algorithm: str
+    metric: str
+    floor: float
+    every_ms: int
+    minimum_requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPolicy:
     """One step.
 
@@ -67,6 +86,7 @@ class StepPolicy:
         alpha: For `ab` steps: probability that a verdict on the primary metric is wrong.
         minimum_units: For `ab` steps, of each arm.
         maximum_ms: For `ab` steps: when the verdict is INCONCLUSIVE; 0 = never.
+        bandit: For `bandit` steps; `split_ppm` is the split that they begin with.
     """
 
     phase: Phase
@@ -79,6 +99,7 @@ class StepPolicy:
     alpha: float = field(default=ALPHA_PRIMARY, metadata=codec.ADDED)
     minimum_units: int = field(default=0, metadata=codec.ADDED)
     maximum_ms: int = field(default=0, metadata=codec.ADDED)
+    bandit: BanditPolicy | None = field(default=None, metadata=codec.ADDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +256,19 @@ def _step(spec: experiment_pb2.ExperimentSpec, index: int) -> StepPolicy:
             alpha=round(1 - step.ab.confidence, 12),
             minimum_units=step.ab.minimum_units,
             maximum_ms=int(milliseconds(step.ab.maximum_duration)),
+        )
+    if which == "bandit":
+        return StepPolicy(
+            phase=Phase.BANDIT,
+            split_ppm=ppm,
+            dwell_ms=int(milliseconds(step.bandit.dwell)),
+            bandit=BanditPolicy(
+                algorithm=step.bandit.algorithm,
+                metric=step.bandit.reward.metric,
+                floor=step.bandit.exploration_floor,
+                every_ms=int(milliseconds(step.bandit.every)),
+                minimum_requests=step.bandit.minimum_requests,
+            ),
         )
     raise ValueError(f"a step of kind {which} is not implemented")
 

@@ -58,6 +58,8 @@ class Run:
         past: Earlier epochs since the start or the last change of the spec, oldest first, at most
             `PAST_EPOCHS_MAX`.
         observed_revision: The spec revision that runs.
+        bandit_epoch: First epoch of the bandit step that runs or ran, 0 = none did.
+        bandit_looks: Looks that it has had.
         reason: Why it ended, one sentence; "" while it has not.
         winner: Variant that was promoted, "" = none.
         last_action, last_reason, last_ms: Of the last recorded decision.
@@ -86,6 +88,8 @@ class Run:
     last_action: Action = Action.CONTINUE
     last_reason: Reason = Reason.UNSPECIFIED
     last_ms: int = 0
+    bandit_epoch: int = field(default=0, metadata=codec.ADDED)
+    bandit_looks: int = field(default=0, metadata=codec.ADDED)
 
     def __post_init__(self) -> None:
         assert self.epoch >= 0

@@ -179,6 +179,57 @@ class Exemplar:
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate and the ends of its confidence sequence."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSeen:
+    """One variant of a bandit step, over all epochs of the step.
+
+    Attributes:
+        variant: Its name.
+        requests: Requests that earned or missed a reward.
+        mean, variance: Mean reward, 0..1, and its variance; epochs weighted by their traffic. None
+            while no epoch has requests in every variant.
+        propensity_mean: The same by inverse propensity; None without requests.
+        strata, propensity: Difference from control, within epochs and by inverse propensity; None
+            for control, and without evidence.
+    """
+
+    variant: str
+    requests: int
+    mean: float | None
+    variance: float | None
+    propensity_mean: float | None
+    strata: Interval | None = None
+    propensity: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BanditSeen:
+    """What a bandit step has earned.
+
+    Attributes:
+        arms: Every variant, control first.
+        epochs: Of the step, the present one included.
+        regret: Rewards lost against serving the best mean to everybody, estimated.
+        uniform_regret: What equal shares would have lost.
+        missing: Requests that are in no bucket, so that no arm has them.
+    """
+
+    arms: tuple[ArmSeen, ...]
+    epochs: int
+    regret: float
+    uniform_regret: float
+    missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """Everything `decide` may look at, for one experiment and its current epoch.
 
@@ -193,6 +244,7 @@ class Seen:
         snapshot_version: The tenant's version that serves now.
         code_version: Of the control plane.
         baseline_moved: The target's baseline is no longer what control is pinned to.
+        bandit: Of a bandit step, None = another step runs, or there is nothing yet.
         looks: At the evidence by bucket of units, over all epochs of the run; None = there is none
             that can be looked at.
     """
@@ -207,6 +259,7 @@ class Seen:
     code_version: str = ""
     baseline_moved: bool = field(default=False, metadata=codec.ADDED)
     looks: Looks | None = field(default=None, metadata=codec.ADDED)
+    bandit: BanditSeen | None = field(default=None, metadata=codec.ADDED)
 
 
 # A sidecar that was scaled away must not hold a stage for ever; when it returns, what it counted

@@ -22,7 +22,7 @@ from control.rollout.entries import ExperimentEntry, HoldoutEntry, MetricEntry, 
 from control.rollout.looks import Looks
 from control.rollout.policy import Policy
 from control.rollout.seen import Seen
-from control.rollout.words import State
+from control.rollout.words import Phase, State
 from control.store.base import (
     AlertRecord,
     AnswerRecord,
@@ -239,7 +239,8 @@ def running_experiment(
 def allocated(entry: ExperimentEntry) -> ExperimentEntry:
     """The entry with ranges for its run's split, grown from those it had before."""
     run = entry.run
-    allocation = snapshot.allocate(run.allocation, run.split_ppm, control=entry.spec.control)
+    moved = snapshot.reallocate if run.phase is Phase.BANDIT else snapshot.allocate
+    allocation = moved(run.allocation, run.split_ppm, control=entry.spec.control)
     state = replace(entry.state, run=replace(run, allocation=allocation))
     return replace(entry, state=state)
 

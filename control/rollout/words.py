@@ -39,6 +39,8 @@ class Input(StrEnum):
     STEPS_FINISHED = "STEPS_FINISHED"
     # The last step ended without a winner: control is kept; the time is over without a verdict.
     CONTROL_KEPT = "CONTROL_KEPT"
+    # A bandit's look that moves units.
+    REALLOCATED = "REALLOCATED"
     TIME_OVER = "TIME_OVER"
 
 
@@ -55,6 +57,7 @@ class Action(StrEnum):
     RESUME = "RESUME"
     STOP = "STOP"
     FINISH = "FINISH"
+    REALLOCATE = "REALLOCATE"
     UNDO = "UNDO"
 
 
@@ -82,6 +85,7 @@ class Reason(StrEnum):
     DIFFERENTIAL_LOSS = "DIFFERENTIAL_LOSS"
     GUARDRAIL = "GUARDRAIL"
     NO_SIDECARS = "NO_SIDECARS"
+    BANDIT = "BANDIT"
     # Verdicts of the decision table.
     WARMING_UP = "WARMING_UP"
     BETTER = "BETTER"
@@ -117,6 +121,7 @@ class Phase(StrEnum):
     SHADOW = "shadow"
     CANARY = "canary"
     AB = "ab"
+    BANDIT = "bandit"
 
 
 class Gate(StrEnum):

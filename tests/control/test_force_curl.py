@@ -85,7 +85,7 @@ def printed(
         issued_s=NOW_S,
         expires_s=NOW_S + 60,
     )
-    found = forcecurl.known_target(token, target.match, experiment.unit, value)  # type: ignore[union-attr]
+    found = forcecurl.known_target(token, target.match, experiment.unit, value)  # type: ignore[arg-type, union-attr]
     told = explain(
         Snapshot.FromString(build([file])),
         read(found.curl),

@@ -34,6 +34,7 @@ ALLOWED = {
     (State.RUNNING, Input.STEPS_FINISHED): (State.RUNNING, Action.FINISH),
     (State.RUNNING, Input.CONTROL_KEPT): (State.STOPPED, Action.STOP),
     (State.RUNNING, Input.TIME_OVER): (State.INCONCLUSIVE, Action.STOP),
+    (State.RUNNING, Input.REALLOCATED): (State.RUNNING, Action.REALLOCATE),
     (State.PAUSED, Input.RESUME): (State.RUNNING, Action.RESUME),
     (State.PAUSED, Input.PROMOTE): (State.PROMOTED, Action.PROMOTE),
     (State.PAUSED, Input.ROLLBACK): (State.ROLLED_BACK, Action.ROLLBACK),
