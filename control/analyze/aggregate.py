@@ -532,8 +532,6 @@ def _head(data: Data, plans: Sequence[Plan], roles: Roles) -> list[_Head]:
         ]
     sql = f"SELECT {', '.join(outputs)} FROM (FROM {data.table} LIMIT {HEAD_ROWS})"
     variants, rows, *numbers = data.run("reading the first rows", sql)[0]
-    if rows == 0:
-        raise BadInput(f"{data.path}: has no rows; at least one per variant is needed")
     if variants > VARIANTS_MAX:
         raise BadInput(
             f"variant: column {roles.variant!r} has {variants} values in the first {rows} rows, "

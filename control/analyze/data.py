@@ -26,6 +26,7 @@ TABLE: Final = "turnout_data"
 MEMORY_DEFAULT: Final = "1GB"
 HEAD_ROWS: Final = 2048
 PROGRESS_EVERY_S: Final = 0.2
+_SAID_MAX: Final = 300
 
 CSV: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".txt")
 JSON: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -63,6 +64,14 @@ class Data:
         self.passes.append(step)
         with self._reported(step), explained(self.path):
             return self.query(sql)
+
+    def is_empty(self) -> bool:
+        """Whether there is no row at all.
+
+        Raises:
+            BadInput: The data cannot be read.
+        """
+        return not self.run("opening", f"SELECT 1 FROM {self.table} LIMIT 1")  # noqa: S608
 
     @contextmanager
     def _reported(self, step: str) -> Iterator[None]:
@@ -327,8 +336,9 @@ def _list(files: Sequence[str]) -> str:
 
 def _first(error: BaseException) -> str:
     said = str(error).partition("LINE 1:")[0]  # our own SQL says nothing to the reader
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".") if lines else type(error).__name__
+    lines = [line.strip() for line in said.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Original Line")]
+    return " ".join(lines[:3])[:_SAID_MAX].rstrip(".") if lines else type(error).__name__
 
 
 _READERS: Final = {

@@ -186,6 +186,8 @@ class _Run:
     def answer(self) -> Analysis:
         asked, data = self.asked, self.data
         roles = self._roles()
+        if data.is_empty():
+            raise BadInput(f"{data.path}: has no rows; at least one per variant is needed")
         metrics = self._metrics(roles)
         summed = [metric for metric in metrics if metric.kind not in SCANNED]
         plans = plan_metrics(

@@ -104,7 +104,7 @@ def decide(judged: Sequence[Judged], options: Options, settings: Settings) -> De
         said = f"{variant} ({_words(verdict.kind)}): " if several else ""
         for reason in verdict.reasons:
             values = {"variant": variant, **reason.values}
-            reasons.append(Reason(reason.code, said + reason.text, values))
+            reasons.append(Reason(reason.code, said + _plain(reason), values))
     notes = dict.fromkeys(
         note.text
         for verdict in verdict_of.values()
@@ -250,6 +250,15 @@ def _alarms(each: Judged, over_strata: MetricResult | None) -> tuple[verdicts.Al
     if float(whole.q_p) < HETEROGENEITY_ALPHA:
         alarms.append(verdicts.Alarm("heterogeneity", over_strata.name))
     return tuple(alarms)
+
+
+def _plain(reason: verdicts.Reason) -> str:
+    """The clause without numbers that are none."""
+    if reason.code not in ("no_interval", "no_spread"):
+        return reason.text
+    where = f" in {reason.values['stratum']}" if reason.values.get("stratum") else ""
+    said = "has no spread" if reason.code == "no_spread" else "has no usable sequence yet"
+    return f"{reason.values['metric']}{where} {said}"
 
 
 def _words(kind: Kind) -> str:

@@ -22,7 +22,10 @@ GUESSED_MAX: Final = 20
 _NUMERIC: Final = re.compile(
     r"(U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL.*|BIGNUM)"
 )
-_ID: Final = re.compile(r"(^|_)(id|uuid|guid|key|hash|index)$|^unnamed", re.IGNORECASE)
+_ID: Final = re.compile(
+    r"(^|_)(id|uuid|guid|key|hash|index)$|^unnamed|^(user|customer|session|visitor|account)$",
+    re.IGNORECASE,
+)
 # Words of a column's name by which less of it is better.
 _LESS_IS_BETTER: Final = frozenset(
     (
@@ -155,8 +158,9 @@ def parse_metrics(
         name = metric.name
         if name in taken:
             tail = f"p{metric.q * 100:g}" if metric.kind == "quantile" else metric.kind
-            name = f"{metric.name}_{tail}"
-        if name in taken:
+            name = f"{metric.name}_{tail}" if tail else name
+        same = any(replace(metric, name="") == replace(other, name="") for other in taken.values())
+        if name in taken or (same and metric.name in taken):
             raise BadInput(f"metric: {metric.name!r}: given twice; give each metric once")
         taken[name] = replace(metric, name=name)
     return tuple(taken.values())
@@ -195,6 +199,8 @@ def _parse(text: str, columns: Mapping[str, str], roles: Roles) -> Metric:
         return _ratio(text, name, rest, columns)
     if kind and rest and kind != "quantile":
         raise BadInput(f"metric: {text!r}: nothing may follow {kind!r}")
+    if name == "throughput" and name not in columns:
+        raise BadInput("metric: 'throughput': is measured live; rows do not tell what was possible")
     if not kind and name in BUILT_IN and name not in columns:
         return _built_in(name, column, columns, roles)
     column = require_column(f"metric {name!r}", column or name, columns)

@@ -124,6 +124,12 @@ class Analysis:
     source: Source
     series: tuple[Series, ...] = field(default=())
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it."""
+        from control.analyze.report import notebook_html
+
+        return notebook_html(self)
+
 
 def to_json(analysis: Analysis) -> str:
     """The machine-readable answer; numbers at full precision, never NaN or infinity."""

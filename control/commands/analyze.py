@@ -27,7 +27,7 @@ _METRIC_HELP: Final = (
 def analyze(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA...", help="CSV, Parquet, Arrow or JSON lines: by suffix."),
+        typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow or JSON lines: by suffix."),
     ],
     variant_column: Annotated[
         str, typer.Option("--variant-column", help="Column that names each row's variant.")
@@ -164,7 +164,12 @@ def analyze(
     Exit codes: 0 whatever the decision, 1 a file cannot be read or written, 2 usage, 3 data or an
     option that no honest number can be made of.
     """  # noqa: D301 - click takes a backspace for "do not wrap"
-    require_extra()
+    require_extra(
+        *NEEDED, *(("jinja2",) if html is not None else ()), *(("matplotlib",) if plot else ())
+    )
+    for option, path in (("--html", html), ("--plot", plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"no directory {path.parent}", param_hint=option)
     from control.analyze.engine import analyze as run
 
     with refused(), progress_on_stderr(quiet=quiet) as progress:
@@ -219,13 +224,13 @@ def analyze(
         render_text(analysis)
 
 
-def require_extra() -> None:
+def require_extra(*needed: str) -> None:
     """Say how to install what is missing, and end.
 
     Raises:
         typer.Exit: Something is.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         typer.echo(
             f'turnout analyze needs {", ".join(missing)}: pip install "turnout[analyze]"', err=True
