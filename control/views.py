@@ -5,11 +5,13 @@ Pure; the only place where internal state becomes output-only fields.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from control import model
+from control.rollout import bandit
 from control.rollout.checks import Check
 from control.rollout.decide import Decision
 from control.rollout.entries import (
@@ -20,7 +22,7 @@ from control.rollout.entries import (
     decode_baseline,
 )
 from control.rollout.judging import CandidateVerdict
-from control.rollout.seen import LaneState
+from control.rollout.seen import BanditSeen, LaneState
 from control.rollout.words import Action, Phase, Reason, State
 from turnout import contract
 from turnout.v1alpha1 import (
@@ -248,6 +250,52 @@ def check_message(check: Check) -> experiment_pb2.Check:
         control_count=check.control_count,
         candidate_count=check.candidate_count,
     )
+
+
+def bandit_message(entry: ExperimentEntry, seen: BanditSeen) -> experiment_pb2.BanditResult:
+    """What a bandit step has earned, on the wire.
+
+    Args:
+        entry: The experiment, in that step or ended in it.
+        seen: Of that step.
+    """
+    run, step = entry.run, entry.policy.steps[entry.run.step]
+    assert step.bandit is not None
+    message = experiment_pb2.BanditResult(
+        algorithm=step.bandit.algorithm,
+        metric=entry.spec.steps[run.step].bandit.reward.metric,
+        epochs=seen.epochs,
+        regret=seen.regret,
+        uniform_regret=seen.uniform_regret,
+        sentence=bandit.compared(seen),
+    )
+    if run.phase is Phase.BANDIT and not run.finished:
+        next_ms = bandit.next_look_ms(run, step.bandit, step.dwell_ms)
+        message.next_reallocation_time.CopyFrom(timestamp(next_ms) or Timestamp())
+    total = sum(arm.requests for arm in seen.arms)
+    known = all(arm.mean is not None for arm in seen.arms)
+    best = bandit.probabilities(seen) if known else [0.0] * len(seen.arms)
+    for arm, probability in zip(seen.arms, best, strict=True):
+        strata, propensity = arm.strata, arm.propensity
+        message.arms.add(
+            variant=arm.variant,
+            control=arm is seen.arms[0],
+            share=run.split_ppm.get(arm.variant, 0) / contract.BUCKET_COUNT,
+            exposure=arm.requests / total,
+            requests=arm.requests,
+            mean=arm.mean or 0.0,
+            standard_error=math.sqrt(arm.variance or 0.0),
+            inverse_propensity_mean=arm.propensity_mean or 0.0,
+            probability_best=float(probability),
+            compared=strata is not None,
+            difference=strata.estimate if strata else 0.0,
+            lower=strata.lower if strata else 0.0,
+            upper=strata.upper if strata else 0.0,
+            inverse_propensity_difference=propensity.estimate if propensity else 0.0,
+            inverse_propensity_lower=propensity.lower if propensity else 0.0,
+            inverse_propensity_upper=propensity.upper if propensity else 0.0,
+        )
+    return message
 
 
 def lane_message(lane: LaneState) -> experiment_pb2.Lane:

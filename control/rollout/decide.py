@@ -50,7 +50,7 @@ _AB_SETTLED: Final = (
     Row.NO_DIFFERENCE,
     Row.INCONCLUSIVE,
 )
-_AB_REASON: Final = {
+ROW_REASONS: Final = {
     Row.ROLLBACK: Reason.GUARDRAIL,
     Row.INVALID: Reason.SAMPLE_RATIO_MISMATCH,
     Row.WARMING_UP: Reason.WARMING_UP,
@@ -325,7 +325,7 @@ def _compare(inputs: Inputs, judged: Assessment) -> Decision:
     if open_ and not better:
         verdict = open_[0]
         action = Action.HOLD if rows[verdict.variant] is Row.HOLD else Action.CONTINUE
-        reason = _AB_REASON[rows[verdict.variant]]
+        reason = ROW_REASONS[rows[verdict.variant]]
         if rows[verdict.variant] is Row.HOLD:
             reason = next(why for code, why in _HOLD_REASONS.items() if code in verdict.codes)
         return _standing(inputs, judged, action, reason, here + verdict.sentence)
@@ -344,7 +344,7 @@ def _kept(inputs: Inputs, judged: Assessment) -> Decision:
     said = "; ".join(verdict.sentence for verdict in judged.verdicts)
     rows = [Row(verdict.kind) for verdict in judged.verdicts]
     over = Row.INCONCLUSIVE in rows
-    reason = Reason.INCONCLUSIVE if over else _AB_REASON[rows[0]]
+    reason = Reason.INCONCLUSIVE if over else ROW_REASONS[rows[0]]
     where = f"step {run.step + 1} of {len(policy.steps)}"
     if not policy.promote_on_finish:
         sentence = f"{where} is decided: {said}; the split stays until somebody decides"
@@ -639,8 +639,12 @@ def _end(
     """The experiment ends: everybody is served by the target's baseline."""
     run = inputs.run
     action = transition(run.state, given).action
+    blocks = run.blocks_begun(inputs.now_ms)
+    ended = PastEpoch(run.epoch, run.epoch_start_ms, run.split_ppm, run.blocks_before, blocks)
     after = replace(
         run,
+        # Its design is what its results are still compared by.
+        past=(*run.past, ended)[-PAST_EPOCHS_MAX:] if blocks else run.past,
         phase=None,
         end_ms=inputs.now_ms,
         split_ppm={},

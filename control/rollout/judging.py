@@ -164,6 +164,14 @@ def is_harmed(look: MetricLook) -> bool:
     return best < 0 and gain <= -tolerance(look)
 
 
+def is_better(look: MetricLook) -> bool:
+    """Better beyond doubt, by however little."""
+    if look.low is None or look.high is None or look.method is Method.NONE:
+        return False
+    slack = _SLACK * (look.control.value or 0.0) if look.method is Method.QUANTILE else 0.0
+    return look.low > 0 if look.higher_is_better else look.high < -slack
+
+
 def harmed_strata(looks: Looks, name: str) -> list[MetricLook]:
     """A candidate's metrics that are worse beyond doubt in one stratum, tolerated or not."""
     slack = {Method.QUANTILE: _SLACK}

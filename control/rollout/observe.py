@@ -11,15 +11,25 @@ from typing import Final
 
 from control import views
 from control.distribution import SidecarState
+from control.rollout import bandit
+from control.rollout.decide import ROW_REASONS
 from control.rollout.entries import ExperimentEntry
 from control.rollout.looks import Looks
 from control.rollout.reduce import reduce
-from control.rollout.seen import SIDECAR_FORGOTTEN_AFTER_MS, Seen, SidecarSeen, VariantSeen
+from control.rollout.results import fill
+from control.rollout.seen import (
+    SIDECAR_FORGOTTEN_AFTER_MS,
+    BanditSeen,
+    Seen,
+    SidecarSeen,
+    VariantSeen,
+)
 from control.rollout.tenant import Looked, Tenant
 from control.rollout.together import baseline_moved
 from control.rollout.words import Gate, Phase, Reason
+from control.stats.verdicts import Kind as Row
 from turnout.v1alpha1 import experiment_pb2
-from turnout.v1alpha1.experiment_pb2 import Condition, VariantResult
+from turnout.v1alpha1.experiment_pb2 import Condition, TableRow, VariantResult
 from turnout.v1alpha1.experiment_service_pb2 import ExperimentResults
 
 FRESH_MS: Final = 5_000
@@ -55,7 +65,20 @@ def observe(
         code_version=code_version,
     )
     looks = look(tenant, entry, now_ms=now_ms)
-    return replace(seen, baseline_moved=baseline_moved(tenant, entry), looks=looks)
+    return replace(
+        seen,
+        baseline_moved=baseline_moved(tenant, entry),
+        looks=looks,
+        bandit=earned(tenant, entry) if entry.run.phase is Phase.BANDIT else None,
+    )
+
+
+def earned(tenant: Tenant, entry: ExperimentEntry) -> BanditSeen | None:
+    """What the variants of a bandit step have earned; None without one."""
+    run, policy = entry.run, entry.policy
+    if not run.bandit_epoch or run.step >= len(policy.steps):
+        return None
+    return bandit.observe(tenant.evidence.cells(run, policy), run, policy)
 
 
 def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None:
@@ -199,9 +222,17 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     elif entry.last_decision is not None:
         message.lanes.extend(entry.last_decision.lanes)
         message.checks.extend(entry.last_decision.checks)
-    if entry.spec.metrics.primary.metric or entry.run.phase is Phase.AB:
-        message.primary_reason = views.reason_value(Reason.ANALYSIS_PENDING)
-        message.primary_sentence = ANALYSIS_SENTENCE
+    fill(message, entry, evidence.cells(run, entry.policy), now_ms=now_ms)
+    if entry.policy.primary is not None or run.phase is Phase.AB:
+        verdict = next(iter(message.verdicts), None)
+        message.primary_reason = views.reason_value(
+            ROW_REASONS[Row(TableRow.Name(verdict.row).removeprefix("TABLE_ROW_"))]
+            if verdict is not None
+            else Reason.ANALYSIS_PENDING
+        )
+        message.primary_sentence = verdict.sentence if verdict else ANALYSIS_SENTENCE
+    if (seen_bandit := earned(tenant, entry)) is not None:
+        message.bandit.CopyFrom(views.bandit_message(entry, seen_bandit))
     # Whole Envoys (target "") are exact; what is counted by target is among it and may be less.
     whole = evidence.target("", since_start_of=entry.name).unstamped
     by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped

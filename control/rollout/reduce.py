@@ -189,6 +189,12 @@ def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Look
     )
 
 
+def primary_alpha(policy: Policy) -> float:
+    """Of the two-sided sequences of all candidates together: the strictest `ab` step's."""
+    steps = [step.alpha for step in policy.steps if step.phase is Phase.AB]
+    return min(steps, default=SAFE_ALPHA)
+
+
 def guardrails(policy: Policy) -> tuple[GuardrailPolicy, ...]:
     """Every metric that a verdict looks at, once: guardrails, checks without one, the primary."""
     found = {guardrail.metric: guardrail for guardrail in policy.guardrails}
@@ -231,8 +237,7 @@ def _pairs(cells: Cells, control: str, name: str) -> list[Pair]:
 def _questions(
     policy: Policy, guard: GuardrailPolicy, name: str, candidates: int, guards: int
 ) -> list[Question]:
-    steps = [step.alpha for step in policy.steps if step.phase is Phase.AB]
-    alpha = min(steps, default=SAFE_ALPHA) / candidates
+    alpha = primary_alpha(policy) / candidates
     harm = GUARDRAIL_ALPHA / max(1, guards * candidates) / (2 if policy.strata else 1)
     plain = Question(guard.metric, name, "", alpha, harm, guard.maximum_harm)
     if guard.slo_ms is None:
