@@ -167,6 +167,7 @@ EXPERIMENT_FAULTS = [
         "above 0",
     ),
     ("slo: 200ms", "slo: 2h", "spec.metrics.guardrails[1].slo", "2h", "at most 1h"),
+    ("  metrics:", "  metrics:\n    warmUp: 2h", "spec.metrics.warmUp", "2h", "at most 1h"),
     (
         "error_rate, maximumHarm: {absolute: 0.01}",
         "error_rate, slo: 1s",

@@ -70,6 +70,20 @@ def test_snapshot_is_servable_when_a_canary_runs() -> None:
     assert not plan.HasField("shadow")
 
 
+def test_snapshot_carries_the_warm_up_and_the_longer_slos() -> None:
+    more = "  metrics:\n    warmUp: 90s"
+    text = replaced(EXPERIMENT, "  metrics:", more)
+    for metric, slo in (("latency_p99", "2s"), ("latency_p90", "500ms"), ("latency_p50", "2s")):
+        guardrail = f"    guardrails:\n    - {{metric: {metric}, slo: {slo}}}"
+        text = replaced(text, "    guardrails:", guardrail)
+    snapshot = built(running(text=text))
+    assert validate(snapshot) == []
+    (plan,) = snapshot.experiments
+    assert plan.warm_up.ToSeconds() == 90
+    assert plan.slow_after.ToMilliseconds() == 200
+    assert [one.ToMilliseconds() for one in plan.latency_thresholds] == [500, 2_000]
+
+
 def test_control_comes_first_when_the_spec_names_it_last() -> None:
     text = replaced(EXPERIMENT, "  - {name: control}\n", "")
     text = replaced(text, "  metrics:", "  - {name: control}\n  metrics:")
