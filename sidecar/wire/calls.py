@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Final, Self
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -143,36 +143,35 @@ class Call:
 
     __slots__ = ("encoded", "method", "timeout_s")
 
-    @classmethod
-    def process(cls) -> Self:
-        """What the fast path has recognised."""
-        call = cls.__new__(cls)
-        call.method, call.timeout_s, call.encoded = Method.PROCESS, 0.0, False
-        return call
-
-    def __init__(self, head: Head, *, pages: bool) -> None:
-        """Read them; `pages`: the health page is served too.
-
-        Raises:
-            Refused: It cannot be served; what to answer.
-        """
-        self.timeout_s = 0.0
-        self.encoded = False
-        if pages and head.path == PAGE_PATH:
-            self.method = Method.PAGE
-            return
-        if head.method != b"POST":
-            raise NotGrpc(404 if pages else 405)
-        if not _CONTENT_TYPE.fullmatch(head.content_type):
-            raise NotGrpc(415)
-        # By exact name: '/a/b?x', '//a/b' and 'a/b' are other methods.
-        method = METHODS.get(head.path)
-        if method is None:
-            raise Refused(Status.UNIMPLEMENTED, "unknown method")
+    def __init__(self, method: Method, *, timeout_s: float = 0.0, encoded: bool = False) -> None:
         self.method = method
-        self.encoded = head.encoding not in (b"", b"identity")
-        if head.timeout:
-            self.timeout_s = _timeout_s(head.timeout)
+        self.timeout_s = timeout_s
+        self.encoded = encoded
+
+
+def call_of(head: Head, *, pages: bool) -> Call:
+    """What a request's headers ask for.
+
+    Args:
+        head: They.
+        pages: The health page is served too.
+
+    Raises:
+        Refused: It cannot be served; what to answer.
+    """
+    if pages and head.path == PAGE_PATH:
+        return Call(Method.PAGE)
+    if head.method != b"POST":
+        raise NotGrpc(404 if pages else 405)
+    if not _CONTENT_TYPE.fullmatch(head.content_type):
+        raise NotGrpc(415)
+    # By exact name: '/a/b?x', '//a/b' and 'a/b' are other methods.
+    method = METHODS.get(head.path)
+    if method is None:
+        raise Refused(Status.UNIMPLEMENTED, "unknown method")
+    encoded = head.encoding not in (b"", b"identity")
+    timeout_s = _timeout_s(head.timeout) if head.timeout else 0.0
+    return Call(method, timeout_s=timeout_s, encoded=encoded)
 
 
 def _timeout_s(text: bytes) -> float:

@@ -40,6 +40,7 @@ from sidecar.wire.calls import (
     PREBUILT_BYTES_MAX,
     TRAILERS_OK,
     Call,
+    Method,
     PeerError,
     Refused,
     Status,
@@ -358,7 +359,7 @@ class Connection(Handlers):
 
     def _answer_slowly(self, stream_id: int, answer: bytes, *, ended: bool) -> None:
         """An answer of the fast path that the windows do not let through at once."""
-        call = Call.process()
+        call = Call(Method.PROCESS)
         stream = Stream(
             stream_id, call, window=self._stream_window, body_left=-1, now_s=self._now_s
         )

@@ -12,11 +12,11 @@ from typing import Final
 
 from sidecar.wire.answers import Answers
 from sidecar.wire.calls import (
-    Call,
     Method,
     PeerError,
     Refused,
     Status,
+    call_of,
     health,
     health_answer,
     prefixed,
@@ -132,7 +132,7 @@ class Requests(Answers):
         if self._unsent_bytes > UNSENT_BYTES_MAX:
             raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "answers are not read")
         try:
-            call = Call(head, pages=self._strict)
+            call = call_of(head, pages=self._strict)
         except Refused as refused:
             self._refuse_bare(stream_id, refused.block(alone=True), ended=ended)
             self._count_refusal()
