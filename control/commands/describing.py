@@ -228,6 +228,8 @@ def _step(step: Step) -> str:
     parts = []
     if kind == "shadow":
         parts.append(f"{settings.pop('variant', '')} {percent(settings.pop('fraction', 1.0))}")
+    if kind == "bandit":
+        parts.append(f"reward {settings.pop('reward', {}).get('metric', '')}")
     split = settings.pop("split", {})
     parts += [f"{name} {percent(share)}" for name, share in split.items()]
     parts += [

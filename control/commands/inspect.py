@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import grpc
 import typer
 
-from control.commands import describing
+from control.commands import comparing, describing, earning
 from control.commands.client import (
     COLLECTIONS,
     DEFAULT_CONTROL,
@@ -53,6 +53,7 @@ from turnout.v1alpha1.experiment_service_pb2 import (
     ListDecisionsRequest,
     ListExperimentsRequest,
     ListTargetsRequest,
+    WatchExperimentResultsRequest,
     WatchExperimentsRequest,
     WatchExperimentsResponse,
 )
@@ -256,14 +257,20 @@ def describe(
     name = reference(what, tenant)
     with connected(control) as client:
         resource = _one(client, name.collection, str(name))
-        decisions = []
+        decisions, earned = [], None
         if isinstance(resource, Experiment):
             request = ListDecisionsRequest(parent=str(name), page_size=DECISIONS_SHOWN)
             decisions = list(client.call(client.experiments.ListDecisions, request).decisions)
+            if any(step.HasField("bandit") for step in resource.spec.steps):
+                asked = GetExperimentResultsRequest(name=str(name))
+                answer = client.call(client.experiments.GetExperimentResults, asked)
+                earned = answer.bandit if answer.HasField("bandit") else None
     if output is not Format.TABLE:
         document = document_of(resource)
         if isinstance(resource, Experiment):
             document["decisions"] = [plain(decision) for decision in decisions]
+        if earned is not None:
+            document["bandit"] = plain(earned)
         print_data([document], output)
     elif isinstance(resource, Target):
         print_line(describing.target(resource))
@@ -271,6 +278,8 @@ def describe(
         print_line(describing.metric(resource))
     else:
         print_line(describing.experiment(resource, decisions))
+        if earned is not None:
+            print_line("\n".join(["Bandit:", *(f"  {line}" for line in earning.page(earned))]))
 
 
 def _describe_holdout(holdout: Holdout, output: Format) -> None:
@@ -365,17 +374,50 @@ def results(
     all_epochs: Annotated[
         bool, typer.Option("--all-epochs", help="Add up all epochs: shown, never tested.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Print them again whenever they are others.")
+    ] = False,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Show what is known of an experiment's variants, its safety lanes and its checks."""
+    """Say what is known: a verdict on each candidate, metric by metric, lanes and checks.
+
+    First one sentence. Then for each metric both arms with their numbers, the difference with a
+    confidence sequence, which is valid however often you look, and what is missing for a verdict;
+    by stratum, too, where the experiment declares strata.
+    """
     name = reference(what, tenant)
     with connected(control) as client:
+        if follow:
+            _follow_results(client, str(name), output, all_epochs=all_epochs)
+            return
         request = GetExperimentResultsRequest(name=str(name))
         found: ExperimentResults = client.call(client.experiments.GetExperimentResults, request)
+    _print_results(found, output, all_epochs=all_epochs)
+
+
+def _follow_results(client: Client, name: str, output: Format, *, all_epochs: bool) -> None:
+    request = WatchExperimentResultsRequest(name=name)
+    before = None
+    for found in client.experiments.WatchExperimentResults(request, metadata=metadata()):
+        if output is Format.JSON:
+            print_line(json.dumps(plain(found), ensure_ascii=False))
+        elif output is Format.YAML:
+            print_line("---\n" + to_yaml([plain(found)]).rstrip())
+        elif comparing.changed(before, found):
+            _print_results(found, output, all_epochs=all_epochs)
+            print_line("")
+        before = found
+
+
+def _print_results(found: ExperimentResults, output: Format, *, all_epochs: bool) -> None:
     if output is not Format.TABLE:
         print_data([plain(found)], output)
         return
+    comparing.print_verdicts(found)
     _print_variants(found.variants if all_epochs else found.epoch_variants)
+    if found.HasField("bandit"):
+        print_line("")
+        earning.print_bandit(found.bandit)
     if found.lanes:
         print_line("")
         print_table(
@@ -388,7 +430,8 @@ def results(
             ("CHECK", "VARIANT", "VERDICT", "REASON", "CONTROL", "CANDIDATE", "WHY"),
             [describing.check_row(check) for check in found.checks],
         )
-    if found.primary_sentence:
+    comparing.print_comparisons(found)
+    if found.primary_sentence and not found.verdicts:
         print_line(f"\nPrimary metric: {found.primary_sentence}")
     if found.unstamped:
         reasons = ", ".join(f"{key} {found.unstamped[key]}" for key in sorted(found.unstamped))

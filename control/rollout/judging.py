@@ -104,7 +104,8 @@ def verdict(
         duration_s=max(0, now_ms - run.step_start_ms) / 1000,
         guardrails=tuple(_guardrails(looks, policy, name)),
         strata=tuple(
-            verdicts.Stratum(found.stratum, _effect(found)) for found in harmed_strata(looks, name)
+            verdicts.Stratum(found.stratum, _effect(found, exact=True))
+            for found in harmed_strata(looks, name)
         ),
         sample_ratios=tuple(_sample_ratios(looks)),
         losses=tuple(
@@ -180,7 +181,6 @@ def harmed_strata(looks: Looks, name: str) -> list[MetricLook]:
         for look in looks.metrics
         if look.variant == name
         and look.stratum
-        and look.method in _TRUSTED
         and look.best is not None
         and look.best < -slack.get(look.method, 0.0) * (look.control.value or 0.0)
     ]
@@ -200,10 +200,12 @@ def _primary_effect(look: MetricLook | None) -> verdicts.Effect:
     )
 
 
-def _effect(look: MetricLook) -> verdicts.Effect:
+def _effect(look: MetricLook, *, exact: bool = False) -> verdicts.Effect:
+    """A guardrail's; exact bounds show harm only where it holds and does not roll back."""
     gain = math.nan if look.gain is None else look.gain
     low = -math.inf if look.worst is None else look.worst
-    high = look.best if look.method in _TRUSTED and look.best is not None else math.inf
+    shows = look.best is not None and (exact or look.method in _TRUSTED)
+    high = look.best if shows and look.best is not None else math.inf
     return verdicts.Effect(
         _shown(look), min(max(gain, low), high) if not math.isnan(gain) else gain, low, high
     )

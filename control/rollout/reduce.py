@@ -411,7 +411,9 @@ def _exact(
         return _unknown(question, *arms)
     sign = 1 if question.higher_is_better else -1
     safe = [rate_interval(*count, alpha=SAFE_ALPHA) for count in counts]
-    gains = sorted((sign * (safe[1].low - safe[0].high), sign * (safe[1].high - safe[0].low)))
+    worst = min(sign * (safe[1].low - safe[0].high), sign * (safe[1].high - safe[0].low))
+    harm = [rate_interval(*count, alpha=question.harm_alpha / 2) for count in counts]
+    best = max(sign * (harm[1].low - harm[0].high), sign * (harm[1].high - harm[0].low))
     effects = [e for e in (_effect_of(y_c, n_c), _effect_of(y_t, n_t)) if e is not None]
     sides = []
     for (events, n), alone in zip(counts, _trials_per_unit(mine, counts), strict=True):
@@ -431,8 +433,8 @@ def _exact(
         difference=whole.diff,
         low=sides[1].low - sides[0].high,
         high=sides[1].high - sides[0].low,
-        best=gains[1],
-        worst=gains[0],
+        best=best,
+        worst=worst,
         margin=margin,
         effective=whole.effective,
     )

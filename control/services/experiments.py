@@ -5,6 +5,7 @@ Refuses to hold state or rules: names and envelopes are checked here, everything
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -19,7 +20,7 @@ from control.rollout.observe import results
 from control.rollout.resources import Resources
 from control.rollout.tenant import Tenant
 from control.rollout.tenants import Tenants
-from control.rollout.watch import Watches
+from control.rollout.watch import Watch, Watches
 from control.rollout.words import Input
 from control.services.calls import call_of, check_id
 from control.services.errors import Context, answers, streams
@@ -39,6 +40,7 @@ from turnout.v1alpha1.experiment_pb2 import Decision, Experiment
 from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceServicer
 
 SERVICE: Final = "ExperimentService"
+RESULTS_EVERY_S: Final = 1.0
 
 
 VerbRequest = (
@@ -283,6 +285,34 @@ class ExperimentService(ExperimentServiceServicer):
         finally:
             self._watches.end(parent, watch)
 
+    @streams
+    async def WatchExperimentResults(
+        self, request: api.WatchExperimentResultsRequest, context: Context
+    ) -> AsyncIterator[api.ExperimentResults]:
+        """Results whenever they are others, until the experiment has ended."""
+        name = name_of(request.name, "experiments")
+        if not self._present(name.tenant, name.id):
+            raise not_found(request.name)
+        watch = self._watches.open(name.tenant, name.id)
+        told = b""
+        try:
+            while True:
+                tenant = self._controller.known(name.tenant, request.name)
+                entry = tenant.experiments.get(name.id)
+                if entry is None:
+                    return
+                found = results(tenant, entry, now_ms=self._controller.clock_ms())
+                key = _said(found)
+                if key != told:
+                    told = key
+                    yield found
+                if entry.run.start_ms and not entry.run.live:
+                    return
+                if not await _second(watch):
+                    return
+        finally:
+            self._watches.end(name.tenant, watch)
+
     @answers
     async def GetExperimentResults(
         self, request: api.GetExperimentResultsRequest, context: Context
@@ -340,6 +370,24 @@ class ExperimentService(ExperimentServiceServicer):
             raise not_found(f"tenants/{tenant.name}/experiments/{name}")
         latest = tenant.latest.get(name)
         return views.experiment_message(entry, latest.conditions if latest else ())
+
+
+def _said(found: api.ExperimentResults) -> bytes:
+    """Results but for what only time changes."""
+    kept = api.ExperimentResults()
+    kept.CopyFrom(found)
+    kept.ClearField("as_of_time")
+    kept.ClearField("throughput")
+    return kept.SerializeToString(deterministic=True)
+
+
+async def _second(watch: Watch) -> bool:
+    """Wait for a second, less when the experiment changes; False when the watch has ended."""
+    try:
+        async with asyncio.timeout(RESULTS_EVERY_S):
+            return await watch.take() is not None
+    except TimeoutError:
+        return True
 
 
 def _decision(record: DecisionRecord) -> Decision:

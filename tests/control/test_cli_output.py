@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
-from control.commands import describing
+from control.commands import comparing, describing
 from control.refusals import Fault, Refused, invalid, unimplemented
 from tests.control.clirunning import Done, turnout
 from turnout.v1alpha1 import experiment_service_pb2 as api
@@ -32,14 +33,17 @@ from turnout.v1alpha1.experiment_pb2 import (
     REASON_NO_LABELS_YET,
     REASON_WITHIN_LIMITS,
     STATE_RUNNING,
+    TABLE_ROW_PROMOTE,
     VERDICT_PASS,
     VERDICT_UNDECIDED,
+    CandidateVerdict,
     Check,
     Condition,
     Experiment,
     ExperimentStatus,
     Lane,
     VariantResult,
+    VerdictReason,
 )
 
 Run = Callable[..., Done]
@@ -222,6 +226,59 @@ def test_results_show_rates_lanes_checks_and_unstamped_when_there_are_some(run: 
         "Unstamped: timeout 3, unreachable 12",
         "",
         "Beside the variants: held out 50, invalid token 1",
+    ]
+
+
+def test_results_begin_with_the_verdict_when_there_is_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = api.ExperimentResults(
+        sentence="v2 is better: accuracy 95 % of 900, control 85 % of 910",
+        verdicts=[
+            CandidateVerdict(
+                variant="v2",
+                row=TABLE_ROW_PROMOTE,
+                reasons=[VerdictReason(code="better", text="accuracy improved")],
+                notes=["less than a week"],
+            )
+        ],
+        comparisons=[
+            api.Comparison(
+                metric="accuracy", variant="v2", stratum="new", higher_is_better=True,
+                control=api.ArmValue(n=910, value=0.85), candidate=api.ArmValue(n=900, value=0.95),
+                difference=0.1, low=0.05, high=0.15, confidence=0.95, standing=api.STANDING_BETTER,
+            ),
+            api.Comparison(
+                metric="latency_p95", variant="v2", slo=Duration(nanos=200_000_000),
+                control=api.ArmValue(n=5, value=0.02), candidate=api.ArmValue(n=4), confidence=0.95,
+                standing=api.STANDING_UNCLEAR, projected_n=12_345.0,
+            ),
+        ],
+        fairness_gaps=[
+            api.FairnessGap(variant="v2", metric="accuracy", lowest_stratum="new", lowest=0.6,
+                        highest_stratum="(rest)", highest=0.97)
+        ],
+        hours=[api.HourBalance(hour=3, shares={"control": 1.0, "v2": 1.0})],
+        throughput={"control": 12.0, "v2": 3.25},
+    )  # fmt: skip
+    comparing.print_verdicts(found)
+    comparing.print_comparisons(found)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "v2 is better: accuracy 95 % of 900, control 85 % of 910",
+        "",
+        "Verdict on v2: PROMOTE",
+        "better: accuracy improved",
+        "note: less than a week",
+        "",
+        "",
+        "Metrics (95 % confidence sequences: valid however often you look)",
+        "METRIC VARIANT STRATUM CONTROL (N) CANDIDATE (N) DIFFERENCE SEQUENCE STANDING N NEEDED",
+        "accuracy v2 new 85 % (910) 95 % (900) +10 % [+5 %, +15 %] better",
+        "latency_p95 > 200 ms v2 all 2 % (5) - (4) unclear 12,300",
+        "Strata of v2: accuracy from 60 % (new) to 97 % ((rest))",
+        "Time of day: 1 hour seen; the arms' shares of an hour differ by at most 0 %",
+        "Throughput (the split's, not judged): control 12/s, v2 3.25/s",
     ]
 
 

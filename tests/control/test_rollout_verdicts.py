@@ -264,6 +264,19 @@ def test_ab_does_not_promote_and_names_the_stratum_when_one_alone_is_harmed() ->
     assert decided(cells(ONE_STRATUM), ab_policy()).action is Action.PROMOTE
 
 
+def test_ab_holds_when_the_harmed_stratum_is_too_small_for_a_variance() -> None:
+    arms = {
+        **both(Arm(users=2_000, accuracy=0.85), Arm(users=2_000, accuracy=0.95)),
+        **both(
+            Arm(users=40, accuracy=1.0, error=0.0),
+            Arm(users=40, accuracy=0.3, error=0.0),
+            stratum=1,
+        ),
+    }
+    decision = decided(cells(arms), ab_policy(strata=("new-merchants",)))
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.STRATUM_HARM)
+
+
 def test_experiment_rolls_back_when_a_guardrail_is_harmed_in_one_stratum() -> None:
     policy = ab_policy(
         strata=("new-merchants",),

@@ -15,8 +15,9 @@ import grpc.aio
 import pytest
 
 from tests.integration.harness import ControlPlane, Request, Stage
-from turnout.v1alpha1.experiment_pb2 import Experiment, Reason, State
+from turnout.v1alpha1.experiment_pb2 import Experiment, Reason, State, TableRow
 from turnout.v1alpha1.experiment_service_pb2 import (
+    STANDING_BETTER,
     ExperimentResults,
     GetExperimentRequest,
     GetExperimentResultsRequest,
@@ -68,6 +69,7 @@ class Comparison:
     def __init__(self, stage: Stage, control: ControlPlane, accuracy: Accuracy, seed: int) -> None:
         self._stage, self._control, self._accuracy = stage, control, accuracy
         self._random = random.Random(seed)
+        self.where = ("--control", control.address, "--tenant", TENANT)
         self.looks = 0
         self.statuses: set[int] = set()
 
@@ -145,7 +147,20 @@ async def test_ab_promotes_the_candidate_when_labels_say_it_is_clearly_better(
     assert "v2 is better: accuracy" in decision.sentence
     assert world.statuses == {200}
     [verdict] = decision.verdicts
-    assert verdict.variant == "v2"
+    assert (verdict.variant, verdict.row) == ("v2", TableRow.TABLE_ROW_PROMOTE)
+    # The results of what has ended say the same, by metric and stratum.
+    found = await world.results()
+    assert found.sentence == ended.status.reason
+    told = {(c.metric, c.stratum): c for c in found.comparisons}
+    overall = told["accuracy", ""]
+    assert overall.standing == STANDING_BETTER
+    assert 0 < overall.low < overall.difference < overall.high
+    assert {stratum for _, stratum in told} == {"", "(rest)", "new-merchants"}
+    assert {gap.metric for gap in found.fairness_gaps} >= {"accuracy"}
+    assert sum(found.sample_ratios[0].units.values()) > USERS / 2
+    text = await stage.run("results", "fraud-v2", *world.where)
+    assert text.startswith("promoted v2: step 1 of 1 passed: v2 is better: accuracy")
+    assert "Verdict on v2: PROMOTE" in text
 
 
 async def test_ab_does_not_promote_and_names_the_stratum_when_it_is_worse_there_alone(
@@ -163,6 +178,9 @@ async def test_ab_does_not_promote_and_names_the_stratum_when_it_is_worse_there_
     assert decision.reason == Reason.REASON_STRATUM_HARM, decision.sentence
     assert "accuracy" in decision.sentence
     assert "new-merchants" in decision.sentence
+    text = await stage.run("results", "fraud-v2", *world.where)
+    assert "v2 is held: " in text.splitlines()[0]
+    assert "new-merchants" in text.splitlines()[0]
     assert world.statuses == {200}
 
 

@@ -556,8 +556,8 @@ class ExperimentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchExperimentResults(self, request, context):
-        """First the present results, then whenever the loop has looked again and they are others, at most once
-        a second; ends when the experiment has ended.
+        """First the present results, then whenever they are others: they are made once a second, and when the
+        experiment changes. Ends when it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

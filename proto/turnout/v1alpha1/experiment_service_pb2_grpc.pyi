@@ -149,8 +149,8 @@ class ExperimentServiceStub:
     """First the present state, then one event per change."""
     GetExperimentResults: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
     WatchExperimentResults: _grpc.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]
-    """First the present results, then whenever the loop has looked again and they are others, at most once
-    a second; ends when the experiment has ended.
+    """First the present results, then whenever they are others: they are made once a second, and when the
+    experiment changes. Ends when it has ended.
     """
     ListDecisions: _grpc.UnaryUnaryMultiCallable[_experiment_service_pb2.ListDecisionsRequest, _experiment_service_pb2.ListDecisionsResponse]
 
@@ -187,8 +187,8 @@ class ExperimentServiceAsyncStub(ExperimentServiceStub):
     """First the present state, then one event per change."""
     GetExperimentResults: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.GetExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
     WatchExperimentResults: _aio.UnaryStreamMultiCallable[_experiment_service_pb2.WatchExperimentResultsRequest, _experiment_service_pb2.ExperimentResults]  # type: ignore[assignment]
-    """First the present results, then whenever the loop has looked again and they are others, at most once
-    a second; ends when the experiment has ended.
+    """First the present results, then whenever they are others: they are made once a second, and when the
+    experiment changes. Ends when it has ended.
     """
     ListDecisions: _aio.UnaryUnaryMultiCallable[_experiment_service_pb2.ListDecisionsRequest, _experiment_service_pb2.ListDecisionsResponse]  # type: ignore[assignment]
 
@@ -336,8 +336,8 @@ class ExperimentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experiment_service_pb2.WatchExperimentResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_experiment_service_pb2.ExperimentResults], _abc.AsyncIterator[_experiment_service_pb2.ExperimentResults]]:
-        """First the present results, then whenever the loop has looked again and they are others, at most once
-        a second; ends when the experiment has ended.
+        """First the present results, then whenever they are others: they are made once a second, and when the
+        experiment changes. Ends when it has ended.
         """
 
     @_abc_1.abstractmethod
