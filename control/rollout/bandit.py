@@ -129,7 +129,7 @@ def observe(cells: Cells, run: Run, policy: Policy) -> BanditSeen | None:
     missing = sum(
         cell.missing for key, cell in cells.cells.items() if key.epoch >= run.bandit_epoch
     )
-    return _summary(names, rewards, counts, np.array(shares), missing)
+    return earnings(names, rewards, counts, np.array(shares), missing=missing)
 
 
 def _rewards(strata: Mapping[int, Cell], metric: str) -> tuple[Floats, Floats]:
@@ -144,9 +144,23 @@ def _rewards(strata: Mapping[int, Cell], metric: str) -> tuple[Floats, Floats]:
     return np.asarray(good), np.asarray(served)
 
 
-def _summary(
-    names: tuple[str, ...], rewards: Floats, counts: Floats, shares: Floats, missing: int
+def earnings(
+    names: tuple[str, ...],
+    rewards: Floats,
+    counts: Floats,
+    shares: Floats,
+    *,
+    missing: int = 0,
 ) -> BanditSeen:
+    """What arrays by bucket of units come to.
+
+    Args:
+        names: The variants, control first.
+        rewards: Shape (epochs, variants, buckets); one bucket = requests are units of their own.
+        counts: Requests, the same shape.
+        shares: By design, shape (epochs, variants).
+        missing: Requests that are in no bucket.
+    """
     requests = counts.sum(axis=(0, 2))
     strata = stratified_means(rewards, counts)
     weighted = propensity_means(rewards, counts, shares)

@@ -96,7 +96,7 @@ def top_two_weights(prob_best: npt.ArrayLike, *, beta: float = 0.5) -> FloatArra
         ValueError: An argument is outside its range.
 
     Source: Russo 2016 (arXiv 1602.08448), psi_i = P_i (beta + (1 - beta) sum_{j != i} P_j /
-    (1 - P_j)). An arm that is certainly best leaves the others' part to them evenly. O(arms).
+    (1 - P_j)). An arm that is certainly best leaves the others' part to them evenly. O(arms^2).
     """
     p = _check_distribution("prob_best", prob_best)
     share = check_scalar("beta", beta, ge=0, le=1)
@@ -107,7 +107,10 @@ def top_two_weights(prob_best: npt.ArrayLike, *, beta: float = 0.5) -> FloatArra
     if np.any(certain):
         return np.where(certain, share, (1 - share) / (len(p) - 1))
     odds = p / others
-    return np.asarray(p * (share + (1 - share) * (odds.sum() - odds)))
+    # Summed anew for each: the best arm's odds are so large that taking them off would leave noise.
+    rest = np.array([np.sum(np.delete(odds, i)) for i in range(len(p))])
+    weights = p * (share + (1 - share) * rest)
+    return np.asarray(weights / weights.sum())
 
 
 def with_floor(weights: npt.ArrayLike, *, floor: float) -> FloatArray:
