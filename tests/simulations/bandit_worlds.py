@@ -5,6 +5,7 @@ Owns the chance, seeded, and the truth that estimates are compared with.
 
 from __future__ import annotations
 
+import itertools
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ def run(world: World, policy: BanditPolicy, generator: np.random.Generator) -> O
     looks: list[BanditSeen] = []
     effects = np.array(world.effects)
     lost, regret, uniform, moved = effects.max() - effects, 0.0, 0.0, 0.0
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in itertools.pairwise(times):
         share = np.array([split[name] / BUCKET_COUNT for name in NAMES])
         mean = world.requests * (end - start) / DWELL_MS
         level = world.base + world.drift * (start + end) / 2 / DWELL_MS
@@ -130,8 +131,8 @@ class _People:
         shape = (len(NAMES), UNIT_BUCKETS)
         size = len(NAMES) * UNIT_BUCKETS
         return (
-            np.bincount(cell, x, size).reshape(shape),
-            np.bincount(cell, n, size).reshape(shape),
+            np.bincount(cell, x, size).reshape(shape).astype(np.float64),
+            np.bincount(cell, n, size).reshape(shape).astype(np.float64),
         )
 
 

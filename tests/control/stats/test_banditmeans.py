@@ -28,7 +28,8 @@ def test_stratified_means_weigh_epochs_by_all_traffic() -> None:
     found = stratified_means(REWARDS, COUNTS)
     assert found.mean == pytest.approx(rates.mean(axis=0))  # both epochs have 160 requests
     pooled = REWARDS.sum(axis=(0, 2)) / COUNTS.sum(axis=(0, 2))
-    assert pooled[1] < pooled[0] + 0.01 < found.mean[1]  # pooled, the better arm looks no better
+    assert found.mean[1] > found.mean[0]
+    assert pooled[1] < pooled[0]  # all thrown together, the better arm looks worse
     assert (found.variance > 0).all()
 
 
