@@ -11,7 +11,7 @@ ARG PIP_INDEX_URL
 ARG PIP_CERT
 RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-      binutils python3 python3-venv
+      binutils gcc libc6-dev python3-dev python3-venv
 WORKDIR /build
 COPY requirements.txt requirements-image.txt ./
 RUN python3 -m venv tools \
@@ -24,8 +24,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY sidecar sidecar
 COPY control control
 COPY proto proto
-COPY .ci/trim .ci/trim
-RUN tools/bin/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation --no-index \
+COPY .ci/trim .ci/compile.py .ci/
+RUN HATCH_BUILD_HOOKS_ENABLE=1 tools/bin/pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation --no-index \
       -w dist . \
  && tools/bin/pip --python /opt/turnout/bin/python install -q --disable-pip-version-check \
       --no-compile --no-deps --no-index dist/*.whl \

@@ -1,4 +1,4 @@
-# make demo | test | soak | bench | image | jaeger | lint | proto | format | lock | clean
+# make demo | test | soak | bench | compiled | image | jaeger | lint | proto | format | lock | clean
 #   make demo KEEP=1           leaves the demo running and prints commands to try
 #   make demo ACTS=1,2         plays only these acts (3 to 5 expect act 2)
 #   make demo JAEGER=HOST:PORT passes all spans on to this OTLP/gRPC address, such as `make jaeger`'s
@@ -16,7 +16,7 @@ ACTS ?=
 JAEGER ?=
 BASE ?=
 
-.PHONY: all venv codegen tools image jaeger demo test soak bench lint proto format lock clean
+.PHONY: all venv codegen compiled tools image jaeger demo test soak bench lint proto format lock clean
 all: venv
 venv: $(STAMP)
 codegen: $(CODEGEN)/.installed
@@ -54,13 +54,18 @@ image:
 demo: venv
 	@$(BIN)/python -m envoy.demo $(if $(KEEP),--keep) $(if $(ACTS),--acts $(ACTS)) $(if $(JAEGER),--jaeger $(JAEGER))
 
-test: venv codegen tools
+test: venv codegen tools compiled
 	$(BIN)/pytest -m "not soak" $(ARGS)
 
-soak: venv codegen tools image
+soak: venv codegen tools compiled image
 	$(BIN)/pytest -m soak $(ARGS)
 
-bench: venv
+# The sidecar with its request path compiled, as the image has it, in .compiled.
+compiled: venv
+	@PYTHON=$(PYTHON) .ci/tools compiler
+	$(BIN)/python -m tests.compiling
+
+bench: venv compiled
 	@PYTHON=$(PYTHON) .ci/tools wrk peers h2load
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
@@ -100,4 +105,4 @@ $(LOCK)/.installed:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CODEGEN) $(LOCK) .tools .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CODEGEN) $(LOCK) .compiled* .tools .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis

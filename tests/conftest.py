@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests import compiling
 from tests.leaks import nothing_left, watch_grpc
+
+compiling.use()
 
 # A failure of `make test` is a change of ours, not of the examples; `long` looks for new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)

@@ -1,0 +1,1 @@
+"""The request path as it is shipped: compiled."""
