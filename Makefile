@@ -36,9 +36,10 @@ $(CODEGEN)/.installed: requirements-codegen.txt
 	@touch $@
 
 # grpcurl, for the tests that run the README's lines; Prometheus, for those of the alert rules; Jaeger,
-# for those that look at traces; h2spec, ghz and h2load, for those of the wire.
+# for those that look at traces; h2spec, ghz and h2load, for those of the wire; Chromium, for those of
+# the report.
 tools:
-	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus jaeger h2spec ghz h2load netns
+	@PYTHON=$(PYTHON) .ci/tools grpcurl prometheus jaeger h2spec ghz h2load netns chromium
 
 # A Jaeger on the loopback until Ctrl-C, with its traces in memory.
 jaeger:
