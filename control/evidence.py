@@ -153,14 +153,18 @@ def _check_key(experiment: str, variant: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FrozenEvidence:
-    """Evidence as it was; its cells are copies."""
+    """Evidence as it was; nothing in it changes."""
 
-    text: str
+    data: Mapping[str, Any]
     cells: Mapping[str, Frozen]
+
+    def text(self) -> str:
+        """All but the cells, as JSON."""
+        return json.dumps(self.data, sort_keys=True, separators=(",", ":"))
 
     def to_bytes(self) -> bytes:
         """As bytes: slow for much evidence, and free of the evidence itself."""
-        text = zlib.compress(self.text.encode(), 1)
+        text = zlib.compress(self.text().encode(), 1)
         return _FORMAT + _SIZE.pack(len(text)) + text + pack(self.cells)
 
 
@@ -235,7 +239,7 @@ class Evidence:
                 found.cells.add(cell)
         for units in batch.units:
             if (found := self._findings(units.experiment)) is not None:
-                found.cells.add_units(units)
+                found.add_units(units)
         for target in batch.targets:
             self._add_target(target)
         for what in ("exposures_dropped", "repeated_requests", "malformed_stamps"):
@@ -426,21 +430,21 @@ class Evidence:
             "now_ms": self._now_ms,
             "experiments": {name: found.to_json() for name, found in self._experiments.items()},
             "numbers": [
-                [i, self._numbers[i].seen_ms, self._numbers[i].runs] for i in sorted(self._numbers)
+                [i, self._numbers[i].seen_ms, [list(run) for run in self._numbers[i].runs]]
+                for i in sorted(self._numbers)
             ],
-            "targets": self._targets,
-            "left_out": self._room.left_out,
+            "targets": {name: dict(counts) for name, counts in self._targets.items()},
+            "left_out": dict(self._room.left_out),
         }
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         cells = {name: found.cells.frozen() for name, found in self._experiments.items()}
-        return FrozenEvidence(text, cells)
+        return FrozenEvidence(data, cells)
 
     def copy(self) -> "Evidence":
         """Another one that is equal, and changes by itself."""
         frozen, copied = self.frozen(), Evidence()
         heads = [(name, book.head) for name, book in frozen.cells.items()]
         arrays = itertools.chain.from_iterable(book.arrays for book in frozen.cells.values())
-        copied._load(json.loads(frozen.text), heads, arrays)
+        copied._load(json.loads(frozen.text()), heads, arrays)
         return copied
 
     @classmethod

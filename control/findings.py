@@ -31,6 +31,7 @@ from turnout.v1alpha1.config_service_pb2 import (
     ROLE_SHADOW,
     CountDelta,
     FirstBadDelta,
+    UnitDelta,
 )
 
 KEYS_MAX: Final = 50_000  # of all experiments of a tenant
@@ -76,6 +77,8 @@ class Findings:
         self._exemplars: dict[tuple[int, str, str], set[tuple[int, str]]] = {}
         self.trackers: dict[int, BlockTracker] = {}
         self.cells = CellBook(room)
+        # What `variants` said, until something is added.
+        self._said: dict[int | None, dict[str, VariantSeen]] = {}
         self.targets_at_start: dict[str, dict[str, int]] | None = None
 
     # -- Adding ------------------------------------------------------------------------------------
@@ -96,6 +99,7 @@ class Findings:
             self._waiting_wrong,
         ):
             _forget_oldest(table, EPOCHS_KEPT)
+        self._said.clear()
         self.cells.begin(epoch, self._starts.get(epoch, start_ms), warm_up_ms, self._starts)
 
     def add_count(self, delta: CountDelta, received_ms: int, now_ms: int) -> None:
@@ -104,6 +108,7 @@ class Findings:
         counts = self._counts_of(key)
         if counts is None:
             return
+        self._said.clear()
         counts.add(delta)
         if delta.role == ROLE_SERVED:
             self.cells.add_count(delta)
@@ -141,6 +146,7 @@ class Findings:
     def add_observation(self, seen: Observation, now_ms: int) -> None:
         """Counts one judged answer; a wrong one is a bad event of its unit."""
         if seen.shadow:
+            self._said.clear()
             judged = self._shadow_judged.setdefault(seen.epoch, [0, 0])
             judged[0] += 1
             judged[1] += seen.correct
@@ -148,6 +154,7 @@ class Findings:
         counts = self._counts_of(CountKey(seen.epoch, seen.variant, seen.stratum, ROLE_SERVED))
         if counts is None:
             return
+        self._said.clear()
         self.cells.add_observation(seen)
         counts.labelled += 1
         counts.correct += seen.correct
@@ -155,6 +162,11 @@ class Findings:
             counts.bad_at(seen.time_ms)
             self._add_wrong(seen.epoch, seen.variant, seen.unit, seen.time_ms, now_ms)
             self._add_exemplar(seen.epoch, seen.variant, Kind.WRONG, seen.time_ms, seen.trace)
+
+    def add_units(self, delta: UnitDelta) -> None:
+        """Unites exposed units."""
+        self._said.clear()
+        self.cells.add_units(delta)
 
     def add_value(self, value: Value) -> None:
         """Counts a score or a cost of a served request."""
@@ -231,6 +243,9 @@ class Findings:
 
     def variants(self, epoch: int | None = None) -> dict[str, VariantSeen]:
         """Counts by variant, over all strata; of one epoch, or of all (to be shown only)."""
+        said = self._said.get(epoch)
+        if said is not None:
+            return said
         served: dict[str, Counts] = {}
         shadow: dict[str, Counts] = {}
         # One shadow per target at a time: an epoch's copies all went to the one that counts some.
@@ -247,17 +262,17 @@ class Findings:
                 shadow[copies[judged_epoch]].correct += correct
         units = self.cells.units(epoch) if epoch is not None else None
         none = Counts()
-        return {
+        said = self._said[epoch] = {
             name: _variant_seen(served.get(name, none), shadow.get(name, none), units, name)
             for name in sorted({*served, *shadow})
         }
+        return said
 
     def window(self, epoch: int, start_s: int, end_s: int) -> dict[str, WindowSeen]:
         """Counts of the buckets that begin in [start_s, end_s), unix seconds, by variant."""
         found: dict[str, WindowSeen] = {}
         for variant, served, shadow in self._buckets_of(epoch):
-            ours = [b for s, b in served.items() if start_s <= s < end_s]
-            copies = [b for s, b in shadow.items() if start_s <= s < end_s]
+            ours, copies = (_within(table, start_s, end_s) for table in (served, shadow))
             found[variant] = WindowSeen(
                 sum(b.requests for b in ours),
                 sum(b.errors for b in ours),
@@ -364,6 +379,14 @@ class Findings:
                 cell = CellKey(key.epoch, key.variant, key.stratum)
                 found.cells.adopt(cell, counts.requests)
         return found
+
+
+def _within(buckets: Mapping[int, Bucket], start_s: int, end_s: int) -> list[Bucket]:
+    """Buckets that begin in [start_s, end_s): a short window of a long epoch looks at few."""
+    starts = range(start_s + -start_s % TIME_BUCKET_S, end_s, TIME_BUCKET_S)
+    if len(starts) < len(buckets):
+        return [bucket for start in starts if (bucket := buckets.get(start)) is not None]
+    return [bucket for start, bucket in buckets.items() if start_s <= start < end_s]
 
 
 def _is_recent(epoch: int, epochs: Iterable[int], kept: int) -> bool:

@@ -26,7 +26,7 @@ from control.rollout.entries import (
     TargetEntry,
 )
 from control.rollout.ledger import Ledger
-from control.rollout.observe import conditions, observe
+from control.rollout.observe import Nodes, conditions, observe
 from control.rollout.tenant import Latest, Mutation, Tenant
 from control.rollout.together import check_promote, check_start, compared_with, mirrors_before
 from control.rollout.words import Action, Effect, Input
@@ -123,21 +123,22 @@ class Controller:
         self.ticks += 1
         now_ms = self.clock_ms()
         for tenant in self.ledger:
+            nodes = Nodes(self.ledger.distribution.sidecars(tenant.name), now_ms=now_ms)
             for entry in list(tenant.experiments.values()):
                 if not entry.run.live:
                     continue
                 try:
-                    self._look(tenant, entry, now_ms)
+                    self._look(tenant, entry, nodes, now_ms)
                 except Exception:  # noqa: BLE001 - one fault must not stop the others' safety
                     self.loop_errors += 1
                     _log.exception("the loop failed", extra=_concerns(tenant, entry))
             self.ledger.retry(tenant)
 
-    def _look(self, tenant: Tenant, entry: ExperimentEntry, now_ms: int) -> None:
+    def _look(self, tenant: Tenant, entry: ExperimentEntry, nodes: Nodes, now_ms: int) -> None:
         seen = observe(
             tenant,
             entry,
-            self.ledger.distribution.sidecars(tenant.name),
+            nodes,
             now_ms=now_ms,
             code_version=self.settings.code_version,
         )
@@ -236,7 +237,7 @@ class Controller:
         seen = observe(
             tenant,
             entry,
-            self.ledger.distribution.sidecars(tenant.name),
+            Nodes(self.ledger.distribution.sidecars(tenant.name), now_ms=now_ms),
             now_ms=now_ms,
             code_version=self.settings.code_version,
         )

@@ -38,6 +38,10 @@ ANALYSIS_PENDING: Final = "ANALYSIS_PENDING"
 TELEMETRY_FRESH: Final = "TELEMETRY_FRESH"
 SHADOW_QUEUED: Final = "SHADOW_QUEUED"
 CLUSTERS_SHOWN: Final = 8
+Answer = tuple[Gate, tuple[str, ...]]  # of one sidecar: the gate, and what it waits for
+_GATE_OFF: Final[Answer] = (Gate.OFF, ())
+_GATE_UNKNOWN: Final[Answer] = (Gate.UNKNOWN, ())
+_GATE_OPEN: Final[Answer] = (Gate.OPEN, ())
 LOOK_EVERY_MS: Final = 1_000
 LOOK_TURN_MS: Final = 50
 ANALYSIS_SENTENCE: Final = "no evidence by bucket of units yet: the primary metric cannot be judged"
@@ -46,7 +50,7 @@ ANALYSIS_SENTENCE: Final = "no evidence by bucket of units yet: the primary metr
 def observe(
     tenant: Tenant,
     entry: ExperimentEntry,
-    sidecars: Iterable[SidecarState],
+    sidecars: Nodes,
     *,
     now_ms: int,
     code_version: str,
@@ -56,11 +60,7 @@ def observe(
         entry.run,
         entry.policy,
         now_ms=now_ms,
-        sidecars=tuple(
-            sidecar_seen(state, entry)
-            for state in sidecars
-            if state.connected or now_ms - state.last_seen_ms < SIDECAR_FORGOTTEN_AFTER_MS
-        ),
+        sidecars=sidecars.of(entry),
         snapshot_version=tenant.version,
         code_version=code_version,
     )
@@ -99,24 +99,60 @@ def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None
     return looks
 
 
-def sidecar_seen(state: SidecarState, entry: ExperimentEntry) -> SidecarSeen:
-    """One node, with its start gate for the experiment's present epoch."""
-    gate = Gate.UNKNOWN
-    waiting_for: tuple[str, ...] = ()
+class Nodes:
+    """The sidecars of a tenant at one look, for all of its experiments.
+
+    Hundreds of experiments ask about hundreds of sidecars every second, and nearly always get the
+    same answer: it is made once.
+    """
+
+    def __init__(self, states: Iterable[SidecarState], *, now_ms: int) -> None:
+        """Those that count: connected, or gone for a short time only.
+
+        Args:
+            states: Of all of the tenant's nodes.
+            now_ms: Unix milliseconds.
+        """
+        self._states = [
+            state
+            for state in states
+            if state.connected or now_ms - state.last_seen_ms < SIDECAR_FORGOTTEN_AFTER_MS
+        ]
+        self._answers: dict[tuple[int, Answer], SidecarSeen] = {}
+        self._all: dict[tuple[Answer, ...], tuple[SidecarSeen, ...]] = {}
+
+    def of(self, entry: ExperimentEntry) -> tuple[SidecarSeen, ...]:
+        """Every node, with its start gate for the experiment's present epoch."""
+        key = (entry.name, entry.run.epoch)
+        answers = tuple([_gate(state, key) for state in self._states])
+        found = self._all.get(answers)
+        if found is None:
+            found = self._all[answers] = tuple(
+                self._seen(number, answer) for number, answer in enumerate(answers)
+            )
+        return found
+
+    def _seen(self, number: int, answer: Answer) -> SidecarSeen:
+        known = self._answers.get((number, answer))
+        if known is None:
+            state, (gate, waiting_for) = self._states[number], answer
+            known = self._answers[number, answer] = SidecarSeen(
+                node=state.node,
+                connected=state.connected,
+                last_seen_unix_ms=state.last_seen_ms,
+                gate=gate,
+                waiting_for=waiting_for,
+            )
+        return known
+
+
+def _gate(state: SidecarState, key: tuple[str, int]) -> Answer:
     if state.report is not None and not state.report.start_gate:
-        gate = Gate.OFF
-    else:
-        reported = state.gates.get((entry.name, entry.run.epoch))
-        if reported is not None:
-            gate = Gate.OPEN if reported[0] else Gate.CLOSED
-            waiting_for = reported[1]
-    return SidecarSeen(
-        node=state.node,
-        connected=state.connected,
-        last_seen_unix_ms=state.last_seen_ms,
-        gate=gate,
-        waiting_for=waiting_for,
-    )
+        return _GATE_OFF
+    reported = state.gates.get(key)
+    if reported is None:
+        return _GATE_UNKNOWN
+    return _GATE_OPEN if reported[0] else (Gate.CLOSED, reported[1])
 
 
 # -- Conditions ------------------------------------------------------------------------------------
