@@ -85,7 +85,8 @@ def run(world: World, policy: BanditPolicy, generator: np.random.Generator) -> O
         level = world.base + world.drift * (start + end) / 2 / DWELL_MS
         if people is None:
             n = generator.poisson(mean * share).astype(np.float64)[:, None]
-            x = generator.binomial(n.astype(int)[:, 0], np.clip(level + effects, 0, 1))[:, None]
+            chance = np.clip(level + effects, 0, 1)
+            x = generator.binomial(n.astype(int)[:, 0], chance).astype(np.float64)[:, None]
         else:
             x, n = people.serve(allocation, mean, level, effects)
         sums.append(x.astype(np.float64))
