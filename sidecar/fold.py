@@ -11,6 +11,7 @@ A worker folds what it sees; a supervisor merges its workers' deltas through a F
 that a unit or a request id seen by two workers still counts once.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -29,6 +30,7 @@ from sidecar.accesslog import (
 )
 from sidecar.hashing import request_hash
 from sidecar.increments import (
+    Buckets,
     CellCounts,
     CellKey,
     CountKey,
@@ -62,6 +64,8 @@ KNOWN_EPOCHS_MAX: Final = 4_096  # the oldest is forgotten first; its late entri
 SEEN_UNITS_MAX: Final = 1_048_576
 SEEN_SLOTS_MAX: Final = 16_384
 _SAMPLE_SHIFT_MAX: Final = 63
+# Cells of one take with a number for every bucket, 8 kB each; others only have what they need.
+DENSE_CELLS_MAX: Final = 1_024
 _TARGETS_MAX: Final = 4_096  # names come from routes that we wrote; a foreign flood stops here
 BUCKET_MS: Final = TIME_BUCKET_S * 1000
 _SLOT_MS: Final = FIRST_BAD_SLOT_S * 1000
@@ -123,7 +127,7 @@ class Lane:
         self.bucket = -1
         self.counts = Counts()
         self.early = False
-        self.units: list[int] = []
+        self.units: Buckets = []
 
 
 class Fold:
@@ -139,8 +143,8 @@ class Fold:
         self._epochs: dict[tuple[str, int], EpochFacts] = {}
         self._delta = FoldDelta()
         # Requests by bucket of units, one number for each: an index costs half of a dict's entry.
-        self._units: dict[CellKey, list[int]] = {}
-        self._early: dict[CellKey, list[int]] = {}
+        self._units: dict[CellKey, Buckets] = {}
+        self._early: dict[CellKey, Buckets] = {}
         self._nowhere = [0] * UNIT_BUCKETS
         self._answers: dict[Tally, int] = {}
         self._exposures = 0
@@ -216,7 +220,8 @@ class Fold:
         for key, units in self._units.items():
             taken.cells.setdefault(key, CellCounts()).add_requests(units)
         for key, units in self._early.items():
-            taken.cells.setdefault(key, CellCounts()).warm_up += sum(units)
+            warm_up = sum(units if isinstance(units, list) else units.values())
+            taken.cells.setdefault(key, CellCounts()).warm_up += warm_up
         self._units, self._early = {}, {}
         taken.first_bad = self._bad.take()
         taken.exposures = {key: rows for key, rows in taken.exposures.items() if rows}
@@ -313,7 +318,7 @@ class Fold:
                 self._note_cell(given, facts, bucket, waited_ms, failed=failed, slow=slow)
             self._note_bad(given, facts, unit_hash, entry.start_ms, failed=failed, slow=slow)
 
-    def _units_of(self, given: Assignment, facts: EpochFacts | None, *, early: bool) -> list[int]:
+    def _units_of(self, given: Assignment, facts: EpochFacts | None, *, early: bool) -> Buckets:
         """Where to count a request by bucket of units.
 
         One of an epoch of which nothing is known is in no cell: that it was slow would be missing.
@@ -324,7 +329,8 @@ class Fold:
         key = CellKey(*given[:4])
         units = table.get(key)
         if units is None:
-            units = table[key] = [0] * UNIT_BUCKETS
+            dense = len(table) < DENSE_CELLS_MAX
+            units = table[key] = [0] * UNIT_BUCKETS if dense else defaultdict(int)
         return units
 
     def _note_cell(

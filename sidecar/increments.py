@@ -5,7 +5,7 @@ Owns their keys and how two of a kind merge. Refuses to know where they come fro
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, log
 from typing import Final, NamedTuple
@@ -13,6 +13,9 @@ from typing import Final, NamedTuple
 from turnout.contract import LATENCY_MIN_MS, LATENCY_SKETCH_GAMMA, UNIT_BUCKETS
 
 LOG_GAMMA: Final = log(LATENCY_SKETCH_GAMMA)
+
+Buckets = list[int] | dict[int, int]
+"""Requests by bucket of units: a number for each, or a dict that begins each at 0."""
 
 
 class CountKey(NamedTuple):
@@ -133,10 +136,12 @@ class CellCounts:
             _add(self.over.setdefault(threshold_ms, {}), counts)
         self.warm_up += other.warm_up
 
-    def add_requests(self, dense: Sequence[int]) -> None:
-        """Add requests as one number for each bucket."""
-        touched = tuple(filter(dense.__getitem__, _BUCKETS))
-        _add(self.requests, dict(zip(touched, map(dense.__getitem__, touched), strict=True)))
+    def add_requests(self, units: Buckets) -> None:
+        """Add requests by bucket."""
+        if isinstance(units, list):
+            touched = tuple(filter(units.__getitem__, _BUCKETS))
+            units = dict(zip(touched, map(units.__getitem__, touched), strict=True))
+        _add(self.requests, units)
 
 
 _BUCKETS: Final = range(UNIT_BUCKETS)

@@ -256,6 +256,29 @@ def test_arms_beyond_the_lanes_are_counted_too(monkeypatch: pytest.MonkeyPatch) 
     agree(*(logged(stamp(f"v{n % 7}", n), request_id=f"r-{n}") for n in range(40)))
 
 
+def test_increments_are_the_slow_ones_when_few_cells_are_dense(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fold, "DENSE_CELLS_MAX", 1)
+    units = [number * 0x9E37_79B9_7F4A_7C15 % 2**64 for number in range(40)]
+    delta = agree(
+        *(
+            logged(stamp(arm, unit, epoch=2), request_id=f"{arm}-{unit}", start_ms=start_ms)
+            for arm in ("control", "v2")
+            for unit in units
+            for start_ms in (EPOCH_START_MS, EPOCH_START_MS + 20_000)
+        )
+    )
+    assert {sum(cell.requests.values()) for cell in delta.cells.values()} == {40}
+    assert {cell.warm_up for cell in delta.cells.values()} == {40}
+
+
+def test_request_is_in_no_cell_when_nothing_is_known_of_its_epoch() -> None:
+    delta = agree(logged(stamp("v2", 1, epoch=3)))
+    assert sum(counts.requests for counts in delta.counts.values()) == 1
+    assert not delta.cells
+
+
 @pytest.mark.parametrize("data", [b"\xff", b"\x12\x05abc", b"\x0a\x02\x0a\x10"])
 def test_message_is_refused_when_it_does_not_decode(data: bytes) -> None:
     with pytest.raises(MalformedMessage):
