@@ -6,7 +6,7 @@ was not counted is not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,7 +27,7 @@ PAGE_SIZE: Final = 500
 # Fewer requests of control say nothing of its rates.
 REQUESTS_LEAST: Final = 100
 # A shorter time says nothing of the traffic.
-SECONDS_LEAST: Final = 5.0
+SECONDS_LEAST: Final = 1.0
 
 
 class Measured(NamedTuple):
@@ -79,12 +79,10 @@ def _experiments(client: Client, tenant: str) -> Iterator[Experiment]:
 
 def _measured(experiment: Experiment, results: ExperimentResults) -> Measured | None:
     status = experiment.status
-    live = not status.end_time.seconds
-    variants = results.epoch_variants if live else results.variants
-    begin = status.epoch_start_time if live else status.start_time
-    seconds = _seconds(results.as_of_time if live else status.end_time) - _seconds(begin)
-    requests = sum(variant.requests for variant in variants)
-    control = next((variant for variant in variants if variant.control), None)
+    end = status.end_time if status.end_time.seconds else results.as_of_time
+    seconds = _seconds(end) - _seconds(status.start_time)
+    requests = sum(variant.requests for variant in results.variants)
+    control = next((variant for variant in results.variants if variant.control), None)
     if seconds < SECONDS_LEAST or not requests or control is None:
         return None
     share = _share(experiment)
@@ -123,8 +121,3 @@ def _baselines(control: VariantResult) -> dict[str, float]:
 
 def _seconds(time: Timestamp) -> float:
     return time.seconds + time.nanos / 1e9
-
-
-def sources(found: Iterable[Measured]) -> list[str]:
-    """Where the numbers are from, each once."""
-    return list(dict.fromkeys(one.source for one in found))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
@@ -68,38 +68,55 @@ Deviations = Annotated[
 ]
 
 
+Files = Annotated[
+    list[Path], typer.Option("--file", "-f", help="Resource file (YAML), or -; repeatable.")
+]
+Rate = Annotated[float | None, typer.Option(help="To the target, in a mean hour.")]
+Units = Annotated[float | None, typer.Option(help="Distinct units (users) among a day's requests.")]
+PerUnit = Annotated[
+    float | None, typer.Option(help="Of one unit in a day; with one of the two above.")
+]
+Returning = Annotated[
+    float, typer.Option(help="Share of a day's units that came on a day before, 0..1.")
+]
+Eligible = Annotated[
+    float | None, typer.Option(help="Share of the units that the segment lets in, 0..1.")
+]
+Labels = Annotated[float | None, typer.Option(help="Share of the requests that get a label, 0..1.")]
+Power = Annotated[float, typer.Option(help="Chance of finding the minimum improvement, 0.5..1.")]
+Server = Annotated[
+    bool, typer.Option("--server", help="Ask the control plane for what is not given.")
+]
+
+
+class _Given(NamedTuple):
+    """What the options say, as they were read."""
+
+    requests_per_second: float | None
+    units_per_day: float | None
+    requests_per_unit: float | None
+    returning: float
+    baselines: dict[str, float]
+    deviations: dict[str, float]
+    eligible: float | None
+    labels: float | None
+    power: float
+
+
 @command_with(EXIT_CODES)
 def plan(
     *,
-    files: Annotated[
-        list[Path], typer.Option("--file", "-f", help="Resource file (YAML), or -; repeatable.")
-    ],
-    requests_per_second: Annotated[
-        float | None, typer.Option(help="To the target, in a mean hour.")
-    ] = None,
-    units_per_day: Annotated[
-        float | None, typer.Option(help="Distinct units (users) among a day's requests.")
-    ] = None,
-    requests_per_unit: Annotated[
-        float | None, typer.Option(help="Of one unit in a day; with one of the two above.")
-    ] = None,
-    returning: Annotated[
-        float, typer.Option(help="Share of a day's units that came on a day before, 0..1.")
-    ] = 0.0,
+    files: Files,
+    requests_per_second: Rate = None,
+    units_per_day: Units = None,
+    requests_per_unit: PerUnit = None,
+    returning: Returning = 0.0,
     baseline: Baselines = None,
     standard_deviation: Deviations = None,
-    eligible: Annotated[
-        float | None, typer.Option(help="Share of the units that the segment lets in, 0..1.")
-    ] = None,
-    labels: Annotated[
-        float | None, typer.Option(help="Share of the requests that get a label, 0..1.")
-    ] = None,
-    power: Annotated[
-        float, typer.Option(help="Chance of finding the minimum improvement, 0.5..1.")
-    ] = 0.8,
-    server: Annotated[
-        bool, typer.Option("--server", help="Ask the control plane for what is not given.")
-    ] = False,
+    eligible: Eligible = None,
+    labels: Labels = None,
+    power: Power = 0.8,
+    server: Server = False,
     control: ControlOption = DEFAULT_CONTROL,
     tenant: TenantOption = DEFAULT_TENANT,
     output: FormatOption = Format.TABLE,
@@ -138,40 +155,68 @@ def plan(
     known = KnownMetrics(
         {one.name: one.spec for one in documents if isinstance(one.spec, MetricSpec)}
     )
-    baselines = _numbers("--baseline", baseline or [], known)
-    deviations = _numbers("--standard-deviation", standard_deviation or [], known)
+    given = _Given(
+        requests_per_second,
+        units_per_day,
+        requests_per_unit,
+        returning,
+        _numbers("--baseline", baseline or [], known),
+        _numbers("--standard-deviation", standard_deviation or [], known),
+        eligible,
+        labels,
+        power,
+    )
     measured = _measure(wanted, control, tenant) if server else {}
     plans: list[ExperimentPlan] = []
     for document in wanted:
         assert isinstance(document.spec, ExperimentSpec)
-        spec = resolved(document.spec, _measured_as(document.spec, known))
         found = measured.get(document.spec.target)
+        held_out = _held_out(documents, document, tenant)
         try:
-            assumed = Assumptions(
-                traffic=traffic_of(
-                    _rate(requests_per_second, units_per_day, requests_per_unit, found),
-                    units_per_day,
-                    requests_per_unit,
-                    returning=returning,
-                ),
-                baselines={**(found.baselines if found else {}), **baselines},
-                deviations=deviations,
-                eligible=_eligible(spec, eligible),
-                held_out=_held_out(documents, document, tenant),
-                labels=labels if labels is not None else (found and found.labels) or 1.0,
-                power=power,
-            )
-            one = plan_experiment(document.name, spec, assumed)
+            plans.append(_planned(document, known, given, found, held_out=held_out))
         except ValueError as error:
             raise typer.BadParameter(_said(error, server=server, found=found)) from error
         except ImportError as error:
             typer.echo(f"{_INSTALL} ({error})", err=True)
             raise typer.Exit(EXIT_FAILED) from error
-        plans.append(_with_source(one, found))
     if output is Format.TABLE:
         print_plan(plans)
     else:
         print_data([plain_plan(one) for one in plans], output)
+
+
+def _planned(
+    document: Document,
+    known: KnownMetrics,
+    given: _Given,
+    found: Measured | None,
+    *,
+    held_out: float,
+) -> ExperimentPlan:
+    """The plan of one experiment; what is given counts before what was measured.
+
+    Raises:
+        ValueError: The traffic is missing, or a number is outside its range.
+        ImportError: It needs numpy and scipy, and they are not there.
+    """
+    assert isinstance(document.spec, ExperimentSpec)
+    spec = resolved(document.spec, _measured_as(document.spec, known))
+    labels = given.labels if given.labels is not None else (found and found.labels) or 1.0
+    assumed = Assumptions(
+        traffic=traffic_of(
+            _rate(given, found),
+            given.units_per_day,
+            given.requests_per_unit,
+            returning=given.returning,
+        ),
+        baselines={**(found.baselines if found else {}), **given.baselines},
+        deviations=given.deviations,
+        eligible=_eligible(spec, given.eligible),
+        held_out=held_out,
+        labels=labels,
+        power=given.power,
+    )
+    return _with_source(plan_experiment(document.name, spec, assumed), found)
 
 
 def _numbers(option: str, texts: Sequence[str], known: KnownMetrics) -> dict[str, float]:
@@ -233,16 +278,11 @@ def _measure(wanted: Sequence[Document], control: str, tenant: str) -> dict[str,
     return found
 
 
-def _rate(
-    requests_per_second: float | None,
-    units_per_day: float | None,
-    requests_per_unit: float | None,
-    found: Measured | None,
-) -> float | None:
+def _rate(given: _Given, found: Measured | None) -> float | None:
     """Requests per second as given; as measured only where they do not follow from the rest."""
-    follows = units_per_day is not None and requests_per_unit is not None
-    if requests_per_second is not None or found is None or follows:
-        return requests_per_second
+    follows = given.units_per_day is not None and given.requests_per_unit is not None
+    if given.requests_per_second is not None or found is None or follows:
+        return given.requests_per_second
     return found.requests_per_s
 
 
