@@ -7,22 +7,31 @@ of squares.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from control.evidence import Evidence
+from control.rollout.policy import Policy
+from control.rollout.run import Run
+from control.rollout.words import State
 from control.stats.moments import Moments, merge_all, moments
-from tests.control.deltas import EPOCH_START_MS, START_MS, batch, count, first_bad
+from tests.control.deltas import EPOCH_START_MS, START_MS, batch, cell, count, first_bad, sampled
 from tests.simulations.figures import SEED, Claim, Figure
 from tests.simulations.streams import Floats
-from turnout.contract import TIME_BUCKET_S
+from turnout.contract import TIME_BUCKET_S, UNIT_BUCKETS, UNIT_SAMPLE_BIT
 from turnout.v1alpha1.config_service_pb2 import DeltaBatch
 
 REQUESTS: Final = 2_000
 UNITS: Final = 5_000
 RELATIVE: Final = 1e-12
 VARIANTS: Final = ("control", "v2")
+SPLIT: Final = {"control": 500_000, "v2": 500_000}
+POLICY: Final = Policy("control", ("v2",), ())
+RUN: Final = Run(
+    "exp", state=State.RUNNING, epoch=1, epoch_start_ms=EPOCH_START_MS, split_ppm=SPLIT
+)
 
 
 class Stream(NamedTuple):
@@ -91,7 +100,8 @@ def _counts(rng: np.random.Generator) -> tuple[bool, bool]:
     arrived = [*deltas, *twice]
     seen = _evidence([arrived[i] for i in rng.permutation(len(arrived))])
     same = (
-        seen.variants("exp", 1) == whole.variants("exp", 1)
+        _cells(seen) == _cells(whole)
+        and seen.variants("exp", 1) == whole.variants("exp", 1)
         and seen.window("exp", 1, *_SPAN) == whole.window("exp", 1, *_SPAN)
         and _lanes(seen) == _lanes(whole)
     )
@@ -115,22 +125,35 @@ def _lanes(evidence: Evidence) -> bytes:
     return b"" if tracker is None else tracker.to_bytes()
 
 
+def _cells(evidence: Evidence) -> list[tuple[object, ...]]:
+    """Every number of every bucket, and the units of the sample."""
+    cells = evidence.cells(RUN, POLICY)
+    return [
+        (key, cell.requests.tolist(), cell.errors.tolist(), cell.units)
+        for key, cell in sorted(cells.cells.items())
+    ]
+
+
 def _delta(seq: int, instance: str, stream: Stream, rows: np.ndarray) -> DeltaBatch:
-    """What a sidecar sends of these requests: counts per variant and minute, units that failed."""
-    counts, bad = [], []
+    """What a sidecar sends of these requests: counts by minute and by bucket, units that failed."""
+    counts, bad, cells, exposed = [], [], [], []
+    bucket = stream.unit % UNIT_BUCKETS
     for number, name in enumerate(VARIANTS):
         mine = rows[stream.variant[rows] == number]
         for minute in np.unique(stream.minute[mine]).tolist():
             here = mine[stream.minute[mine] == minute]
             failed = here[stream.error[here]]
             at_ms = START_MS + minute * TIME_BUCKET_S * 1000
-            counts.append(
-                count(name, at_ms=at_ms, requests=len(here), errors=int(stream.error[here].sum()))
-            )
+            counts.append(count(name, at_ms=at_ms, requests=len(here), errors=len(failed)))
             if len(failed):
                 units = (stream.unit[failed] * 2654435761 % 2**61).tolist()
                 bad.append(first_bad(name, units, slot=minute))
-    return batch(seq, instance=instance, counts=counts, bad=bad)
+        if len(mine):
+            served, lost = (Counter(bucket[r].tolist()) for r in (mine, mine[stream.error[mine]]))
+            cells.append(cell(name, served, errors=lost))
+            sample = [unit << (UNIT_SAMPLE_BIT + 1) for unit in set(stream.unit[mine].tolist())]
+            exposed.append(sampled(name, sample))
+    return batch(seq, instance=instance, counts=counts, bad=bad, cells=cells, units=exposed)
 
 
 def _moments(rng: np.random.Generator, shift: float) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from control.stats.counts import tilt_log_e
 from control.stats.means import estimate
 from control.stats.proportions import Share, pooled_variance, two_proportions
 from control.stats.strata import stratified
+from tests.simulations import liveramp
 from tests.simulations.figures import SEED, Claim, Figure, rate_within
 
 STAGES: Final = (0.01, 0.05, 0.10, 0.25, 0.50)
@@ -26,7 +27,11 @@ EVENTS_LEAST: Final = 10
 
 def run(*, long: bool) -> list[Figure]:
     """Bias and error rates over the ramp 1-5-10-25-50 %."""
-    return [*_effects(20_000 if long else 4_000), *_harm(2_000 if long else 1_000)]
+    return [
+        *_effects(20_000 if long else 4_000),
+        *_harm(2_000 if long else 1_000),
+        *liveramp.run(2_000 if long else 300),
+    ]
 
 
 def _effects(reps: int) -> list[Figure]:
