@@ -35,10 +35,11 @@ def run(*, long: bool) -> list[Figure]:
         _speed(ratio, alpha, most, 1_000 if long else 200)
         for ratio, alpha, most in ((2.0, ALPHA, 8.0), (5.0, ALPHA, 2.0), (5.0, 0.001, 2.0))
     ]
-    days = ((IID, "errors independent", 30, 0.03), (STICKY, "1 % of users always fail", 100, 0.3))
-    for world, words, short, least in days:
-        reps = 1000 if long else short
-        figures.append(_day(world, words, reps, least))
+    days = (
+        (IID, "errors independent", 400 if long else 30, 0.03),
+        (STICKY, "1 % of users always fail", 1_000 if long else 100, 0.3),
+    )
+    figures += [_day(world, words, reps, least) for world, words, reps, least in days]
     return figures
 
 
