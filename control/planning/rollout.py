@@ -37,6 +37,8 @@ from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 
 RATIOS: Final = (1.5, 2.0, 3.0, 5.0, 10.0)
 WEEK_S: Final = 7 * 86_400.0
+# Fewer units of an arm are no sample of users; live comparisons wait for as many.
+UNITS_LEAST: Final = 100
 # Below it the smaller arm decides how long everything takes.
 ARM_SHARE_LEAST: Final = 0.1
 # How many times its length a lane's block is asked for at most: plans need no more.
@@ -306,6 +308,7 @@ class _Planner:
             yield Caution("CONTROL_SMALL", f"{stage.field}.split", text)
         for plan in step.candidates:
             yield from self._window_doubt(stage, plan)
+            yield from self._units_doubt(stage, plan)
             for lane in plan.lanes:
                 double = next((one for one in lane.found if one.ratio == 2.0), None)
                 if lane.smallest_rate is None:
@@ -329,6 +332,21 @@ class _Planner:
             f"{duration(min(length_s, stays_s))}"
         )
         yield Caution("WINDOW_RULE_BLIND", stage.field, text)
+
+    def _units_doubt(self, stage: Stage, plan: CandidatePlan) -> Iterator[Caution]:
+        """Many requests of few units say little: whoever always fails is in one of the arms."""
+        if self.spec.unit.random or plan.units is None or plan.control_units is None:
+            return
+        units = min(plan.units, plan.control_units)
+        if units >= UNITS_LEAST or min(plan.requests, plan.control_requests) < 2 * units:
+            return
+        which = plan.variant if plan.units <= plan.control_units else self.spec.control
+        requests = min(plan.requests, plan.control_requests)
+        text = (
+            f"{count(requests)} requests to {which} are those of {count(units)} units, below "
+            f"{UNITS_LEAST}: a unit that always fails decides for all"
+        )
+        yield Caution("FEW_UNITS", stage.field, text)
 
     def _comparison_doubts(self, stage: Stage, plan: CandidatePlan) -> Iterator[Caution]:
         found = plan.comparison

@@ -64,7 +64,8 @@ def _stage(full: ExperimentSpec, index: int) -> Stage:
     step = full.steps[index]
     kind = step.WhichOneof("kind") or ""
     field = f"spec.steps[{index}].{kind}"
-    split = {name: share for name, share in defaults.split_at(full, index).items() if share > 0}
+    given = defaults.split_at(full, index)  # a map of the contract has no order of its own
+    split = {name: given[name] for name in defaults.candidates(full) if given.get(name, 0) > 0}
     left = 1 - sum(split.values())
     control = left if left > SHARE_ERROR else 0.0
     if kind == "shadow":

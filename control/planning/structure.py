@@ -6,6 +6,7 @@ What `turnout apply` and `turnout lint` warn of. Forbids nothing. `structural` n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from control.model.durations import milliseconds
@@ -98,7 +99,11 @@ def check_of(
         canary=stage.kind == "canary",
         per_unit=max(1.0, rps * share * length_s / units) if units else 1.0,
     )
-    return plan_check(guardrail, arms, stage.minimum_requests, assumed)
+    check = plan_check(guardrail, arms, stage.minimum_requests, assumed)
+    if check.seconds is None:
+        return check
+    # What comes in the warm-up is not compared.
+    return replace(check, seconds=check.seconds + milliseconds(spec.metrics.warm_up) / 1e3)
 
 
 def late_doubts(

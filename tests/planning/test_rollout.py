@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from control.model import read_yaml
 from control.planning.inputs import Assumptions, Traffic, traffic_of
 from control.planning.results import ExperimentPlan
-from control.planning.rollout import RATIOS, plan_experiment
+from control.planning.rollout import RATIOS, UNITS_LEAST, plan_experiment
+from control.rollout import judging
 from tests.control.resources import replaced
 from tests.tidy.repository import ROOT
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
@@ -75,6 +76,35 @@ def test_last_stage_is_doubted_when_it_leaves_control_too_little() -> None:
 def test_window_rule_is_named_as_blind_when_it_never_has_its_requests() -> None:
     assert "WINDOW_RULE_BLIND" in codes(planned(CANARY, Traffic(20.0)), "spec.steps[0]")
     assert "WINDOW_RULE_BLIND" not in codes(planned(CANARY, Traffic(40.0)), "spec.steps[0]")
+
+
+def test_few_units_are_doubted_when_their_requests_are_many() -> None:
+    plan = planned(CANARY, Traffic(20.0, units_per_day=2_000.0))
+    (doubt,) = (one for one in plan.warnings if one.code == "FEW_UNITS" and "[0]" in one.field)
+    assert doubt.text.startswith("360 requests to v2 are those of 20 units, below 100")
+    assert "FEW_UNITS" not in codes(planned(CANARY, traffic_of(20.0, requests_per_unit=20.0)))
+    assert UNITS_LEAST == judging.UNITS_LEAST
+
+
+def test_bandit_is_planned_at_its_first_shares() -> None:
+    first = "    - canary: {split: {v2: 0.01}, for: 30m, checks: [error_rate]}"
+    bandit = "    - bandit: {reward: {metric: accuracy}, every: 10m, for: 6h}\n  onFinish: hold\n"
+    plan = planned(f"{CANARY.partition(first)[0]}{bandit}", Traffic(20.0))
+    (step,) = plan.steps
+    assert (step.kind, step.least_s, step.expected_s) == ("bandit", 21_600.0, 21_600.0)
+    (candidate,) = step.candidates
+    assert candidate.share == pytest.approx(0.5)
+    assert [lane.kind for lane in candidate.lanes] == ["error", "slow", "wrong"]
+
+
+def test_warm_up_delays_what_is_compared() -> None:
+    text = replaced(CANARY, "  metrics:\n", "  metrics:\n    warmUp: 5m\n")
+    seconds = [
+        one.steps[1].candidates[0].checks[0].seconds
+        for one in (planned(CANARY, Traffic(20.0)), planned(text, Traffic(20.0)))
+    ]
+    assert seconds[0] is not None
+    assert seconds[1] == pytest.approx(seconds[0] + 300)
 
 
 def test_comparison_is_planned_for_every_candidate() -> None:
