@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import grpc
 import pytest
 import yaml
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from control.model import BUILT_IN, definition, metric_with_defaults, spec_of, validate_metric
+from control.model import (
+    BUILT_IN,
+    definition,
+    metric_with_defaults,
+    read_yaml,
+    spec_of,
+    unimplemented,
+    validate_metric,
+)
 from control.model.metrics import LIVE, Direction, Kind
 from tests.control.clishell import Shell
 from tests.control.peers import (
@@ -349,3 +360,19 @@ def test_experiment_comes_after_its_metrics_when_files_hold_all(shell: Shell) ->
     alone = shell.file(named, TARGET)
     assert shell("lint", "-f", alone).code == 0
     assert "unknown metric" in shell("apply", "-f", alone).err
+
+
+# -- Documentation ---------------------------------------------------------------------------------
+
+
+def test_examples_of_the_documentation_are_good() -> None:
+    readme = Path("control/README.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", readme, re.S)
+    assert len(examples) >= 2
+    for text in examples:
+        assert violations_of(text) == []
+        documents, _ = read_yaml(text.encode())
+        assert [unimplemented(found, documents) for found in documents] == [[]] * len(documents)
+    rows = re.findall(r"^\| (`.*?) \| [a-z, ]+ \| (?:higher|lower) \|", readme, re.M)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(BUILT_IN)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from control import snapshot
 from control.rollout import bandit
 from control.rollout.policy import BanditPolicy
-from control.rollout.seen import BanditSeen
+from control.rollout.seen import BanditSeen, Interval
+from control.stats.confseq import asymptotic_sequence
 from turnout.contract import BUCKET_COUNT, UNIT_BUCKETS
 
 Floats = npt.NDArray[np.float64]
@@ -137,9 +138,17 @@ class _People:
         )
 
 
-def pooled(outcome: Outcome, arm: int) -> tuple[float, float]:
-    """The naive estimate: all epochs thrown together, requests taken as independent; and its se."""
-    x, n = outcome.rewards.sum(axis=(0, 2)), outcome.counts.sum(axis=(0, 2))
+def pooled(outcome: Outcome, looks: int) -> Interval:
+    """The naive answer of the first looks: all epochs thrown together, requests independent.
+
+    With the boundary that the valid ones have, so that only the estimate is wrong.
+    """
+    x = outcome.rewards[:looks, :2].sum(axis=(0, 2))
+    n = outcome.counts[:looks, :2].sum(axis=(0, 2))
     p = x / n
-    variance = p * (1 - p) / n
-    return float(p[arm] - p[0]), float(np.sqrt(variance[arm] + variance[0]))
+    variance = float((p * (1 - p) / n).sum())
+    effective = float(4 * n.prod() / n.sum())
+    at = asymptotic_sequence(
+        float(p[1] - p[0]), variance, n=effective, n_star=bandit.N_STAR, alpha=bandit.ALPHA
+    )
+    return Interval(float(at.diff), float(at.ci_low), float(at.ci_high))
