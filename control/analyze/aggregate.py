@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -137,14 +137,13 @@ def plan_metrics(
     roles: Roles,
     *,
     positive: str | None,
-    drop_invalid: bool,
 ) -> tuple[Plan, ...]:
     """Put metrics into SQL; kinds that were not given are guessed from the first rows.
 
     Raises:
         BadInput: A text column holds what is no number, or the variants are too many to be such.
     """
-    plans = [_plan(data, metric, roles, positive, drop_invalid) for metric in metrics]
+    plans = [_plan(data, metric, roles, positive) for metric in metrics]
     head = _head(data, plans, roles)
     return tuple(
         _guessed(replace(plan, shift=_shift(seen)), seen, data)
@@ -248,7 +247,8 @@ def _by_row(data: Data, plans: Sequence[Plan], keys: Sequence[str], covariate: s
             shape = _Shape(bool(plan.below), bool(covariate))
             part, place = numbers[place : place + shape.width], place + shape.width
             bad, place = numbers[place], place + 1
-            cells.append(_cell(data, plan, shape, part, rows=rows, bad=bad, once=False))
+            found_cell = _cell(plan, shape, part, rows=rows, bad=bad, once=False)
+            cells.append(found_cell or _refuse_infinite(data, plan, covariate))
         found[v, g, k] = Group(rows, rows, tuple(cells))
     return Table(found, unassigned=unassigned)
 
@@ -311,7 +311,8 @@ def _by_unit(
             part, place = numbers[place : place + shape.width], place + shape.width
             (most, bad), place = numbers[place : place + 2], place + 2
             once = not plan.below and most == 1
-            cells.append(_cell(data, plan, shape, part, rows=units, bad=bad, once=once))
+            found_cell = _cell(plan, shape, part, rows=units, bad=bad, once=once)
+            cells.append(found_cell or _refuse_infinite(data, plan, covariate))
         found[arms[arm], g, k] = Group(int(seen), units, tuple(cells))
     return Table(found, flipped, unassigned, unitless)
 
@@ -355,7 +356,6 @@ class _Shape(NamedTuple):
 
 
 def _cell(
-    data: Data,
     plan: Plan,
     shape: _Shape,
     numbers: Sequence[Any],
@@ -363,11 +363,12 @@ def _cell(
     rows: int,
     bad: int,
     once: bool,
-) -> Cell:
+) -> Cell | None:
+    """None: a number is not finite."""
     n, size = int(numbers[0]), shape.variables
     values = [0.0 if number is None else float(number) for number in numbers[1:]]
     if not all(map(math.isfinite, values)):
-        _refuse_infinite(data, plan)
+        return None
     means, products = values[:size], iter(values[size:])
     spread = {(i, j): n * next(products) for i in range(size) for j in range(i, size)}
     pairs = {
@@ -400,38 +401,37 @@ def _merge(a: Group, b: Group) -> Group:
     return Group(a.rows + b.rows, a.units + b.units, cells)
 
 
-def _refuse_infinite(data: Data, plan: Plan) -> None:
-    for expression, column in (
-        (plan.value, plan.metric.column or plan.metric.name),
-        (plan.below, plan.metric.denominator),
+def _refuse_infinite(data: Data, plan: Plan, covariate: str) -> NoReturn:
+    name = plan.metric.name
+    largest = 0.0
+    for expression, what in (
+        (plan.value, f"metric {name!r}: column {plan.metric.column or name!r}"),
+        (plan.below, f"metric {name!r}: column {plan.metric.denominator!r}"),
+        (covariate, "covariate: the column"),
     ):
         if expression:
             sql = (
                 f"SELECT count_if(isnan(y)), count_if(isinf(y)), max(abs(y)) FILTER (isfinite(y)) "
                 f"FROM (SELECT {expression} AS y FROM {data.table})"
             )
-            nans, infinities, largest = data.run("looking for what is not finite", sql)[0]
+            nans, infinities, most = data.run("looking for what is not finite", sql)[0]
+            largest = max(largest, most or 0.0)
             if nans or infinities:
                 raise BadInput(
-                    f"metric {plan.metric.name!r}: column {column!r} has {nans} NaN and "
-                    f"{infinities} infinite values; correct or empty them, or leave them out with "
-                    "--drop-invalid"
+                    f"{what} has {nans} NaN and {infinities} infinite values; correct or empty "
+                    "them, or leave them out with --drop-invalid"
                 )
     raise BadInput(
-        f"metric {plan.metric.name!r}: values up to {largest or 0:g} are too large to be squared; "
+        f"metric {name!r}: values up to {largest:g} are too large to be squared; "
         "give them in a larger unit"
     )
 
 
-def _plan(
-    data: Data, metric: Metric, roles: Roles, positive: str | None, drop_invalid: bool
-) -> Plan:
+def _plan(data: Data, metric: Metric, roles: Roles, positive: str | None) -> Plan:
     if metric.kind in CLASSIFIER:
         return _classifier(data, metric, roles, positive)
-    value = number_of(data, metric.column, drop_invalid=drop_invalid)
-    below = ""
-    if metric.denominator:
-        below = number_of(data, metric.denominator, drop_invalid=drop_invalid)
+    value = number_of(data, metric.column)
+    below = number_of(data, metric.denominator) if metric.denominator else ""
     binary = metric.kind == "proportion" and data.columns[metric.column] != "BOOLEAN"
     if binary:
         return Plan(
@@ -501,14 +501,14 @@ def positive_of(data: Data, column: str, role: str, positive: str | None) -> str
     )
 
 
-def number_of(data: Data, column: str, *, drop_invalid: bool = False) -> str:
+def number_of(data: Data, column: str) -> str:
     """A column as DOUBLE in SQL; NaN and infinities become NULL if they are to be dropped.
 
     Raises:
         BadInput: A text column has values that are no numbers.
     """
     kind, name = data.columns[column], quoted(column)
-    if drop_invalid and kind in ("DOUBLE", "FLOAT", "VARCHAR"):
+    if data.drop_invalid and kind in ("DOUBLE", "FLOAT", "VARCHAR"):
         value = f"{name}::DOUBLE" if kind == "FLOAT" else name
         value = f"try_cast({name} AS DOUBLE)" if kind == "VARCHAR" else value
         return f"CASE WHEN isfinite({value}) THEN {value} END"

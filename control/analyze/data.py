@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ MEMORY_DEFAULT: Final = "1GB"
 HEAD_ROWS: Final = 2048
 PROGRESS_EVERY_S: Final = 0.2
 _SAID_MAX: Final = 300
+TEXT_KEPT_BYTES: Final = 64 << 20
 
 CSV: Final = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".txt")
 JSON: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -49,7 +50,7 @@ class Data:
     query: Callable[[str], list[tuple[Any, ...]]]
     progress: Progress | None = None
     share: Callable[[], float] | None = None
-    passes: list[str] = field(default_factory=list)
+    drop_invalid: bool = False  # NaN and infinities count as missing
 
     def run(self, step: str, sql: str) -> list[tuple[Any, ...]]:
         """The few rows of an aggregate.
@@ -61,7 +62,6 @@ class Data:
         Raises:
             BadInput: The data do not allow it: a value of another type, numbers out of range.
         """
-        self.passes.append(step)
         with self._reported(step), explained(self.path):
             return self.query(sql)
 
@@ -204,8 +204,8 @@ def _of_relation(relation: duckdb.DuckDBPyRelation, progress: Progress | None) -
 
 
 def _of_frame(data: Any) -> Any:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.dataset  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.dataset
 
     if isinstance(data, pyarrow.Table | pyarrow.dataset.Dataset):
         return data
@@ -275,26 +275,24 @@ def _format(file: str) -> str:
             if os.path.getsize(file) == 0:  # noqa: PTH202
                 raise BadInput(f"{file}: the file is empty; it must have a header and rows")
             return name
-    raise BadInput(
-        f"{file}: the format is not known; the name must end in one of {_all_suffixes()}"
-    )
+    raise BadInput(f"{file}: the format is not known; names end in one of {_all_suffixes()}")
 
 
 def _read_csv(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
     nulls = ", ".join(map(literal, NULLS))
     # A name of the header is needed: without it DuckDB calls the columns column0, column1 ...
     options = f"header = true, nullstr = [{nulls}], union_by_name = true"
-    _view(connection, f"read_csv({_list(files)}, {options}, sample_size = {20 * HEAD_ROWS})")
+    source = f"read_csv({_list(files)}, {options}, sample_size = "
     try:
-        # A late value may not be of the type that the first ones have: then all of them decide.
-        if sum(os.path.getsize(file) for file in files) < 64 << 20:  # noqa: PTH202
-            connection.execute(f"SELECT count(COLUMNS(*)) FROM {TABLE}").fetchall()  # noqa: S608
+        _kept(connection, f"{source}{20 * HEAD_ROWS})", files)
     except duckdb.ConversionException:
-        _view(connection, f"read_csv({_list(files)}, {options}, sample_size = -1)")
+        # A late value is not of the type that the first ones have: then all of them decide.
+        _kept(connection, f"{source}-1)", files)
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
-    _view(connection, f"read_json({_list(files)}, union_by_name = true, sample_size = -1)")
+    source = f"read_json({_list(files)}, union_by_name = true, sample_size = -1)"
+    _kept(connection, source, files)
 
 
 def _read_parquet(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
@@ -322,6 +320,14 @@ def _read_arrow(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> 
                 connection.execute(f"INSERT INTO {TABLE} BY NAME FROM turnout_stream")
     except pyarrow.ArrowInvalid as error:
         raise BadInput(f"{files[0]}: is no Arrow file: {_first(error)}") from error
+
+
+def _kept(connection: duckdb.DuckDBPyConnection, source: str, files: Sequence[str]) -> None:
+    """Text is parsed once if it is not much, at each scan if it is."""
+    if sum(os.path.getsize(file) for file in files) > TEXT_KEPT_BYTES:  # noqa: PTH202
+        _view(connection, source)
+    else:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {TABLE} AS FROM {source}")
 
 
 def _view(connection: duckdb.DuckDBPyConnection, source: str) -> None:

@@ -61,7 +61,6 @@ class Question:
     min_units: int
     final: bool
     positive: str | None
-    drop_invalid: bool
     series: bool
 
 
@@ -168,10 +167,10 @@ def analyze(
         min_units=int(check_scalar("min_units", min_units, ge=2, whole=True)),
         final=final,
         positive=positive,
-        drop_invalid=drop_invalid,
         series=series,
     )
     with open_data(data, memory=memory, threads=threads, spill=spill, progress=progress) as opened:
+        opened.drop_invalid = drop_invalid
         return _Run(opened, question).answer()
 
 
@@ -190,9 +189,7 @@ class _Run:
             raise BadInput(f"{data.path}: has no rows; at least one per variant is needed")
         metrics = self._metrics(roles)
         summed = [metric for metric in metrics if metric.kind not in SCANNED]
-        plans = plan_metrics(
-            data, summed, roles, positive=asked.positive, drop_invalid=asked.drop_invalid
-        )
+        plans = plan_metrics(data, summed, roles, positive=asked.positive)
         x_shift = covariate_shift(data, roles.covariate) if roles.covariate else 0.0
         apart = roles.unit is None and roles.strata is not None
         table = aggregate(data, plans, roles, by_stratum=apart, x_shift=x_shift)
@@ -208,7 +205,6 @@ class _Run:
             scanner=Scanner(
                 data,
                 roles,
-                drop_invalid=asked.drop_invalid,
                 positive=asked.positive,
                 flipped=table.flipped > 0,
             ),

@@ -195,11 +195,11 @@ def _filled(result: MetricResult, found: _Estimate) -> MetricResult:
         result = replace(
             result, control=Arm(result.control.n, c), treatment=Arm(result.treatment.n, t)
         )
-    # The estimate's own difference: that of two means at 1e9 has lost digits.
+    # Its own difference, of values less their shift: that of two means at 1e9 has lost digits.
     c_mean = result.control.mean
     return replace(
         result,
-        difference=found.diff if found.adjusted_means or c_mean is None else result.difference,
+        difference=found.diff,
         relative=number(found.diff / c_mean) if c_mean else None,
         standard_error=found.se,
         ci_low=found.ci_low,

@@ -63,7 +63,6 @@ class Scanner:
 
     data: Data
     roles: Roles
-    drop_invalid: bool
     positive: str | None
     flipped: bool = False
     _sizes: dict[tuple[str, str, str | None], tuple[int, int]] = field(default_factory=dict)
@@ -217,7 +216,7 @@ class Scanner:
         key = (metric.name, arm, stratum)
         if key not in self._sizes:
             units = f"count(DISTINCT {quoted(self.roles.unit)})" if self.roles.unit else "count(*)"
-            y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+            y = number_of(self.data, metric.column)
             sql = (
                 f"SELECT count(*), {units}, count_if(isnan({y})), count_if(isinf({y})) "
                 f"FROM {self.data.table} WHERE {y} IS NOT NULL AND {self._where(arm, stratum)}"
@@ -233,7 +232,7 @@ class Scanner:
         return self._sizes[key]
 
     def _values(self, metric: Metric, arm: str, stratum: str | None) -> str:
-        y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+        y = number_of(self.data, metric.column)
         where = f"{y} IS NOT NULL AND {self._where(arm, stratum)}"
         return f"(SELECT {y} AS y FROM {self.data.table} WHERE {where})"
 
@@ -282,7 +281,7 @@ class Scanner:
     def _clustered_error(
         self, metric: Metric, arm: str, stratum: str | None, se: float, quantile: float
     ) -> float:
-        y = number_of(self.data, metric.column, drop_invalid=self.drop_invalid)
+        y = number_of(self.data, metric.column)
         unit = quoted(self.roles.unit or "")
         sql = (
             "SELECT count(*), sum(s), sum(n), sum(s * s), sum(n * n), sum(s * n) FROM "
@@ -325,7 +324,7 @@ class Scanner:
     def _auc(self, arm: str, stratum: str | None) -> tuple[int, float, float] | None:
         """Units, area and its variance; scores are binned when they are very many."""
         roles = self.roles
-        score = number_of(self.data, roles.score or "", drop_invalid=self.drop_invalid)
+        score = number_of(self.data, roles.score or "")
         positive = positive_of(self.data, roles.label or "", "label", self.positive)
         where = (
             f"{score} IS NOT NULL AND {quoted(roles.label or '')} IS NOT NULL AND "
@@ -370,7 +369,7 @@ class Scanner:
                 return Compared(empty, note="no value in an arm")
             ranks = sorted({n * part // DRIFT_BINS for part in range(1, DRIFT_BINS)})
             edges = sorted(set(self._ranked(value, control, stratum, ranks).values()))
-            y = number_of(self.data, column, drop_invalid=self.drop_invalid)
+            y = number_of(self.data, column)
             place = " + ".join(f"({y} >= {edge!r}::DOUBLE)::INTEGER" for edge in edges)
         else:
             y = place = f"{quoted(column)}::VARCHAR"
