@@ -109,10 +109,7 @@ class Experiment:
 
     def stratum(self, headers: Headers, unit: bytes) -> int:
         """The number of the first stratum that a request is in, 0 = none."""
-        for number, test in enumerate(self.strata, 1):
-            if test(headers, unit):
-                return number
-        return 0
+        return stratum_of(self.strata, headers, unit)
 
     def variant_index(self, name: str) -> int | None:
         """The index of a variant."""
@@ -130,6 +127,14 @@ class Experiment:
     def piece(self, unit: bytes) -> int:
         """Index of the piece that has a unit's bucket."""
         return bisect_right(self.starts, self.bucket(unit))
+
+
+def stratum_of(strata: Sequence[Test], headers: Headers, unit: bytes) -> int:
+    """The number of the first stratum that a request is in, 0 = none."""
+    for number, test in enumerate(strata, 1):
+        if test(headers, unit):
+            return number
+    return 0
 
 
 def spans(ranges: Sequence[BucketRange]) -> tuple[tuple[int, int], ...]:

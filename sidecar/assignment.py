@@ -269,11 +269,13 @@ class Member:
         segment: Who is eligible; None = all.
         salt: Of its buckets.
         edges: Where its pieces begin, after the first.
-        codes: What each piece adds to the number of a combination.
-        arms: Each piece's arm; [] where every combination can have a template.
+        pieces: How many; a stratum's begin behind those of the one before.
+        strata: Tests of strata 1, 2, ...
+        codes: What each piece of each stratum adds to the number of a combination.
+        arms: Their arms; [] where every combination can have a template.
     """
 
-    __slots__ = ("arms", "codes", "edges", "salt", "segment")
+    __slots__ = ("arms", "codes", "edges", "pieces", "salt", "segment", "strata")
 
     def __init__(
         self, segment: Test | None, experiment: Experiment, codes: list[int], arms: list[Encoded]
@@ -281,6 +283,8 @@ class Member:
         self.segment = segment
         self.salt = experiment.prefix
         self.edges = experiment.starts
+        self.pieces = len(experiment.pieces)
+        self.strata = experiment.strata
         self.codes = codes
         self.arms = arms
 
@@ -355,10 +359,8 @@ class Quick:
 
     @staticmethod
     def is_possible(binding: Binding) -> bool:
-        """Whether all experiments of a target have one unit and one holdout, and no strata."""
+        """Whether all experiments of a target have one unit and one holdout."""
         members = [bound.experiment for layer in binding.layers for bound in layer.members]
-        if any(one.strata for one in members):
-            return False
         holdouts = {one.holdout.key if one.holdout is not None else None for one in members}
         return len(binding.sources) == 1 and len(holdouts) == 1
 
@@ -379,15 +381,20 @@ class Quick:
 
 def _possible(layer: Layer) -> int:
     """How many arms of a layer a unit can have without being forced; none of them is one more."""
-    return 1 + sum(len(set(bound.codes)) for bound in layer.members)
+    return 1 + sum(len(set(_codes(bound))) for bound in layer.members)
+
+
+def _codes(bound: Bound) -> list[int]:
+    """What each piece adds, stratum after stratum."""
+    return [code for codes in bound.strata or (bound.codes,) for code in codes]
 
 
 def _quick_layer(layer: Layer, tests: Mapping[bytes, Test | None], few: bool) -> QuickLayer:
     def member(bound: Bound) -> Member:
-        arms = [layer.arms[code // layer.stride - 1] for code in bound.codes]
-        encoded = [] if few else [encoded_arm(arm) for arm in arms]
+        codes = _codes(bound)
+        arms = [] if few else [layer.arms[code // layer.stride - 1] for code in codes]
         test = tests[bound.experiment.segment_key]
-        return Member(test, bound.experiment, list(bound.codes), encoded)
+        return Member(test, bound.experiment, codes, [encoded_arm(arm) for arm in arms])
 
     prefix = layer.members[0].experiment.layer_prefix
     if prefix is None:

@@ -17,7 +17,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from sidecar.answers import FILL_HOP, FILL_SESSION, Encoded
-from sidecar.arms import Headers
+from sidecar.arms import Headers, stratum_of
 from sidecar.matching import first_that_fits
 from sidecar.outcome import INVALID_TOKEN, Answer, Outcome, Tally
 from sidecar.plan import Plan
@@ -162,6 +162,8 @@ def assign(
         if inside:
             place = xxh3_64_intdigest(member.salt + unit) % BUCKET_COUNT
             piece = bisect_right(member.edges, place)
+            if member.strata:
+                piece += member.pieces * stratum_of(member.strata, headers, unit)
             number += member.codes[piece]
             if not few:
                 arms.append(member.arms[piece])

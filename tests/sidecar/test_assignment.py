@@ -477,6 +477,8 @@ def crowded(draw: st.DrawFn) -> Snapshot:
             if draw(st.booleans()):
                 one.segment.header = draw(st.sampled_from(["x-a", "x-b"]))
                 one.segment.equals = "1"
+            for name in draw(st.lists(st.sampled_from(["x-a", "x-b"]), max_size=2, unique=True)):
+                one.strata.add(name=name).all.add(header=name, equals="1")
             if held:
                 one.holdout.salt = "h"
                 one.holdout.ranges.add(start=100_000, end=300_000)
@@ -504,7 +506,7 @@ def test_the_short_way_decides_as_the_whole_of_the_rules(
     import sidecar.assignment
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sidecar.assignment, "TEMPLATES_MAX", 1_024 if few else 0)
+        patch.setattr(sidecar.assignment, "TEMPLATES_MAX", 1_000_000 if few else 0)
         plan = build(message)
         [target] = plan.targets
         assert target.bound.quick is not None
