@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from control.commands.output import percent, split_of, state_of
-from control.model import Definition, definition, plain, to_yaml
+from control.model import BUILT_IN, Definition, definition, plain, to_yaml
 from control.model.metrics import Direction, Kind
 from control.model.render import enum_text, time_text
 from turnout.v1alpha1.common_pb2 import Unit
@@ -104,6 +104,8 @@ def metric(resource: Metric) -> str:
     if status.live:
         as_ = f" as {status.measured_as}" if status.measured_as else ""
         lines.append(f"Where:       live, in rollouts{as_}, and in turnout analyze")
+    elif elsewhere(found) == "results":
+        lines.append("Where:       shown by turnout results, judged by nobody")
     else:
         lines.append("Where:       turnout analyze: it needs the outcomes of units")
     if found.cap is not None:
@@ -119,6 +121,11 @@ def metric(resource: Metric) -> str:
     if not status.built_in:
         lines.append(f"Used by:     {', '.join(used) or 'nobody'}")
     return "\n".join(lines)
+
+
+def elsewhere(found: Definition) -> str:
+    """Where a metric that rollouts do not judge is found, in a word."""
+    return "results" if found.name in BUILT_IN and BUILT_IN[found.name].shown_live else "analyze"
 
 
 def meaning(resource: Metric) -> Definition:

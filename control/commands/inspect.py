@@ -164,7 +164,7 @@ def _metric_row(metric: Metric) -> tuple[object, ...]:
         str(found.kind),
         "higher" if found.direction is Direction.HIGHER else "lower",
         describing.measured(found),
-        "live" if status.live else "analyze",
+        "live" if status.live else describing.elsewhere(found),
         "every tenant" if status.built_in else metric.name.split("/")[1],
         ", ".join(used),
     )

@@ -97,6 +97,7 @@ class Definition(NamedTuple):
         measured_as: The built-in metric that rollouts judge it as while traffic flows; "" = only
             `turnout analyze` judges it.
         description: One line for people.
+        shown_live: `turnout results` shows it, and nobody judges it.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Definition(NamedTuple):
     unit: str = ""
     measured_as: str = ""
     description: str = ""
+    shown_live: bool = False
 
     @property
     def live(self) -> bool:
@@ -183,8 +185,14 @@ _ALL: Final = (
     ),
     *(_latency(quantile, name) for quantile, name in _LATENCY_QUANTILES.items()),
     *(_classifier(name) for name in CLASSIFIER_STATISTICS),
-    # Live the split decides how many requests an arm gets: nothing to be judged there.
-    _outcome("throughput", Kind.COUNT, Direction.HIGHER, "Requests of a unit."),
+    Definition(
+        "throughput",
+        Kind.COUNT,
+        Direction.HIGHER,
+        value="requests",
+        shown_live=True,
+        description="Requests served; the split decides how many, so they are shown, not judged.",
+    ),
     Definition(
         "click_through_rate",
         Kind.RATIO,
@@ -321,6 +329,11 @@ def spec_of(built_in: Definition) -> MetricSpec:
 
 def not_live(found: Definition) -> str:
     """Why a metric cannot be judged while traffic flows, and what to do instead."""
+    if found.shown_live:
+        return (
+            f"{found.name} is shown by `turnout results` and not judged: the split decides it; "
+            "judge latency or errors, or what a unit does by `turnout analyze`"
+        )
     why = "it needs the outcomes of units"
     if found.segments or found.label_maturity_s:
         why = "its segments or its label maturity need them to be at hand"

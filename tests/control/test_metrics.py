@@ -10,6 +10,7 @@ import pytest
 import yaml
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from control.analyze.metrics import BUILT_IN as ANALYSED
 from control.model import (
     BUILT_IN,
     definition,
@@ -95,7 +96,16 @@ def test_built_in_metrics_are_those_of_the_documentation() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - {"prediction_drift"}))
+def test_analyses_know_the_same_names_and_directions() -> None:
+    known = {name: metric.direction for name, metric in ANALYSED.items()}
+    assert known == {
+        name: "higher_is_better" if found.direction is Direction.HIGHER else "lower_is_better"
+        for name, found in BUILT_IN.items()
+        if not found.shown_live
+    }
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - {"prediction_drift", "throughput"}))
 def test_built_in_metric_is_a_good_declaration_when_it_is_written_as_one(name: str) -> None:
     written = spec_of(BUILT_IN[name])
     assert validate_metric("risk", "other", written) == []
