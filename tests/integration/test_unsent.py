@@ -55,6 +55,20 @@ def total(fake: FakeControl, field: str) -> int:
     return sum(fake.total(field).values())
 
 
+def in_buckets(fake: FakeControl) -> int:
+    """Requests by bucket of units; each batch once."""
+    cells = (cell for batch in fake.batches.values() for cell in batch.cells)
+    return sum(sum(cell.requests.counts) for cell in cells)
+
+
+def units(fake: FakeControl) -> int:
+    """Distinct units of the sample, over all batches."""
+    told = (one for batch in fake.batches.values() for one in batch.units)
+    return len(
+        {one.unit_hashes[i : i + 8] for one in told for i in range(0, len(one.unit_hashes), 8)}
+    )
+
+
 @pytest.mark.parametrize("received", [False, True])
 async def test_counts_are_sent_by_the_next_start_when_the_sidecar_stops_without_control(
     stage: Stage, received: bool
@@ -78,7 +92,7 @@ async def test_counts_are_sent_by_the_next_start_when_the_sidecar_stops_without_
     await stage.sidecar(control=fake.address, workers=1, envoy_admin=False)
     await wait_for(lambda: not unsent(stage), "all are acknowledged", timeout_s=CONNECT_S)
     assert total(fake, "decided") == len(USERS)
-    assert total(fake, "requests") == len(USERS)
+    assert total(fake, "requests") == in_buckets(fake) == units(fake) == len(USERS)
     seqs = sorted(seq for name, seq in fake.batches if name == instance)
     assert seqs == list(range(1, len(seqs) + 1)), "under their own number, without a gap"
     assert (fake.repeats > 0) == received
@@ -100,7 +114,7 @@ async def test_counts_are_sent_by_the_next_start_when_the_sidecar_is_killed_with
     await stage.sidecar(control=fake.address, workers=1, envoy_admin=False)
     await wait_for(lambda: not unsent(stage), "all are acknowledged", timeout_s=CONNECT_S)
     assert total(fake, "decided") == len(USERS)
-    assert total(fake, "requests") == len(USERS)
+    assert total(fake, "requests") == in_buckets(fake) == units(fake) == len(USERS)
 
 
 async def test_disk_is_left_alone_when_the_control_plane_acknowledges(stage: Stage) -> None:
