@@ -158,7 +158,8 @@ def _lengths(plan: ExperimentPlan) -> str:
     text = f"At least {duration(plan.least_s)}"
     if plan.expected_s is None:
         return f"{text} in all; a step may never decide, or nobody can say when: see the table."
-    text += f", {duration(plan.expected_s)} when every step decides as soon as it can"
+    if plan.expected_s > plan.least_s:
+        text += f", {duration(plan.expected_s)} when every step decides as soon as it can"
     if plan.most_s is not None and plan.most_s > plan.expected_s:
         text += f", {duration(plan.most_s)} at most"
     return f"{text}."

@@ -192,9 +192,7 @@ def _seconds(
 
 def _inflation(asked: Comparison, traffic: Traffic, fixed: SampleSize) -> float:
     """Of a comparison with so many units; live trials are requests, several to a unit."""
-    per_unit = 1.0
-    if not asked.random and traffic.units_per_day is not None:
-        per_unit = traffic.requests_per_s * DAY_S / traffic.units_per_day
+    per_unit = 1.0 if asked.random else traffic.requests_per_unit or 1.0
     harmonic = fixed.n_control * fixed.n_treatment / (fixed.n_control + fixed.n_treatment)
     return sequential_inflation(
         alpha=asked.alpha, power=asked.power, trials=4 * harmonic * per_unit

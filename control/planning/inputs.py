@@ -33,10 +33,14 @@ class Traffic:
     @property
     def units_per_hour(self) -> float | None:
         """Distinct units among an hour's requests, when each spreads its own over the day."""
+        return self.units_after(HOUR_S, random=False)
+
+    @property
+    def requests_per_unit(self) -> float | None:
+        """Of a unit in a day, >= 1."""
         if self.units_per_day is None:
             return None
-        per_unit = self.requests_per_s * DAY_S / self.units_per_day
-        return -self.units_per_day * math.expm1(-per_unit * HOUR_S / DAY_S)
+        return max(1.0, self.requests_per_s * DAY_S / self.units_per_day)
 
     def scaled(self, share: float) -> Traffic:
         """The traffic of a share of the units."""
@@ -56,9 +60,8 @@ class Traffic:
             return None
         days = seconds / DAY_S
         if days <= 1:
-            per_unit = self.requests_per_s * DAY_S / self.units_per_day
-            # A unit is there as soon as its first request is.
-            return self.units_per_day * math.expm1(-per_unit * days) / math.expm1(-per_unit)
+            # A unit is there as soon as the first of its requests is.
+            return self.units_per_day * (1 - math.pow(1 - days, self.requests_per_unit or 1.0))
         return self.units_per_day * (1 + (days - 1) * (1 - self.returning))
 
     def seconds_until(self, units: float, *, random: bool) -> float | None:
@@ -69,8 +72,7 @@ class Traffic:
             return None
         days = units / self.units_per_day
         if days <= 1:
-            per_unit = self.requests_per_s * DAY_S / self.units_per_day
-            return -math.log1p(days * math.expm1(-per_unit)) / per_unit * DAY_S
+            return (1 - math.pow(1 - days, 1 / (self.requests_per_unit or 1.0))) * DAY_S
         if self.returning >= 1:
             return None
         return (1 + (days - 1) / (1 - self.returning)) * DAY_S

@@ -397,7 +397,7 @@ def _assumptions(spec: ExperimentSpec, assumed: Assumptions, traffic: Traffic) -
             "too good (say --units-per-day or --requests-per-unit)"
         )
     else:
-        each = traffic.requests_per_s * 86_400 / traffic.units_per_day
+        each = traffic.requests_per_unit
         yield f"{text}, {count(traffic.units_per_day)} units a day with {each:.3g} requests each"
     if spec.HasField("segment") and assumed.eligible == 1 and segment_share(spec.segment) is None:
         yield "the segment is taken to let everybody in (say --eligible SHARE)"

@@ -59,7 +59,7 @@ def test_time_until_units_is_the_inverse_of_units_after_a_time(
     # Within a day nearly all of a day's units are there: the inverse is no better than its digits.
     if there < 0.999 * units or seconds > DAY_S:
         assert traffic.seconds_until(there, random=False) == pytest.approx(seconds, rel=1e-3)
-    assert there <= traffic.requests_per_s * seconds * 1.6 + 1
+    assert there <= traffic.requests_per_s * seconds * (1 + 1e-9)
     hour = traffic.units_per_hour
     assert hour is not None
     assert hour <= min(units, traffic.requests_per_s * 3_600) * (1 + 1e-9)
