@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from control.analyze.aggregate import Cell, Plan
+from control.analyze.aggregate import Cell
 from control.analyze.metrics import CLASSIFIER
+from control.analyze.plans import Plan
 from control.analyze.result import Arm, MetricResult
 from control.stats.confseq import Ends, asymptotic_sequence, bernoulli_sequence, t_radius
 from control.stats.cuped import cuped

@@ -253,9 +253,13 @@ def _alarms(each: Judged, over_strata: MetricResult | None) -> tuple[verdicts.Al
 
 
 def _plain(reason: verdicts.Reason) -> str:
-    """The clause without numbers that are none."""
+    """The clause without numbers that are none, or that nobody asked for."""
     if reason.code not in ("no_interval", "no_spread"):
-        return reason.text
+        if reason.values.get("minimum") != 0:
+            return reason.text
+        return reason.text.replace("improved by at least 0 ", "improved ").replace(
+            "may still improve by 0 ", "may be better or worse "
+        )
     where = f" in {reason.values['stratum']}" if reason.values.get("stratum") else ""
     said = "has no spread" if reason.code == "no_spread" else "has no usable sequence yet"
     return f"{reason.values['metric']}{where} {said}"

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from control.analyze.aggregate import LOOKS_MAX, Group, Plan, Table, merged
+from control.analyze.aggregate import LOOKS_MAX, Group, Table, merged
 from control.analyze.data import Data, quoted
 from control.analyze.errors import BadInput
 from control.analyze.estimate import Settings, compare
 from control.analyze.metrics import is_number
+from control.analyze.plans import Plan
 from control.analyze.result import Point, Series
 
 

@@ -14,11 +14,12 @@ from typing import Final
 
 import numpy as np
 
-from control.analyze.aggregate import MISSING, number_of, positive_of
+from control.analyze.aggregate import MISSING
 from control.analyze.data import Data, literal, quoted
 from control.analyze.errors import BadInput
 from control.analyze.estimate import Compared, Settings, number
 from control.analyze.metrics import Metric, Roles, is_number
+from control.analyze.plans import number_of, positive_of
 from control.analyze.result import Arm, MetricResult
 from control.stats.cdfseq import quantile_ab_counts, sequence_ranks
 from control.stats.clusters import bucket_jackknife_of
