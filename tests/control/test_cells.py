@@ -23,6 +23,7 @@ from control.rollout.policy import Policy
 from control.rollout.run import PastEpoch, Run
 from control.rollout.words import State
 from control.store.base import JournalEntry, JournalKind
+from control.tallies import Latency
 from tests.control.deltas import (
     EPOCH_START_MS,
     START_MS,
@@ -480,6 +481,10 @@ def test_evidence_of_the_version_before_is_read_and_its_requests_are_missing() -
     label = JournalEntry("risk", JournalKind.OUTCOME, pack_facts([Fact(5, label=77)]), START_MS)
     book.apply(label)
     assert book.evidence.variants("exp", 1)["v2"].labelled == 1
+
+
+def test_latencies_of_the_version_before_are_read() -> None:
+    assert Latency.from_json([1, 5, 3, 9, -2, 4]).to_json() == [1, 5, {3: 9, -2: 4}]
 
 
 @pytest.mark.parametrize("cut", [1, 40, 400])
