@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
@@ -190,14 +191,17 @@ def _block_crossed(lane: Lane, base: float, rate: float, seconds: float, thresho
     mean_c = lane.control.first_events(base, seconds)
     if mean_t <= 0:
         return 0.0
-    above = 0.0
+    # About how many it takes: a root of events more than its share of control's.
+    share = mean_c * lane.theta / (1 - lane.theta)
+    above, needed = 0.0, max(1, round(share + 3 * math.sqrt(share + threshold)))
     for node, weight in _NODES:
         control = max(0.0, mean_c + node * math.sqrt(mean_c))
-        needed = _events_needed(control, lane.theta, threshold)
+        needed = _events_needed(control, lane.theta, threshold, guess=needed)
         above += weight * poisson_at_least(needed, mean_t)
     return min(1.0, above + _reflected(lane, mean_t, mean_c, threshold) * (1 - above))
 
 
+@lru_cache(maxsize=256)
 def _useful_life(lane: Lane, base: float, rate: float) -> float:
     """Seconds until a block learns no more: it is full, or most of its units have failed once."""
 
@@ -216,6 +220,8 @@ def _useful_life(lane: Lane, base: float, rate: float) -> float:
     # What is expected of the e-value rises and then falls: the ends close in on its top.
     low, end = LOOK_S, high
     for _ in range(_BISECTIONS):
+        if end - low <= 1e-2 * end:
+            break
         left, right = low + (end - low) / 3, end - (end - low) / 3
         if _log_e(*events(left), lane.theta) < _log_e(*events(right), lane.theta):
             low = left
@@ -229,15 +235,28 @@ def _log_e(candidate: float, control: float, theta: float) -> float:
     return _LOG_RESTART + log_tilt(candidate, control, theta)
 
 
-def _events_needed(control: float, theta: float, threshold: float) -> int:
-    """The candidate's first events with which the e-value reaches its threshold."""
-    high = 1
+def _events_needed(control: float, theta: float, threshold: float, *, guess: int) -> int:
+    """The candidate's first events with which the e-value reaches its threshold.
+
+    Args:
+        control: Control's first events.
+        theta: Share of the candidate without harm.
+        threshold: Natural logarithm.
+        guess: Where to look first, >= 1.
+    """
+    low, high, step = 0, guess, 1
     while _log_e(high, control, theta) < threshold:
-        high *= 2
-    low = high // 2
+        low, high, step = high, high + step, step * 2
+    step = 1
+    while low < high - step and _log_e(high - step, control, theta) >= threshold:
+        high, step = high - step, step * 2
+    low = max(low, high - step)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _log_e(middle, control, theta) >= threshold else (middle, high)
+        if _log_e(middle, control, theta) >= threshold:
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -282,7 +301,7 @@ def _first(chance: Callable[[float], float], level: float, within_s: float) -> f
     for _ in range(_BISECTIONS):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if chance(middle) >= level else (middle, high)
-        if high - low <= 1e-3 * high:
+        if high - low <= 2e-3 * high:
             break
     return high
 
