@@ -6,6 +6,7 @@ Refuses to repair anything: a NaN is never dropped, a number never clipped.
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -31,9 +32,9 @@ def require(name: str, value: npt.ArrayLike, holds: npt.ArrayLike, rule: str) ->
     Raises:
         ValueError: Somewhere it does not; names the first such value.
     """
-    failed = ~np.asarray(holds, dtype=np.bool_)
-    if np.any(failed):
-        values, failed = np.broadcast_arrays(np.asarray(value), failed)
+    held = np.asarray(holds, dtype=np.bool_)
+    if not held.all():
+        values, failed = np.broadcast_arrays(np.asarray(value), ~held)
         raise ValueError(f"{name} == {values[failed].flat[0]!s}, must be {rule}")
 
 
@@ -68,6 +69,8 @@ def check(
         array = raw.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} == {value!r}, must be numbers") from error
+    if array.ndim == 0 and _within(float(array), gt, ge, lt, le, whole):
+        return array
     require(name, array, np.isfinite(array), "finite")
     if gt is not None:
         require(name, array, array > gt, f"> {gt:g}")
@@ -169,3 +172,22 @@ def check_shapes(**arrays: npt.ArrayLike) -> tuple[int, ...]:
         return np.broadcast_shapes(*shapes.values())
     except ValueError as error:
         raise ValueError(f"shapes {shapes}, must fit each other") from error
+
+
+def _within(
+    value: float,
+    gt: float | None,
+    ge: float | None,
+    lt: float | None,
+    le: float | None,
+    whole: bool,
+) -> bool:
+    """As the rules of `check`, of one number: a tenth of the time, and looks are full of those."""
+    return (
+        math.isfinite(value)
+        and (gt is None or value > gt)
+        and (ge is None or value >= ge)
+        and (lt is None or value < lt)
+        and (le is None or value <= le)
+        and (not whole or value.is_integer())
+    )
