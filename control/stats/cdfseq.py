@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from control.stats.confseq import Ends, best_rho, beta_binomial_log_mixture
 from control.stats.errors import FloatArray, check, check_alpha, check_scalar, check_vector
@@ -175,6 +174,8 @@ def _rho(t_opt: float, alpha_opt: float) -> float:
 
 
 def _minimiser(n: int, q: float, rho: float) -> float:
+    from scipy import optimize  # slow to import
+
     found = optimize.minimize_scalar(
         lambda k: float(beta_binomial_log_mixture(k, n, p=q, rho=rho)),
         bounds=(0.0, float(n)),
@@ -185,6 +186,8 @@ def _minimiser(n: int, q: float, rho: float) -> float:
 
 
 def _lil_constant(alpha: float, leading: float) -> float:
+    from scipy import optimize  # slow to import
+
     def least_error(constant: float) -> float:
         def slack(eta: float) -> float:
             return float(leading - np.sqrt(2 * (eta - 1) / constant) - np.sqrt(eta / 2))

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from control.stats.distributions import log_beta, normal_log_cdf
 from control.stats.errors import (
@@ -325,6 +324,8 @@ def t_radius(n: int, coefficients: int, *, alpha: float, g: float | None = None)
     if g is not None:
         tuning = check_scalar("g", g, gt=0)
         return _t_radius(tuning, units, nu, level)
+    from scipy import optimize  # slow to import, and only needed here
+
     best = optimize.minimize_scalar(
         lambda log_g: _t_radius(float(np.exp(log_g)), units, nu, level, strict=False),
         bounds=(0.0 if log_limit > 0 else log_limit - 10.0, log_limit),

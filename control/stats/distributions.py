@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special  # scipy.stats takes half a second to import
 
 from control.stats.errors import Alternative, FloatArray
 
@@ -41,12 +41,12 @@ def normal_ppf(p: npt.ArrayLike) -> FloatArray:
 
 def t_sf(t: npt.ArrayLike, df: npt.ArrayLike) -> FloatArray:
     """P(T > t) of Student's t; df = inf is the normal."""
-    return np.asarray(stats.t.sf(t, df))[()]
+    return np.asarray(special.stdtr(df, -np.asarray(t)))[()]
 
 
 def t_ppf(p: npt.ArrayLike, df: npt.ArrayLike) -> FloatArray:
     """The t with P(T <= t) = p; df = inf is the normal."""
-    return np.asarray(stats.t.ppf(p, df))[()]
+    return np.asarray(special.stdtrit(df, p))[()]
 
 
 def chi2_sf(x: npt.ArrayLike, df: npt.ArrayLike) -> FloatArray:

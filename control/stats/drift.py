@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from control.stats.distributions import chi2_ppf, chi2_sf
 from control.stats.errors import FloatArray, check_alpha, check_scalar, check_vector, require
@@ -130,6 +130,8 @@ def kolmogorov_smirnov(reference: npt.ArrayLike, current: npt.ArrayLike) -> Kolm
     Source: Smirnov 1939; exact law by Hodges 1958, as scipy.stats.ks_2samp. Checked against:
     tests/vectors/statcases/ks.json (scipy). O(n log n), exact O(n m).
     """
+    from scipy import stats  # slow to import
+
     a, b = check_vector("reference", reference), check_vector("current", current)
     effective = round(len(a) * len(b) / (len(a) + len(b)))
     statistic = float(stats.ks_2samp(a, b, method="exact" if effective < 1 else "asymp").statistic)
@@ -142,6 +144,8 @@ def kolmogorov_smirnov(reference: npt.ArrayLike, current: npt.ArrayLike) -> Kolm
 def _ks_exact(a: FloatArray, b: FloatArray) -> float:
     if max(len(a), len(b)) > KS_EXACT_MAX:
         return float("nan")
+    from scipy import stats  # slow to import
+
     with warnings.catch_warnings():
         # Where its path counts overflow scipy warns and answers with the limit law instead.
         warnings.simplefilter("error", RuntimeWarning)

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from control.stats.distributions import normal_ppf
 from control.stats.errors import (
@@ -123,6 +122,8 @@ def interval_ranks(
     """
     values = int(check_scalar("n", n, ge=1, whole=True))
     tail = check_alpha(alpha) / (2 if check_alternative(alternative) == "two-sided" else 1)
+    from scipy import stats  # slow to import, and only needed here
+
     binomial = stats.binom(values, check_scalar("q", q, gt=0, lt=1))
     return int(binomial.ppf(tail)) - 1, int(binomial.isf(tail))
 
