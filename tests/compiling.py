@@ -53,7 +53,7 @@ def build() -> Path:
     """
     with (ROOT / ".compiled.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp, wanted = FOLDER / ".digest", _digest()
+        stamp, wanted = FOLDER / ".digest", digest()
         if not stamp.exists() or stamp.read_text() != wanted:
             print("compiling the request path into .compiled", file=sys.stderr, flush=True)
             _build(FOLDER)
@@ -81,7 +81,8 @@ def _build(folder: Path) -> None:
     shutil.rmtree(made)
 
 
-def _digest() -> str:
+def digest() -> str:
+    """Of everything that is compiled, and of the interpreter."""
     found = hashlib.blake2b(sys.version.encode())
     for path in sorted(path for pattern in _SOURCES for path in ROOT.glob(pattern)):
         found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

@@ -20,8 +20,9 @@ import yaml
 from sidecar.envoybootstrap import BootstrapOptions, bootstrap
 from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents
 from sidecar.snapshotfile import encode
-from tests.benchmarks import plans
-from tests.integration.harness import BIN, Child, free_port
+from tests import compiling
+from tests.benchmarks import plans, shipped
+from tests.integration.harness import Child, free_port
 from turnout import contract
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
@@ -99,7 +100,8 @@ def _sidecar(place: Place, snapshot: Snapshot, row: Row) -> list[str]:
     file = place.directory / "served.snapshot"
     file.write_bytes(encode(snapshot.SerializeToString(deterministic=True)))
     return [
-        str(BIN / "turnout"), "sidecar", "--listen", f"unix:{place.socket}",
+        *("env", *(f"--unset={name}" for name in compiling.environment())),
+        str(shipped.build()), "sidecar", "--listen", f"unix:{place.socket}",
         "--workers", str(row.workers), "--server", row.server, "--snapshot", str(file),
         "--state-dir", str(place.directory / "state"), "--node", "bench",
         "--envoy-dir", str(_written_by_sidecar(place, row)), "--envoy-admin", f"unix:{place.admin}",
