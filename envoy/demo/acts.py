@@ -1,4 +1,4 @@
-"""The five acts: what is tried, and what must be true at the end of each."""
+"""The six acts: what is tried, and what must be true at the end of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from envoy.demo.ledger import Line
 from envoy.demo.processes import wait_for
 from envoy.demo.result import Row
 from envoy.demo.scene import Scene
-from turnout.v1alpha1.experiment_pb2 import REASON_LANE_WRONG, Experiment, State
+from turnout.v1alpha1.experiment_pb2 import (
+    REASON_BETTER,
+    REASON_GUARDRAIL,
+    REASON_LANE_WRONG,
+    Experiment,
+    State,
+)
 
 # A request that was on its way while the split changed may still carry the old variant.
 SETTLE_S: Final = 1.5
@@ -121,7 +127,7 @@ async def promotion(scene: Scene) -> None:
     result.claim("v2 was promoted", result.final_state == "PROMOTED")
     back = _went_back(scene.ledger.lines, "v2")
     result.claim("no user left v2 while it grew", not back, back[:3] if back else "")
-    await _everyone_on_v2(scene)
+    await _everyone_on(scene, "2")
     await _without_workers(scene)
     await scene.close()
 
@@ -138,17 +144,17 @@ def _went_back(lines: list[Line], candidate: str) -> list[str]:
     return sorted(back)
 
 
-async def _everyone_on_v2(scene: Scene) -> None:
-    """Wait until Envoy's default route is v2's: half a second of answers by v2 alone."""
+async def _everyone_on(scene: Scene, version: str) -> None:
+    """Wait until Envoy's default route is a version's: half a second of answers by it alone."""
 
     async def switched() -> bool:
         since_s = time.monotonic() - 0.5
         recent = [line.model for line in scene.ledger.lines[-200:] if line.sent_s > since_s]
-        return len(recent) > 20 and set(recent) == {"2"}
+        return len(recent) > 20 and set(recent) == {version}
 
     async with scene.progress.live(scene.line):
-        took_s = await wait_for(switched, timeout_s=20, what="v2 to serve everyone")
-    scene.progress.event(f"v2 serves everyone, {took_s:.1f} s after the promotion was seen")
+        took_s = await wait_for(switched, timeout_s=20, what=f"v{version} to serve everyone")
+    scene.progress.event(f"v{version} serves everyone, {took_s:.1f} s after the promotion was seen")
 
 
 async def _without_workers(scene: Scene) -> None:
@@ -201,7 +207,8 @@ async def wrong(scene: Scene) -> None:
     decision = (await scene.console.get(scene.experiment)).status.last_decision
     scene.result.claim(
         "the reason names accuracy",
-        "accuracy" in scene.result.reason.lower() and decision.reason == REASON_LANE_WRONG,
+        "accuracy" in scene.result.reason.lower()
+        and decision.reason in (REASON_LANE_WRONG, REASON_GUARDRAIL),
     )
     scene.result.claim("v4 answered every request with 200", not scene.result.variants["v4"].errors)
 
@@ -287,6 +294,37 @@ async def _sidecar_back(scene: Scene) -> None:
     scene.progress.event(f"the sidecar is connected again after {took_s:.1f} s")
 
 
+# -- Act 6 -----------------------------------------------------------------------------------------
+
+
+async def comparison(scene: Scene) -> None:
+    """v5 is compared with v2 until there is a verdict by labels, and becomes the baseline."""
+    result = scene.result
+    await _free_the_layer(scene)
+    await scene.open("ab.yaml")
+    await scene.until(_ended, timeout_s=120, what="the verdict")
+    ended = await _take_end(scene)
+    decision = ended.status.last_decision
+    result.claim("v5 was promoted by its verdict", decision.reason == REASON_BETTER)
+    result.claim("the reason names accuracy", "v5 is better: accuracy" in result.reason)
+    found = await scene.console.results(scene.experiment)
+    told = next((c for c in found.comparisons if c.metric == "accuracy"), None)
+    result.claim(
+        "the confidence sequence of the difference is above 0",
+        told is not None and told.low > 0,
+        f"{told.difference:+.3f} [{told.low:+.3f}, {told.high:+.3f}]" if told else "",
+    )
+    await _everyone_on(scene, "5")
+    await scene.close()
+
+
+async def _free_the_layer(scene: Scene) -> None:
+    """End the split that act 5 left running, if it was played: two never route one request."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        stopped = await scene.console.stop("split-v1", "the next act needs the traffic")
+        scene.progress.event(f"split-v1: {state_name(stopped.status.state)}")
+
+
 class Part(NamedTuple):
     """An act on the playbill.
 
@@ -310,4 +348,5 @@ ACTS: Final = (
     Part(broken, "canary v3", "3 canary v3: breaks", "canary-v3", "v2"),
     Part(wrong, "canary v4", "4 canary v4: is wrong", "canary-v4", "v2"),
     Part(outage, "outage", "5 control plane killed", "split-v1", "v2"),
+    Part(comparison, "ab v5", "6 A/B test v5: better", "ab-v5", "v2"),
 )

@@ -203,7 +203,7 @@ def main() -> int:
         "--acts",
         type=_acts,
         default=list(range(1, len(ACTS) + 1)),
-        help="only these, as 1,3 (acts 3 to 5 expect act 2)",
+        help="only these, as 1,3 (acts 3 to 6 expect act 2)",
     )
     parser.add_argument("--jaeger", default="", help="HOST:PORT (OTLP/gRPC) that gets all spans")
     parser.add_argument("--root", type=Path, default=Path(".turnout/demo"))

@@ -183,8 +183,9 @@ def test_results_name_every_variant_when_there_was_no_traffic(shell: Shell) -> N
     shell("start", "fraud-v2")
     done = shell("results", "fraud-v2")
     assert done.code == 0
-    assert done.lines[0].startswith("VARIANT (* CONTROL) REQUESTS ERRORS SLOW P50 MS P95 MS")
-    rows = {line.split()[0]: line for line in done.lines[1:4]}
+    assert done.lines[:2] == ["nothing to compare yet", ""]
+    assert done.lines[2].startswith("VARIANT (* CONTROL) REQUESTS ERRORS SLOW P50 MS P95 MS")
+    rows = {line.split()[0]: line for line in done.lines[3:6]}
     assert set(rows) == {"control", "v2", "v3"}
     assert json.loads(shell("results", "fraud-v2", "-o", "json").out)["state"] == "RUNNING"
     assert shell("sidecars").lines == ["NODE CONNECTED SERVES CURRENT CONFIG WORKERS SEEN TROUBLE"]

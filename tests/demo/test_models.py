@@ -29,6 +29,10 @@ def test_honest_models_are_good_and_the_second_is_better() -> None:
     assert 0.93 < first < second
 
 
+def test_fifth_model_is_wrong_half_as_often_as_the_second() -> None:
+    assert 1 - accuracy(fit("5")) < 0.6 * (1 - accuracy(fit("2")))
+
+
 def test_fourth_model_is_clearly_worse() -> None:
     assert accuracy(fit("4")) < 0.7
 
