@@ -19,7 +19,7 @@ from control.analyze import report_sections, report_svg, report_view
 from control.analyze.report_numbers import whole
 from control.analyze.report_view import Group
 from control.analyze.report_words import METHODS, TERMS
-from control.analyze.result import Analysis
+from control.analyze.result import Analysis, Value
 from turnout import __version__
 
 NOTEBOOK_ROWS_MOST: Final = 40
@@ -58,7 +58,8 @@ def to_html(analysis: Analysis) -> str:
             ratio=report_sections.ratio(analysis.srm, doubted),
             strata=report_sections.strata(analysis),
             columns=report_sections.facts(analysis.source.columns),
-            settings=report_sections.facts(analysis.source.settings),
+            settings=report_sections.facts(_settings(analysis)),
+            one_look=report_view.fixed(analysis),
             methods=[(f"Of a {kind}", how) for kind, how in METHODS if _has(analysis, kind)],
             terms=TERMS,
             version=__version__,
@@ -99,10 +100,14 @@ def _head(analysis: Analysis) -> dict[str, object]:
         "standing": f"{standing}.",
         "level": level,
         "reasons": [
-            _Reason(report_view.clean(r.text), report_sections.facts(r.values))
+            _Reason(
+                report_view.short(r.text, report_view.TEXT_MOST), report_sections.facts(r.values)
+            )
             for r in analysis.reasons
         ],
-        "warnings": [report_view.clean(warning) for warning in analysis.warnings],
+        "warnings": [
+            report_view.short(warning, report_view.TEXT_MOST) for warning in analysis.warnings
+        ],
         "source": analysis.source,
     }
 
@@ -118,6 +123,15 @@ def _environment() -> Environment:
     environment.globals["short"] = report_view.short
     environment.globals["count"] = whole
     return environment
+
+
+def _settings(analysis: Analysis) -> dict[str, Value]:
+    """Those that are not said beside their metric."""
+    return {
+        name: value
+        for name, value in analysis.source.settings.items()
+        if not name.startswith("direction ")
+    }
 
 
 def _cut(group: Group) -> bool:

@@ -69,6 +69,19 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Track:
+    """What is known over time of one metric, on one vertical axis."""
+
+    metric: str
+    how: Measure
+    series: tuple[Series, ...]
+    looks: tuple[tuple[report_svg.Look, ...], ...]  # of each series
+    window: tuple[float, float]
+    labels: tuple[tuple[float, str], ...]
+    by: str  # what the horizontal axis is
+
+
+@dataclass(frozen=True, slots=True)
 class Charts:
     """The charts of one metric."""
 
@@ -151,8 +164,8 @@ def ratio(found: SampleRatio | None, doubted: bool) -> Ratio | None:
     rows = []
     for variant, (seen, due) in shares.items():
         apart = min((abs(s - d) for s, d in shares.values() if s != d), default=0.001)
-        decimals = min(digits(100 * apart), 4)
-        texts = [f"{100 * share:.{max(decimals, 1)}f}\N{NO-BREAK SPACE}%" for share in (seen, due)]
+        decimals = min(max(digits(10_000 * apart), 1), 3)
+        texts = [f"{100 * share:.{decimals}f}\N{NO-BREAK SPACE}%" for share in (seen, due)]
         bar = report_svg.bar(
             0.97 * seen / widest,
             0.97 * due / widest,
@@ -163,7 +176,8 @@ def ratio(found: SampleRatio | None, doubted: bool) -> Ratio | None:
         observed, expected = found.observed.get(variant, 0), found.expected[variant]
         name = report_view.short(variant)
         rows.append(RatioRow(name, whole(observed), whole(expected), texts[0], texts[1], bar))
-    fits = not doubted and found.p_value >= _RATIO_DOUBT
+    against = found.e_value is None or found.e_value >= 1 / _RATIO_DOUBT
+    fits = not (doubted or against) and found.p_value >= _RATIO_DOUBT
     return Ratio(fits, probability(found.p_value), evidence(found.e_value), tuple(rows))
 
 
@@ -172,8 +186,8 @@ def ratio_doubted(analysis: Analysis) -> bool:
     return any("ratio" in reason.code or "srm" in reason.code for reason in analysis.reasons)
 
 
-def charts(analysis: Analysis) -> tuple[Charts, ...]:
-    """Sequences over time, those of a metric on one vertical axis."""
+def tracks(analysis: Analysis) -> tuple[Track, ...]:
+    """What is known over time, those of a metric on one vertical axis; the primary leads."""
     found: dict[str, list[Series]] = {}
     for series in analysis.series:
         if len(_looks(series)) > 1:
@@ -181,9 +195,23 @@ def charts(analysis: Analysis) -> tuple[Charts, ...]:
     first = analysis.source.settings.get("primary")
     if isinstance(first, str) and first in found:
         found = {first: found.pop(first), **found}
+    return tuple(_track(analysis, name, series) for name, series in found.items())
+
+
+def charts(analysis: Analysis) -> tuple[Charts, ...]:
+    """Sequences over time, drawn."""
+    found = tracks(analysis)
     return tuple(
-        _charts(analysis, name, series, opened=len(found) <= OPEN_GROUPS or place < 2)
-        for place, (name, series) in enumerate(found.items())
+        Charts(
+            report_view.short(track.metric),
+            track.by,
+            tuple(
+                _chart(track, series, looks)
+                for series, looks in zip(track.series, track.looks, strict=True)
+            ),
+            open=len(found) <= OPEN_GROUPS or place < 2,
+        )
+        for place, track in enumerate(found)
     )
 
 
@@ -251,71 +279,88 @@ def _looks(series: Series) -> list[report_svg.Look]:
     return looks
 
 
-def _charts(analysis: Analysis, name: str, found: list[Series], *, opened: bool) -> Charts:
+def _track(analysis: Analysis, name: str, found: list[Series]) -> Track:
     of_metric = [result for result in analysis.metrics if result.name == name]
     looks = [_looks(series) for series in found]
     how = report_view.measures(of_metric) if of_metric else Measure(False, 4)
     spans = [report_svg.span(each) for each in looks]
-    window = min(low for low, _ in spans), max(high for _, high in spans)
-    by_time = all(point.time is not None for series in found for point in series.points)
-    drawn = [_chart(series, each, window, how) for series, each in zip(found, looks, strict=True)]
-    by = "time" if by_time else "units so far"
-    return Charts(report_view.short(name), by, tuple(drawn), opened)
-
-
-def _chart(
-    series: Series,
-    looks: list[report_svg.Look],
-    window: tuple[float, float],
-    how: Measure,
-) -> Chart:
-    marks = report_svg.ticks(window[0] * how.factor, window[1] * how.factor)
+    low, high = min(low for low, _ in spans), max(high for _, high in spans)
+    marks = report_svg.ticks(low * how.factor, high * how.factor)
     step = marks[1] - marks[0] if len(marks) > 1 else 1.0
-    coarse = Measure(how.share, digits(step * 10) if step < 10 else 0)
-    labels = [
-        (m / how.factor, coarse.bound(m / how.factor) if abs(m) > 1e-12 else "0") for m in marks
-    ]
-    labels = [(0.0 if text == "0" else value, text) for value, text in labels]
-    last = looks[-1]
-    ends = [(last.difference, how.bound(last.difference))]
+    coarse = Measure(how.share, report_view.decimals_of(step))
+    points = [point for series in found for point in series.points]
+    by_time = all(point.time is not None for point in points)
+    return Track(
+        metric=name,
+        how=how,
+        series=tuple(found),
+        looks=tuple(tuple(each) for each in looks),
+        window=(low, high),
+        labels=tuple((m / how.factor, coarse.bound(m / how.factor) if m else "0") for m in marks),
+        by="time" if by_time else "units so far",
+    )
+
+
+def _chart(track: Track, series: Series, looks: Sequence[report_svg.Look]) -> Chart:
+    last, how = looks[-1], track.how
+    ends = [(last.difference, how.change(last.difference))]
     ends += [(value, how.bound(value)) for value in last.cs or ()]
-    said = _since(series, looks)
-    title = f"{report_view.short(series.metric, 40)}, {report_view.short(series.variant, 40)}"
+    since, said = _since(series, looks)
     at_last = how.change(last.difference)
     if last.cs:
         at_last += f" in {how.interval(*last.cs)}"
-    points = [point for point in series.points if point.difference is not None]
-    texts = [
-        report_view.short(point.time, 24) if point.time is not None else whole(point.n)
-        for point in (points[0], points[-1])
-    ]
+    first_text, last_text = ends_of(series)
     return Chart(
         variant=report_view.short(series.variant),
         drawing=report_svg.chart(
-            looks, window, labels, ends, title=title, desc=f"At the last look {at_last}. {said}"
+            looks,
+            track.window,
+            track.labels,
+            ends,
+            since=since,
+            title=f"{report_view.short(track.metric, 40)}, {report_view.short(series.variant, 40)}",
+            desc=f"At the last look {at_last}. {said}",
         ),
-        first=texts[0],
-        last=texts[1],
+        first=first_text,
+        last=last_text,
         said=said,
     )
 
 
-def _since(series: Series, looks: list[report_svg.Look]) -> str:
-    """From which look on the sequence excludes 0."""
+def ends_of(series: Series) -> tuple[str, str]:
+    """What stands under the first and the last look: times, or units so far."""
+    points = [point for point in series.points if point.difference is not None]
+    first, last = (
+        _time(point.time) if point.time is not None else whole(point.n)
+        for point in (points[0], points[-1])
+    )
+    return first, last
+
+
+def _since(series: Series, looks: Sequence[report_svg.Look]) -> tuple[float | None, str]:
+    """From which place on the sequence excludes 0, and in words."""
     points = [point for point in series.points if point.difference is not None]
     since = None
     for point, look in zip(points, looks, strict=True):
         out = look.cs is not None and not look.cs[0] <= 0 <= look.cs[1]
-        since = (since or point) if out else None
+        since = (since or (look.at, point)) if out else None
     if since is None:
         ever = any(k.cs is not None and not k.cs[0] <= 0 <= k.cs[1] for k in looks)
-        return (
-            "It excluded 0 at a look, but not at the last."
-            if ever
-            else "It includes 0 at every look."
-        )
-    when = "" if since.time is None else f", {report_view.short(since.time, 24)}"
-    return f"It excludes 0 from {whole(since.n)} units on{when}."
+        if ever:
+            return None, "It excluded 0 at a look, but not at the last."
+        return None, "It includes 0 at every look."
+    at, point = since
+    when = "" if point.time is None else f", {_time(point.time)}"
+    return at, f"It excludes 0 from {whole(point.n)} units on{when}."
+
+
+def _time(text: str) -> str:
+    """An ISO 8601 time without what is 0 in it; any other text as it is."""
+    day, parted, hour = text.partition("T")
+    if not parted:
+        return report_view.short(text, 24)
+    hour = hour.removesuffix("+00:00").removesuffix("Z").removesuffix(":00")
+    return report_view.short(day if hour == "00:00" else f"{day} {hour}", 24)
 
 
 def _stratum_groups(

@@ -60,20 +60,19 @@ def nice(least: float) -> float:
 
 def track(marks: Marks, most: float, *, title: str, desc: str) -> Markup:
     """Interval (thick bar), sequence (line with ends) and difference (diamond) about 0."""
-    middle = TRACK_PX / 2
-    parts = [f'<line class="zero" x1="50%" x2="50%" y1="0" y2="{TRACK_PX}"/>']
+    parts = []
     if marks.cs is not None:
-        parts.append(_whiskers(marks.cs, most, middle))
+        parts.append(_whiskers(marks.cs, most))
     if marks.ci is not None:
         low, high = (_x(end, most) for end in marks.ci)
         width = max(high - low, 0.3)
-        parts.append(
-            f'<rect class="ci" x="{low:.2f}%" width="{width:.2f}%" y="{middle - 4}" height="8"/>'
-        )
+        parts.append(f'<rect class="ci" x="{low:.2f}%" width="{width:.2f}%" y="-4" height="8"/>')
     if marks.difference is not None:
         kind = "point clear" if marks.clear else "point"
-        parts.append(_mark(_x(marks.difference, most), middle, kind, "M0-7 7 0 0 7-7 0z"))
-    return _svg("track", TRACK_PX, "".join(parts), title, desc)
+        parts.append(_mark(_x(marks.difference, most), kind, "M0-7 7 0 0 7-7 0z"))
+    zero = '<line class="zero" x1="50%" x2="50%" y1="0" y2="100%"/>'
+    inside = f'{zero}<svg y="50%" overflow="visible">{"".join(parts)}</svg>'
+    return _svg("track", TRACK_PX, inside, title, desc)
 
 
 def axis(most: float, labels: Sequence[str]) -> Markup:
@@ -136,6 +135,7 @@ def chart(
     labels: Sequence[tuple[float, str]],
     ends: Sequence[tuple[float, str]],
     *,
+    since: float | None,
     title: str,
     desc: str,
 ) -> Markup:
@@ -146,6 +146,7 @@ def chart(
         window: Lowest and highest value shown.
         labels: (value, text) at the left; their lines cross the chart.
         ends: (value, text) at the right, beside the last look; the first is emphasised.
+        since: Where, in 0..1, the sequence has left 0 for good; None: it has not.
         title: For who does not see it, like
         desc: the longer text.
     """
@@ -161,6 +162,9 @@ def chart(
         for k, (y, (_, text)) in enumerate(zip(places, ends, strict=True))
     )
     drawn = lines + _band(looks, window) + _line(looks, window)
+    if since is not None:
+        x = f"{1000 * since:.0f}"
+        drawn += f'<line class="since" x1="{x}" x2="{x}" y1="0" y2="{CHART_PX}"/>'
     plot = (
         f'<svg class="plot" role="img" viewBox="0 0 1000 {CHART_PX}" height="{CHART_PX}" '
         f'preserveAspectRatio="none"><title>{escape(title)}</title><desc>{escape(desc)}</desc>'
@@ -194,22 +198,20 @@ def _x(value: float, most: float) -> float:
     return 50 + 50 * _EDGE * min(max(value / most, -1.02), 1.02)
 
 
-def _whiskers(ends: tuple[float, float], most: float, middle: float) -> str:
+def _whiskers(ends: tuple[float, float], most: float) -> str:
     parts = []
     xs = [_x(end, most) for end in ends]
-    line = f'<line class="cs" x1="{xs[0]:.2f}%" x2="{xs[1]:.2f}%" y1="{middle}" y2="{middle}"/>'
-    parts.append(line)
+    parts.append(f'<line class="cs" x1="{xs[0]:.2f}%" x2="{xs[1]:.2f}%" y1="0" y2="0"/>')
     for end, x, arrow in zip(ends, xs, ("M6-5 0 0 6 5", "M-6-5 0 0-6 5"), strict=True):
         if abs(end) > most * (1 + 1e-9):
-            parts.append(_mark(x, middle, "cs", arrow))
+            parts.append(_mark(x, "cs", arrow))
         else:
-            cap = f'x1="{x:.2f}%" x2="{x:.2f}%" y1="{middle - 6}" y2="{middle + 6}"'
-            parts.append(f'<line class="cs" {cap}/>')
+            parts.append(f'<line class="cs" x1="{x:.2f}%" x2="{x:.2f}%" y1="-6" y2="6"/>')
     return "".join(parts)
 
 
-def _mark(x: float, y: float, kind: str, path: str) -> str:
-    return f'<svg x="{x:.2f}%" y="{y:g}" overflow="visible"><path class="{kind}" d="{path}"/></svg>'
+def _mark(x: float, kind: str, path: str) -> str:
+    return f'<svg x="{x:.2f}%" overflow="visible"><path class="{kind}" d="{path}"/></svg>'
 
 
 def _y(value: float, window: tuple[float, float]) -> float:

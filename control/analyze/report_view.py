@@ -16,12 +16,14 @@ from control.analyze import report_svg
 from control.analyze.report_numbers import Measure, decimal, measure, percent, probability, whole
 from control.analyze.result import Analysis, Arm, MetricResult
 
+TEXT_MOST: Final = 600  # of a reason or a warning
 NAME_MOST: Final = 80  # characters of a name that are shown where it stands in line
 DASH: Final = "\N{EN DASH}"
+UNSAID: Final = "cannot be said"
 _LOWER: Final = frozenset(("lower", "lower_is_better"))
 
 # Verdict -> (word on the badge, tone, sentence); {t}: treatment, {c}: control.
-_DECISIONS: Final[Mapping[str, tuple[str, str, str]]] = {
+DECISIONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "PROMOTE": ("Promote", "good", "Promote {t}: it is better than {c}."),
     "ROLLBACK": ("Roll back", "bad", "Take {t} back: it does harm compared with {c}."),
     "INVALID": ("Invalid", "bad", "Do not use this comparison: it is not a fair one."),
@@ -119,6 +121,7 @@ class Group:
     rows: tuple[Row, ...]
     summary: str
     tracks: tuple[Markup, ...]
+    labels: tuple[str, ...]  # of the scale: low, half of it, 0, half of high, high
     axis: Markup
     sides: tuple[str, str]
     open: bool
@@ -136,7 +139,7 @@ def clean(text: str) -> str:
 
 def short(text: str, most: int = NAME_MOST) -> str:
     """A name in at most so many characters: the middle gives way, as names differ at their ends."""
-    text = clean(text)
+    text = clean(text) or "(empty)"
     if len(text) <= most:
         return text
     head = (most - 1) * 2 // 3
@@ -154,7 +157,7 @@ def treatment_of(analysis: Analysis) -> str | None:
 
 def decision(analysis: Analysis) -> tuple[str, str, list[Piece]]:
     """(badge, tone, the plain sentence in pieces)."""
-    known = _DECISIONS.get(analysis.decision)
+    known = DECISIONS.get(analysis.decision)
     if known is None:
         word = analysis.decision.replace("_", " ").capitalize()
         return word, "wait", [Piece(f"{word}.")]
@@ -260,20 +263,21 @@ def group(
     first = rows[0].result
     better = direction(analysis, first.name)
     most = report_svg.reach([row.marks for row in rows])
-    coarse = Measure(how.share, _axis_digits(most * how.factor))
+    coarse = Measure(how.share, decimals_of(most * how.factor / 2))
     labels = [coarse.bound(most * place) for place in (-1, -0.5, 0, 0.5, 1)]
     labels[2] = "0"
     unit = "\N{NO-BREAK SPACE}pp" if how.share else ""
     labels[-1] += unit
     return Group(
         title=short(title),
-        aside=short(aside),
+        aside=short(aside) if aside else "",
         kind=kind_words(first.kind),
         direction=better,
         primary=analysis.source.settings.get("primary") == first.name,
         rows=tuple(rows),
         summary=summary([row.state for row in rows]),
         tracks=tuple(_track(row, most) for row in rows),
+        labels=tuple(labels),
         axis=report_svg.axis(most, labels),
         sides=_sides(better),
         open=opened,
@@ -291,9 +295,17 @@ def summary(states: Sequence[State]) -> str:
     )
 
 
+def decimals_of(step: float) -> int:
+    """Decimals that a round step of a scale needs, 0..12."""
+    for decimals in range(12):
+        if abs(step - round(step, decimals)) <= 1e-9 * abs(step):
+            return decimals
+    return 12
+
+
 def _state(ends: tuple[float, float] | None, better: str) -> State:
     if ends is None:
-        return State(DASH, "cannot be said", "wait")
+        return State(DASH, UNSAID, "wait")
     low, high = ends
     if low <= 0 <= high:
         return State("○", "not told apart", "wait")
@@ -327,14 +339,6 @@ def _track(row: Row, most: float) -> Markup:
         said.append(f"sequence {row.cs.text}")
     title = f"{short(row.result.name, 40)}, {short(row.who, 40)}: {row.state.word}"
     return report_svg.track(row.marks, most, title=title, desc="; ".join(said))
-
-
-def _axis_digits(most: float) -> int:
-    """Decimals that the half of a round axis needs."""
-    for decimals in range(12):
-        if abs(most / 2 - round(most / 2, decimals)) <= 1e-9 * most:
-            return decimals
-    return 12
 
 
 def _mean(arm: Arm, how: Measure, notes: Notes) -> Cell:

@@ -18,7 +18,11 @@ METHODS: Final = (
         "standard error: delta method over units (Deng, Knoblich, Lu 2018), as units and not rows "
         "were assigned",
     ),
-    ("quantile", "interval at one look: order statistics, no assumption about the distribution"),
+    (
+        "quantile",
+        "standard error: from order statistics, wider where rows of a unit go together (Deng, "
+        "Knoblich, Lu 2018)",
+    ),
 )
 
 TERMS: Final = (
