@@ -93,7 +93,7 @@ def decide_unusual(
         MalformedRequest: As `process`.
     """
     headers, first = read_headers(request)
-    page = page_of(plan.matcher, headers)
+    page = page_of(plan.matcher, headers, first)
     return _assign_fully(plan, page, headers, first, request, random_unit, now_s)
 
 

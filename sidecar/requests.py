@@ -99,8 +99,12 @@ def read_headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | N
     return headers, first
 
 
-def page_of(matcher: Matcher[Target], headers: Mapping[str, bytes]) -> Page:
-    """The page that decoded headers name."""
+def page_of(
+    matcher: Matcher[Target], headers: Mapping[str, bytes], first: Mapping[str, bytes] | None = None
+) -> Page:
+    """The page that decoded headers name; of a repeated pseudo-header, the first one says it."""
+    if first is not None:
+        headers = {**headers, **first}
     path = headers.get(":path", b"/")
     return Page(matcher, headers.get(":authority", b""), headers.get(":method"), path)
 
@@ -131,7 +135,7 @@ class Decoder:
         if found is not None:
             return Decoded(*found, None)
         headers, first = read_headers(data)
-        return Decoded(page_of(self._matcher, headers), headers, first)
+        return Decoded(page_of(self._matcher, headers, first), headers, first)
 
     def quick(self, data: bytes) -> tuple[Page, dict[str, bytes]] | None:
         """Page and other headers of a request as Envoy writes it; None = not looked at.

@@ -99,3 +99,10 @@ def test_no_range_fits_when_a_value_is_no_finite_number(value: bytes, side: str)
     setattr(segment.range, side, 5.0)
     found = asked(message, ("x-user-id", b"u"), ("x-number", value))
     assert found.outcome == "NOT_IN_SEGMENT"
+
+
+def test_target_is_what_the_first_path_says_when_pseudo_headers_are_repeated() -> None:
+    """Envoy sends each of them once; whoever else does not is read as the oracle does."""
+    repeated = (":path", b"/elsewhere"), (":method", b"PUT")
+    found = asked(snapshot(), ("x-user-id", b"user-1"), *repeated)
+    assert found.target == "fraud"
