@@ -1,7 +1,7 @@
 """`python -m tests.simulations [--long] [--only P1,P7] [--json FILE]`: run the plan, print it.
 
 Prints the table as Markdown; ends with 1 if any figure is out of its bound or a naive method does
-not fail. Without --long it takes two minutes of CPU, with it three quarters of an hour.
+not fail. Without --long it takes about 100 s of CPU, with it about twenty minutes.
 """
 
 from __future__ import annotations
