@@ -282,12 +282,8 @@ def _read_csv(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> No
     nulls = ", ".join(map(literal, NULLS))
     # A name of the header is needed: without it DuckDB calls the columns column0, column1 ...
     options = f"header = true, nullstr = [{nulls}], union_by_name = true"
-    source = f"read_csv({_list(files)}, {options}, sample_size = "
-    try:
-        _kept(connection, f"{source}{20 * HEAD_ROWS})", files)
-    except duckdb.ConversionException:
-        # A late value is not of the type that the first ones have: then all of them decide.
-        _kept(connection, f"{source}-1)", files)
+    # All rows decide on types: a late 1.5 in a column of whole numbers would be rounded silently.
+    _kept(connection, f"read_csv({_list(files)}, {options}, sample_size = -1)", files)
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:

@@ -19,10 +19,10 @@ from control.analyze.plans import Plan
 from control.analyze.result import Arm, MetricResult
 from control.stats.confseq import Ends, asymptotic_sequence, bernoulli_sequence, t_radius
 from control.stats.cuped import cuped
-from control.stats.means import Estimate, welch
+from control.stats.means import Estimate, cautious_variance, welch
 from control.stats.moments import merge_pairs
 from control.stats.proportions import Share, pooled_variance, two_proportions, wald_variance
-from control.stats.ratios import RatioTest, ratio_delta
+from control.stats.ratios import RatioTest, ratio_delta, ratio_variance
 
 EVENTS_LEAST: Final = 10  # of events and of non-events per arm, for a normal approximation
 UNITS_LEAST: Final = 100  # per arm, for an asymptotic sequence
@@ -56,13 +56,18 @@ class Compared:
 
 
 class _Estimate(NamedTuple):
-    """Of a difference. normal: Not a t-test's, which pays for an unknown variance."""
+    """Of a difference.
+
+    variances: Squared errors of both arms. normal: Not a t-test's, which pays for an unknown
+    variance.
+    """
 
     diff: float
     se: float
     ci_low: float
     ci_high: float
     p_value: float
+    variances: tuple[float, float]
     adjusted_means: tuple[float, float] | None = None
     normal: bool = True
 
@@ -159,9 +164,11 @@ def _estimated(
         return _adjusted(control, treatment, weighted, settings)
     if weighted:
         ratio = ratio_delta(control.ratio, treatment.ratio, alpha=settings.alpha)
-        return _taken(ratio) if ratio.decided else None
+        parts = (float(ratio_variance(cell.ratio)[1]) for cell in (control, treatment))
+        return _taken(ratio, *parts) if ratio.decided else None
     test = welch(control.value, treatment.value, alpha=settings.alpha)
-    return _taken(test)._replace(normal=False) if test.decided else None
+    parts = (float(cell.value.variance_of_mean) for cell in (control, treatment))
+    return _taken(test, *parts)._replace(normal=False) if test.decided else None
 
 
 def _adjusted(
@@ -177,16 +184,23 @@ def _adjusted(
         float(pair.mean_y) + cell.offset - theta * (float(pair.mean_x) - middle)
         for pair, cell in ((one, control), (two, treatment))
     )
-    return _taken(found.adjusted)._replace(adjusted_means=(means[0], means[1]))
+    # The arms' shares of the variance, by what the covariate leaves of each.
+    left = [
+        float(pair.m2_y - 2 * theta * pair.c_yx + theta**2 * pair.m2_x) / (n - 1) / n
+        for pair, n in ((one, control.n), (two, treatment.n))
+    ]
+    parts = (max(part, 0.0) for part in left)
+    return _taken(found.adjusted, *parts)._replace(adjusted_means=(means[0], means[1]))
 
 
-def _taken(test: Estimate | RatioTest) -> _Estimate:
+def _taken(test: Estimate | RatioTest, control: float, treatment: float) -> _Estimate:
     return _Estimate(
         float(test.diff),
         float(test.se),
         float(test.ci_low),
         float(test.ci_high),
         float(test.p_value),
+        (control, treatment),
     )
 
 
@@ -214,8 +228,10 @@ def _with_sequence(
 ) -> MetricResult:
     if not found.normal and min(n_c, n_t) < UNITS_LEAST:
         return _with_t_sequence(result, found, n_c + n_t, settings)
+    # A small arm has not met its rare large values yet: it is lent the other's spread per unit.
+    variance = cautious_variance(found.variances[0], n_c, found.variances[1], n_t)
     sequence = asymptotic_sequence(
-        found.diff, found.se**2, n=n_c + n_t, n_star=settings.n_star, alpha=settings.alpha
+        found.diff, variance, n=n_c + n_t, n_star=settings.n_star, alpha=settings.alpha
     )
     return replace(
         result,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from control.commands.declaring import asked
+from control.commands.files import refuse
+
 if TYPE_CHECKING:
     from control.analyze.data import Progress
+    from control.analyze.result import Analysis
 
 EXIT_UNREADABLE: Final = 1
 EXIT_INVALID: Final = 3
@@ -24,120 +28,152 @@ _METRIC_HELP: Final = (
 )
 
 
+DataArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow or JSON lines: by suffix."),
+]
+VariantColumnOption = Annotated[
+    str, typer.Option("--variant-column", help="Column that names each row's variant.")
+]
+ControlOption = Annotated[
+    str, typer.Option("--control", help="The variant that the others are compared with.")
+]
+UnitColumnOption = Annotated[
+    str | None,
+    typer.Option("--unit-column", help="Whom variants were given to: user, session."),
+]
+MetricOption = Annotated[list[str] | None, typer.Option("--metric", help=_METRIC_HELP)]
+FileOption = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", help="Declared metrics (kind: Metric): --metric takes a NAME."),
+]
+StrataOption = Annotated[
+    str | None, typer.Option("--strata", help="Column by which all is looked at apart too.")
+]
+CovariateOption = Annotated[
+    str | None,
+    typer.Option("--covariate", help="Column measured before the experiment (CUPED)."),
+]
+ExpectedOption = Annotated[
+    list[str] | None,
+    typer.Option("--expected", metavar="VARIANT=SHARE", help="Share of units; once per variant."),
+]
+SequentialOption = Annotated[
+    bool,
+    typer.Option(
+        "--sequential/--fixed",
+        help="Decide by what holds at any look, or by one look planned beforehand.",
+    ),
+]
+AlphaOption = Annotated[float, typer.Option("--alpha", help="Error probability of each interval.")]
+PrimaryOption = Annotated[
+    str | None, typer.Option("--primary", help="Metric that decides; the first by default.")
+]
+MinimumEffectOption = Annotated[
+    str,
+    typer.Option("--minimum-effect", help="Least improvement worth having: 0.01, or 2%."),
+]
+EquivalenceOption = Annotated[
+    str | None,
+    typer.Option("--equivalence", help="Loss as good as none; the minimum effect by default."),
+]
+HarmOption = Annotated[
+    str, typer.Option("--harm", help="Effect from which a proven loss is a ROLLBACK.")
+]
+GuardrailOption = Annotated[
+    list[str] | None,
+    typer.Option("--guardrail", metavar="METRIC=MARGIN", help="Must not get worse by the margin."),
+]
+LowerIsBetterOption = Annotated[
+    list[str] | None,
+    typer.Option("--lower-is-better", metavar="METRIC", help="Less of it is better."),
+]
+HigherIsBetterOption = Annotated[
+    list[str] | None,
+    typer.Option("--higher-is-better", metavar="METRIC", help="More of it is better."),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Promote only if the whole sequence is above minimum.")
+]
+MinUnitsOption = Annotated[
+    int, typer.Option("--min-units", help="Units of each arm before anything is decided.")
+]
+FinalOption = Annotated[
+    bool, typer.Option("--final", help="No more data will come: open is INCONCLUSIVE.")
+]
+TunedForOption = Annotated[
+    float,
+    typer.Option("--tuned-for", help="Units at which sequences are tightest; chosen blind."),
+]
+TimeColumnOption = Annotated[
+    str | None, typer.Option("--time-column", help="When a row happened: for plots, duration.")
+]
+LabelColumnOption = Annotated[
+    str | None, typer.Option("--label-column", help="What was true, for accuracy, f1, auc ...")
+]
+PredictionColumnOption = Annotated[
+    str | None, typer.Option("--prediction-column", help="What the model said.")
+]
+ScoreColumnOption = Annotated[
+    str | None, typer.Option("--score-column", help="How sure the model was, for auc.")
+]
+PositiveOption = Annotated[
+    str | None, typer.Option("--positive", help="Label that counts as positive; 1 or true.")
+]
+DropInvalidOption = Annotated[
+    bool, typer.Option("--drop-invalid", help="Leave out NaN and infinities; else refused.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print only JSON; progress goes to stderr.")
+]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a report, one file.")
+]
+PlotOption = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot: .svg .png .pdf.")
+]
+MemoryOption = Annotated[str, typer.Option("--memory", help="Limit; what is more is spilled.")]
+SpillOption = Annotated[
+    Path | None, typer.Option("--spill", metavar="DIR", help="Where to spill to.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
 def analyze(
-    data: Annotated[
-        list[str],
-        typer.Argument(metavar="DATA", help="CSV, Parquet, Arrow or JSON lines: by suffix."),
-    ],
-    variant_column: Annotated[
-        str, typer.Option("--variant-column", help="Column that names each row's variant.")
-    ],
-    control: Annotated[
-        str, typer.Option("--control", help="The variant that the others are compared with.")
-    ],
-    unit_column: Annotated[
-        str | None,
-        typer.Option("--unit-column", help="Whom variants were given to: user, session."),
-    ] = None,
-    metric: Annotated[list[str] | None, typer.Option("--metric", help=_METRIC_HELP)] = None,
-    strata: Annotated[
-        str | None, typer.Option("--strata", help="Column by which all is looked at apart too.")
-    ] = None,
-    covariate: Annotated[
-        str | None,
-        typer.Option("--covariate", help="Column measured before the experiment (CUPED)."),
-    ] = None,
-    expected: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--expected", metavar="VARIANT=SHARE", help="Share of units; once per variant."
-        ),
-    ] = None,
-    sequential: Annotated[
-        bool,
-        typer.Option(
-            "--sequential/--fixed",
-            help="Decide by what holds at any look, or by one look planned beforehand.",
-        ),
-    ] = True,
-    alpha: Annotated[
-        float, typer.Option("--alpha", help="Error probability of each interval.")
-    ] = 0.05,
-    primary: Annotated[
-        str | None, typer.Option("--primary", help="Metric that decides; the first by default.")
-    ] = None,
-    minimum_effect: Annotated[
-        str,
-        typer.Option("--minimum-effect", help="Least improvement worth having: 0.01, or 2%."),
-    ] = "0",
-    equivalence: Annotated[
-        str | None,
-        typer.Option("--equivalence", help="Loss as good as none; the minimum effect by default."),
-    ] = None,
-    harm: Annotated[
-        str, typer.Option("--harm", help="Effect from which a proven loss is a ROLLBACK.")
-    ] = "0",
-    guardrail: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--guardrail", metavar="METRIC=MARGIN", help="Must not get worse by the margin."
-        ),
-    ] = None,
-    lower_is_better: Annotated[
-        list[str] | None,
-        typer.Option("--lower-is-better", metavar="METRIC", help="Less of it is better."),
-    ] = None,
-    higher_is_better: Annotated[
-        list[str] | None,
-        typer.Option("--higher-is-better", metavar="METRIC", help="More of it is better."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Promote only if the whole sequence is above minimum.")
-    ] = False,
-    min_units: Annotated[
-        int, typer.Option("--min-units", help="Units of each arm before anything is decided.")
-    ] = 100,
-    final: Annotated[
-        bool, typer.Option("--final", help="No more data will come: open is INCONCLUSIVE.")
-    ] = False,
-    tuned_for: Annotated[
-        float,
-        typer.Option("--tuned-for", help="Units at which sequences are tightest; chosen blind."),
-    ] = 10_000,
-    time_column: Annotated[
-        str | None, typer.Option("--time-column", help="When a row happened: for plots, duration.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option("--label-column", help="What was true, for accuracy, f1, auc ...")
-    ] = None,
-    prediction_column: Annotated[
-        str | None, typer.Option("--prediction-column", help="What the model said.")
-    ] = None,
-    score_column: Annotated[
-        str | None, typer.Option("--score-column", help="How sure the model was, for auc.")
-    ] = None,
-    positive: Annotated[
-        str | None, typer.Option("--positive", help="Label that counts as positive; 1 or true.")
-    ] = None,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave out NaN and infinities; else refused.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print only JSON; progress goes to stderr.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a report, one file.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot: .svg .png .pdf.")
-    ] = None,
-    memory: Annotated[
-        str, typer.Option("--memory", help="Limit; what is more is spilled.")
-    ] = "1GB",
-    spill: Annotated[
-        Path | None, typer.Option("--spill", metavar="DIR", help="Where to spill to.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    data: DataArgument,
+    variant_column: VariantColumnOption,
+    control: ControlOption,
+    unit_column: UnitColumnOption = None,
+    metric: MetricOption = None,
+    file: FileOption = None,
+    strata: StrataOption = None,
+    covariate: CovariateOption = None,
+    expected: ExpectedOption = None,
+    sequential: SequentialOption = True,
+    alpha: AlphaOption = 0.05,
+    primary: PrimaryOption = None,
+    minimum_effect: MinimumEffectOption = "0",
+    equivalence: EquivalenceOption = None,
+    harm: HarmOption = "0",
+    guardrail: GuardrailOption = None,
+    lower_is_better: LowerIsBetterOption = None,
+    higher_is_better: HigherIsBetterOption = None,
+    strict: StrictOption = False,
+    min_units: MinUnitsOption = 100,
+    final: FinalOption = False,
+    tuned_for: TunedForOption = 10_000,
+    time_column: TimeColumnOption = None,
+    label_column: LabelColumnOption = None,
+    prediction_column: PredictionColumnOption = None,
+    score_column: ScoreColumnOption = None,
+    positive: PositiveOption = None,
+    drop_invalid: DropInvalidOption = False,
+    json: JsonOption = False,
+    html: HtmlOption = None,
+    plot: PlotOption = None,
+    memory: MemoryOption = "1GB",
+    spill: SpillOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Judge an experiment from its data: sample ratio, effects, a decision with reasons.
 
@@ -164,23 +200,17 @@ def analyze(
     Exit codes: 0 whatever the decision, 1 a file cannot be read or written, 2 usage, 3 data or an
     option that no honest number can be made of.
     """  # noqa: D301 - click takes a backspace for "do not wrap"
-    require_extra(
-        *NEEDED, *(("jinja2",) if html is not None else ()), *(("matplotlib",) if plot else ())
-    )
-    for option, path in (("--html", html), ("--plot", plot)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"no directory {path.parent}", param_hint=option)
-    from control.analyze.engine import analyze as run
-
-    with refused(), progress_on_stderr(quiet=quiet) as progress:
-        analysis = run(
+    check_possible(html, plot)
+    with refuse(), refused(), progress_on_stderr(quiet=quiet) as progress:
+        found = asked(metric or (), file or (), covariate=covariate, strata=strata)
+        analysis = engine()(
             list(data),
             variant_column=variant_column,
             control=control,
             unit_column=unit_column,
-            metrics=metric or (),
-            strata=strata,
-            covariate=covariate,
+            metrics=found.metrics,
+            strata=found.strata,
+            covariate=found.covariate,
             expected=_shares("--expected", expected),
             sequential=sequential,
             alpha=alpha,
@@ -194,8 +224,10 @@ def analyze(
             minimum_effect=minimum_effect,
             equivalence=equivalence,
             harm=harm,
-            lower_is_better=lower_is_better or (),
-            higher_is_better=higher_is_better or (),
+            **_given(
+                lower_is_better=[*(lower_is_better or ()), *found.lower_is_better],
+                higher_is_better=[*(higher_is_better or ()), *found.higher_is_better],
+            ),
             rule="strict" if strict else "point",
             min_units=min_units,
             final=final,
@@ -206,21 +238,53 @@ def analyze(
             spill=None if spill is None else str(spill),
             progress=progress,
         )
-    from control.analyze.result import to_json
-    from control.analyze.text import render_text
+        deliver(analysis, as_json=json, html=html, plot=plot)
 
-    with refused():
-        if html is not None:
-            from control.analyze.report import write_html
 
-            write_html(analysis, html)
-        if plot is not None:
-            from control.analyze.plots import write_plot
+def engine() -> Callable[..., Analysis]:
+    """What does the work; imported only once it is known to be there."""
+    from control.analyze.engine import analyze as judge
 
-            write_plot(analysis, plot)
-    if json:
+    return judge
+
+
+def check_possible(html: Path | None, plot: Path | None) -> None:
+    """Find out before the work whether its result can be had.
+
+    Raises:
+        typer.Exit, typer.BadParameter: A package or a directory is missing.
+    """
+    drawn = (("jinja2",) if html is not None else ()) + (
+        ("matplotlib",) if plot is not None else ()
+    )
+    require_extra(*NEEDED, *drawn)
+    for option, path in (("--html", html), ("--plot", plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"no directory {path.parent}", param_hint=option)
+
+
+def deliver(analysis: Analysis, *, as_json: bool, html: Path | None, plot: Path | None) -> None:
+    """Write the files, then print.
+
+    Raises:
+        OSError: A file cannot be written.
+        ValueError: A plot's suffix is not known.
+    """
+    if html is not None:
+        from control.analyze.report import write_html
+
+        write_html(analysis, html)
+    if plot is not None:
+        from control.analyze.plots import write_plot
+
+        write_plot(analysis, plot)
+    if as_json:
+        from control.analyze.result import to_json
+
         typer.echo(to_json(analysis))
     else:
+        from control.analyze.text import render_text
+
         render_text(analysis)
 
 
@@ -284,6 +348,10 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress | None]:
 def _log_step(step: str, share: float | None) -> None:
     if share is None:
         typer.echo(f"{step} ...", err=True)
+
+
+def _given(**lists: list[str] | None) -> dict[str, list[str]]:
+    return {name: values for name, values in lists.items() if values is not None}
 
 
 def _shares(option: str, texts: Sequence[str] | None) -> dict[str, float]:

@@ -23,7 +23,7 @@ def dkw_radius(
         n: Values seen, >= 1, any shape; below n_min the radius is infinite.
         alpha: Crossing probability in (0, 1).
         n_min: First look, >= 1; fixed beforehand.
-        leading: Constant A > 1 / sqrt(2); small ones are tighter late.
+        leading: Constant A in (1 / sqrt(2), 10]; small ones are tighter late.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -33,7 +33,7 @@ def dkw_radius(
     """
     seen = check("n", n, ge=1)
     first = check_scalar("n_min", n_min, ge=1)
-    a = check_scalar("leading", leading, gt=float(1 / np.sqrt(2)))
+    a = check_scalar("leading", leading, gt=float(1 / np.sqrt(2)), le=10)
     constant = _lil_constant(check_alpha(alpha), a)
     late = np.maximum(seen, first)
     radius = a * np.sqrt((np.log1p(np.log(late / first)) + constant) / late)

@@ -189,7 +189,7 @@ def sketch(values: npt.ArrayLike, *, accuracy: float = 0.01) -> Sketch:
 
     Args:
         values: Finite, shape (n,), may be empty.
-        accuracy: Relative error of any quantile, in (0, 1).
+        accuracy: Relative error of any quantile, in [1e-9, 1).
 
     Raises:
         ValueError: An argument is outside its range.
@@ -197,7 +197,7 @@ def sketch(values: npt.ArrayLike, *, accuracy: float = 0.01) -> Sketch:
     Source: Masson, Rim, Lee 2019 (arXiv 1908.10693), DDSketch without collapsing. O(n).
     """
     x = check("values", values).ravel()
-    width = _log_gamma(check_scalar("accuracy", accuracy, gt=0, lt=1))
+    width = _log_gamma(check_scalar("accuracy", accuracy, ge=1e-9, lt=1))
     positive, negative = _bins(x[x > _SMALLEST], width), _bins(-x[x < -_SMALLEST], width)
     return Sketch(accuracy, positive, negative, int(np.sum(np.abs(x) <= _SMALLEST)))
 

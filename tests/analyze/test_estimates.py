@@ -68,9 +68,26 @@ def test_mean_is_welch_s_test_of_scipy_when_rows_are_units() -> None:
     near(got.ci_high, interval.high)
     variance = t.var(ddof=1) / len(t) + c.var(ddof=1) / len(c)
     near(got.standard_error, math.sqrt(variance))
-    low, high = sequence(t.mean() - c.mean(), variance, len(c) + len(t))
+    spread = {len(arm): arm.var(ddof=1) for arm in (c, t)}
+    small, large = min(spread), max(spread)
+    cautious = max(spread[small], spread[large]) / small + spread[large] / large
+    low, high = sequence(t.mean() - c.mean(), cautious, len(c) + len(t))
     near(got.cs_low, low)
     near(got.cs_high, high)
+
+
+def test_sequence_lends_a_small_arm_the_spread_of_the_large_one_when_it_has_less() -> None:
+    rng = np.random.default_rng(8)
+    variant = np.where(rng.random(20_000) < 0.02, "treatment", "control")
+    values = np.where(variant == "control", rng.normal(0, 3, 20_000), rng.normal(0, 1, 20_000))
+    table = pa.table(
+        {"variant": variant, "u": np.arange(20_000), "x": values, "y": rng.random(20_000)}
+    )
+    c, t = arms(table, "x")
+    cautious = c.var(ddof=1) / len(t) + c.var(ddof=1) / len(c)
+    low, _ = sequence(t.mean() - c.mean(), cautious, 20_000)
+    near(first(table, "x:mean").cs_low, low)
+    near(first(table, "x:mean", covariate="y").cs_low, low, relative=0.02)
 
 
 def test_alpha_moves_intervals_and_sequences_when_it_is_given() -> None:
