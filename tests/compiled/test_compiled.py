@@ -25,9 +25,12 @@ INSIDE = (
 )
 AGAIN = (
     "tests/sidecar/wire",
+    "tests/sidecar/test_accesslog.py",
+    "tests/sidecar/test_accesslog_lean.py",
     "tests/sidecar/test_answers.py",
     "tests/sidecar/test_assignment.py",
     "tests/sidecar/test_assignment_vectors.py",
+    "tests/sidecar/test_fold.py",
     "tests/sidecar/test_plan_builder.py",
     "tests/sidecar/test_plan_match.py",
     "tests/sidecar/test_predicates.py",
@@ -36,6 +39,7 @@ AGAIN = (
     "tests/sidecar/test_semver.py",
     "tests/sidecar/test_tokens.py",
     "tests/sidecar/test_units.py",
+    "tests/sidecar/test_unitsample.py",
     "tests/sidecar/test_worker.py",
     "tests/sidecar/test_worker_imports.py",
     "tests/vectors",
