@@ -38,7 +38,7 @@ def fill(
     run, policy = entry.run, entry.policy
     looks = reduce(cells, policy, metrics=LIVE)
     if looks is None:
-        message.sentence = _nothing(run, cells)
+        message.sentence = run.reason or _nothing(run, cells)
         return
     found = _verdicts(looks, policy, run, now_ms)
     message.sentence = first_sentence(entry, found)

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from control.rollout import codec
 from control.rollout.assess import assess
@@ -14,7 +16,14 @@ from control.rollout.cells import Cells
 from control.rollout.checks import stage_factor
 from control.rollout.decide import Decision, decide, replay
 from control.rollout.judging import verdict
-from control.rollout.looks import REST, Looks, Method
+from control.rollout.looks import (
+    REST,
+    ArmLook,
+    Looks,
+    Method,
+    MetricLook,
+    SampleRatioLook,
+)
 from control.rollout.policy import GuardrailPolicy, Margin, Policy, PrimaryPolicy, StepPolicy
 from control.rollout.reduce import reduce
 from control.rollout.run import Run
@@ -343,6 +352,55 @@ def test_old_records_replay_when_they_know_no_looks() -> None:
     assert "looks" not in decision.inputs_json
     assert "verdicts" not in decision.to_json()
     assert codec.from_json(Seen, codec.to_json(Seen())) == Seen()
+
+
+numbers = st.none() | st.floats(-1e6, 1e6)
+arms = st.builds(
+    ArmLook,
+    n=st.integers(0, 10**9),
+    events=st.none() | st.integers(0, 100),
+    value=st.none() | st.floats(0, 1),
+    buckets=st.integers(0, 1024),
+)
+any_look = st.builds(
+    MetricLook,
+    metric=st.sampled_from(["accuracy", "error_rate", "latency_p95"]),
+    variant=st.just(V2),
+    higher_is_better=st.booleans(),
+    control=arms,
+    candidate=arms,
+    stratum=st.sampled_from(["", REST, "new"]),
+    slo_ms=st.none() | st.just(200.0),
+    method=st.sampled_from(Method),
+    difference=numbers,
+    error=numbers,
+    low=numbers,
+    high=numbers,
+    best=numbers,
+    worst=numbers,
+    margin=st.none() | st.floats(0, 1),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(any_look, max_size=6),
+    st.sampled_from(["ab", "canary"]),
+    st.lists(st.floats(-50, 50), max_size=2),
+)
+def test_decision_is_made_and_replays_when_looks_are_any(
+    found: list[MetricLook], kind: str, log_es: list[float]
+) -> None:
+    """Missing numbers, ends out of order, empty arms: a decision, never an exception."""
+    step = worlds.ab_step() if kind == "ab" else worlds.canary_step(500_000, ("accuracy",))
+    policy = ab_policy(steps=(step,), strata=("new",))
+    ratios = tuple(SampleRatioLook(1, "", e, {CONTROL: 1, V2: 1}, {}) for e in log_es)
+    looks = Looks(tuple(found), ratios, units={CONTROL: 500, V2: 500})
+    seen = worlds.healthy(NOW_MS, looks=looks)
+    decision = decide(worlds.started(policy), policy, seen, now_ms=NOW_MS)
+    assert decision.sentence
+    if decision.record:
+        assert replay(decision.inputs_json).to_json() == decision.to_json()
 
 
 def test_verdict_is_made_within_milliseconds_when_an_experiment_is_large() -> None:

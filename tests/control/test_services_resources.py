@@ -397,6 +397,31 @@ async def test_watch_tells_state_changes_and_deletion_when_they_happen(api: Api)
     call.cancel()
 
 
+async def test_results_are_streamed_until_the_experiment_has_ended(api: Api) -> None:
+    """First as they are, then when they are others; the last ones say why it ended."""
+    await api.create_target()
+    await api.create()
+    await api.verb("Start")
+    request = service.WatchExperimentResultsRequest(name=EXPERIMENT)
+    sentences: list[str] = []
+    async with asyncio.timeout(20):
+        async for found in api.experiments.WatchExperimentResults(request):
+            sentences.append(found.sentence)
+            if len(sentences) == 1:
+                await api.verb("Stop")
+    assert sentences[0] == "nothing to compare yet"
+    assert sentences[-1].startswith("stopped by")
+
+
+async def test_results_of_nothing_are_not_streamed(api: Api) -> None:
+    await api.create_target()
+    request = service.WatchExperimentResultsRequest(name=EXPERIMENT)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async with asyncio.timeout(10):
+            await api.experiments.WatchExperimentResults(request).read()
+    assert refused.value.code() is CODE.NOT_FOUND
+
+
 async def test_watch_is_refused_when_the_name_is_another_tenants(api: Api) -> None:
     """It would follow the parent's experiment of that id, and say nothing for ever."""
     await api.create_target()
