@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from control.commands.declaring import asked
-from control.commands.files import refuse
 
 if TYPE_CHECKING:
     from control.analyze.data import Progress
@@ -201,7 +200,7 @@ def analyze(
     option that no honest number can be made of.
     """  # noqa: D301 - click takes a backspace for "do not wrap"
     check_possible(html, plot)
-    with refuse(), refused(), progress_on_stderr(quiet=quiet) as progress:
+    with refused(), progress_on_stderr(quiet=quiet) as progress:
         found = asked(metric or (), file or (), covariate=covariate, strata=strata)
         analysis = engine()(
             list(data),

@@ -122,7 +122,9 @@ def test_inference_holds_when_nobody_is_better_and_the_bandit_wanders() -> None:
 @pytest.mark.parametrize("algorithm", ["thompson", "top_two"])
 def test_inference_holds_over_many_runs(world: World, runs: int, algorithm: str) -> None:
     found = figures(world, runs, algorithm)
-    check_inference(found, runs)
+    assert min(found.strata, found.propensity) >= least(runs), found
+    if algorithm == "thompson":  # top-two moves too little for the naive answer to go wrong by much
+        assert found.naive < least(runs), found
     if max(world.effects) > 0:
         check_regret(found, 0.8)
 

@@ -1,0 +1,89 @@
+"""Declared metrics for `turnout analyze`: resource files to what its options say.
+
+Owns which part of a declaration an analysis of rows can honour. Refuses the rest by name: a cap
+that is not applied would be a number that lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from control.commands.files import read_documents
+from control.model import Definition, definition
+from control.model.metrics import Direction, Kind
+from turnout.v1alpha1.metric_pb2 import MetricSpec
+
+
+class Asked(NamedTuple):
+    """What is asked of an analysis; see the options of these names."""
+
+    metrics: tuple[str, ...]
+    lower_is_better: tuple[str, ...]
+    higher_is_better: tuple[str, ...]
+    covariate: str | None
+    strata: str | None
+
+
+def asked(
+    texts: Sequence[str], files: Sequence[Path], *, covariate: str | None, strata: str | None
+) -> Asked:
+    """The metrics that are asked for, declared ones written out.
+
+    Args:
+        texts: As given to --metric; none with files: all that the files declare.
+        files: Resource files; other kinds in them are passed over.
+        covariate: As given; None = what the declarations say.
+        strata: As given; None = what the declarations say.
+
+    Raises:
+        ValueError: A declaration asks for what an analysis does not do.
+        InvalidFiles, Unimplemented, OSError: As `read_documents`.
+    """
+    documents = [document for _, document in read_documents(files)] if files else []
+    known = {
+        document.name: definition(document.name, document.spec)
+        for document in documents
+        if isinstance(document.spec, MetricSpec)
+    }
+    names = list(texts) or list(known)
+    used = [known[name] for name in names if name in known]
+    for found in used:
+        _check(found)
+    return Asked(
+        tuple(_written(known[name]) if name in known else name for name in names),
+        tuple(found.name for found in used if found.direction is Direction.LOWER),
+        tuple(found.name for found in used if found.direction is Direction.HIGHER),
+        covariate or _one("covariate", (found.covariate for found in used if found.covariate)),
+        strata or _one("segments", (column for found in used for column in found.segments)),
+    )
+
+
+def _written(found: Definition) -> str:
+    if found.kind is Kind.CLASSIFIER:
+        return found.statistic
+    if found.kind is Kind.RATIO:
+        return f"{found.name}:ratio:{found.numerator}/{found.denominator}"
+    level = f":{found.quantile}" if found.quantile is not None else ""
+    return f"{found.name}={found.value}:{found.kind}{level}"
+
+
+def _check(found: Definition) -> None:
+    asks = {"cap": found.cap is not None, "labelMaturity": found.label_maturity_s > 0}
+    for field, given in asks.items():
+        if given:
+            raise ValueError(
+                f"metric {found.name!r}: {field}: is not applied to rows: apply it to the data, "
+                "and leave it out here"
+            )
+
+
+def _one(field: str, columns: Iterable[str]) -> str | None:
+    found = sorted(set(columns))
+    if len(found) > 1:
+        raise ValueError(
+            f"metrics: {field}: {', '.join(found)}: an analysis takes one; ask for these metrics "
+            "one after the other, or say which by --covariate or --strata"
+        )
+    return found[0] if found else None
