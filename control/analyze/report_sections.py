@@ -20,7 +20,7 @@ from control.analyze.result import Analysis, MetricResult, SampleRatio, Series
 
 OPEN_GROUPS: Final = 6  # where there are more, the rest starts folded
 STRATUM_TRACKS: Final = 240  # drawn one by one; where there are more, strata become a table
-_CONVERSION: Final = re.compile(r"conver|purchas|checkout|signup|sign_up|subscri", re.IGNORECASE)
+_CONVERSION: Final = re.compile(r"(^|_)conv|purchas|checkout|signup|sign_up|subscri", re.IGNORECASE)
 _REVENUE: Final = re.compile(r"revenue|\barpu\b|\brpu\b|\bgmv\b|spend", re.IGNORECASE)
 _RATIO_DOUBT: Final = 0.001  # p below it is called a mismatch, as is usual for sample ratios
 HIGHLIGHTS_MOST: Final = 8
