@@ -185,6 +185,19 @@ def test_refusal_is_one_message_without_a_traceback_when_input_is_bad(
     assert done.stdout == ""
 
 
+def test_report_and_plot_are_written_beside_the_json_when_asked_for(
+    orders: Path, tmp_path: Path
+) -> None:
+    report, plot = tmp_path / "report.html", tmp_path / "plot.svg"
+    answer = answered(orders, *BASE, "--metric", "converted", "--html", report, "--plot", plot)
+    assert answer["decision"] == "PROMOTE"
+    assert "PROMOTE" in report.read_text().upper()
+    assert "<svg" in plot.read_text()
+    wrong = run(orders, *BASE, "--metric", "converted", "--plot", tmp_path / "plot.xyz", "-q")
+    assert wrong.returncode == 3
+    assert "Traceback" not in wrong.stderr
+
+
 def test_refusal_names_the_file_when_there_is_none(tmp_path: Path) -> None:
     done = run(tmp_path / "none.csv", *BASE)
     assert (done.returncode, done.stdout) == (1, "")
