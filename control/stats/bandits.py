@@ -14,10 +14,23 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from control.stats.bayes import BetaPosterior, beta_quantiles, normal_quantiles, p_best
+from control.stats.bayes import (
+    BetaPosterior,
+    beta_quantiles,
+    check_posterior,
+    normal_quantiles,
+    p_best,
+)
 from control.stats.bucketed import bucketed_difference
 from control.stats.distributions import normal_cdf, normal_pdf
-from control.stats.errors import FloatArray, check, check_scalar, check_vector, require
+from control.stats.errors import (
+    SMALLEST,
+    FloatArray,
+    check,
+    check_scalar,
+    check_vector,
+    require,
+)
 
 
 class ArmMeans(NamedTuple):
@@ -46,14 +59,13 @@ def p_best_betas(arms: Sequence[BetaPosterior]) -> FloatArray:
         arms: Posteriors, at least 2; see `bayes.beta_posterior`.
 
     Raises:
-        ValueError: Fewer than 2 arms, or a parameter <= 0.
+        ValueError: Fewer than 2 arms, or a parameter is outside [0.1, 1e15].
 
     Source: Thompson 1933. Checked against: bandit_prob_best.json (scipy). O(arms^2).
     """
     _check_arms(len(arms))
     for index, arm in enumerate(arms):
-        check_scalar(f"arms[{index}].a", arm.a, gt=0)
-        check_scalar(f"arms[{index}].b", arm.b, gt=0)
+        check_posterior(f"arms[{index}]", arm)
     return p_best(
         lambda i, x: np.asarray(stats.beta.pdf(x, arms[i].a, arms[i].b)),
         lambda i, x: np.asarray(special.betainc(arms[i].a, arms[i].b, x)),
@@ -75,9 +87,11 @@ def p_best_normals(means: npt.ArrayLike, ses: npt.ArrayLike) -> FloatArray:
     """
     mean, sd = check_vector("means", means), check_vector("ses", ses)
     _check_arms(len(mean))
-    require("ses", sd, sd > 0, "> 0")
+    require("ses", sd, sd >= SMALLEST, ">= 1e-60")
     if len(sd) != len(mean):
         raise ValueError(f"ses has {len(sd)} values, must be {len(mean)} as means")
+    # Around the best: far from 0 the steps of float64 are wider than a posterior.
+    mean = mean - mean.max()
     return p_best(
         lambda i, x: np.asarray(normal_pdf((x - mean[i]) / sd[i]) / sd[i]),
         lambda i, x: normal_cdf((x - mean[i]) / sd[i]),

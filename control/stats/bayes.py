@@ -20,6 +20,9 @@ from control.stats.moments import Moments
 # Where the panels of the integration meet, as tail probabilities of every distribution involved.
 _TAILS: Final = (1e-16, 1e-12, 1e-9, 1e-6, 1e-4, 1e-2, 0.1, 0.3)
 _NODES: Final = 48
+# Below, nearly all mass is at 0 or 1 alone; above, a posterior is narrower than float64's steps.
+PRIOR_LEAST: Final = 0.1
+POSTERIOR_MOST: Final = 1e15
 
 
 class BetaPosterior(NamedTuple):
@@ -69,27 +72,37 @@ def beta_posterior(
     """The posterior of a rate after x of n under a Beta(a, b) prior.
 
     Raises:
-        ValueError: Not 0 <= successes <= trials, not whole, or a prior <= 0.
+        ValueError: Not 0 <= successes <= trials, not whole, or a prior < 0.1.
     """
     n = check_scalar(f"{name}.trials", trials, ge=0, whole=True)
     x = check_scalar(f"{name}.successes", successes, ge=0, whole=True)
     require(f"{name}.successes", x, x <= n, f"<= {name}.trials")
-    a, b = check_scalar("prior_a", prior_a, gt=0), check_scalar("prior_b", prior_b, gt=0)
+    a = check_scalar("prior_a", prior_a, ge=PRIOR_LEAST)
+    b = check_scalar("prior_b", prior_b, ge=PRIOR_LEAST)
     return BetaPosterior(a + x, b + n - x)
+
+
+def check_posterior(name: str, arm: BetaPosterior) -> None:
+    """Refuse parameters that cannot be integrated over.
+
+    Raises:
+        ValueError: One is outside [0.1, 1e15].
+    """
+    for field, value in (("a", arm.a), ("b", arm.b)):
+        check_scalar(f"{name}.{field}", value, ge=PRIOR_LEAST, le=POSTERIOR_MOST)
 
 
 def compare_betas(control: BetaPosterior, treatment: BetaPosterior) -> BetaComparison:
     """Chance to beat and expected losses of two independent Beta posteriors.
 
     Raises:
-        ValueError: A parameter <= 0 or not finite.
+        ValueError: A parameter is outside [0.1, 1e15].
 
     Source: P = int f_t F_c; loss = int (1 - F_c) F_t. Panelled Gauss-Legendre, relative error
     about 1e-10. Checked against: tests/vectors/statcases/bayes_beta.json (scipy). O(1).
     """
     for name, arm in (("control", control), ("treatment", treatment)):
-        check_scalar(f"{name}.a", arm.a, gt=0)
-        check_scalar(f"{name}.b", arm.b, gt=0)
+        check_posterior(name, arm)
     arms = (control, treatment)
     x, weights = panels([beta_quantiles(arm) for arm in arms])
     cdf_c, cdf_t = (special.betainc(arm.a, arm.b, x) for arm in arms)
@@ -124,8 +137,8 @@ def compare_gauss(
     tests/vectors/statcases/bayes_gauss.json (gbstats). O(1).
     """
     v_c, v_t = mean_variances(control, treatment)
-    variance = check_scalar("variance of the difference", float(v_c + v_t), gt=0)
-    mean = float(treatment.mean - control.mean)
+    variance = _single("variance of the difference", v_c + v_t, gt=0)
+    mean = _single("difference", treatment.mean - control.mean)
     if prior is not None:
         own = check_scalar("prior.variance", prior.variance, gt=0)
         centre = check_scalar("prior.mean", prior.mean)
@@ -195,6 +208,12 @@ def p_best(
         others = np.prod([below[j] for j in arms if j != i], axis=0)
         best[i] = np.sum(weights * density(i, x) * others)
     return np.asarray(best / best.sum())
+
+
+def _single(name: str, cell: FloatArray, *, gt: float | None = None) -> float:
+    if np.ndim(cell):
+        raise ValueError(f"{name} has shape {np.shape(cell)}, must be one number")
+    return check_scalar(name, float(cell), gt=gt)
 
 
 def _expected_shortfall(mean: float, sd: float) -> float:

@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from control.stats.errors import FloatArray, check, check_shapes, check_vector, require
+from control.stats.errors import (
+    SMALLEST,
+    FloatArray,
+    check,
+    check_shapes,
+    check_vector,
+    require,
+)
 
 
 class ClusterTest(NamedTuple):
@@ -94,7 +101,7 @@ def bucket_ratio(y: npt.ArrayLike, n: npt.ArrayLike) -> BucketRatio:
     if not shape or shape[-1] < 2:
         raise ValueError(f"y has shape {shape}, must end in at least 2 buckets")
     units = np.sum(np.broadcast_to(bottom, shape), axis=-1)
-    require("sum of n", units, units > 0, "> 0")
+    require("sum of n", units, units >= SMALLEST, ">= 1e-60")
     ratio = np.sum(np.broadcast_to(top, shape), axis=-1) / units
     left = np.sum((top - ratio[..., None] * bottom) ** 2, axis=-1)
     buckets = shape[-1]
@@ -162,8 +169,8 @@ def bucket_jackknife_of(
     Source: as of `jackknife_variance`. O(buckets x sums).
     """
     per_bucket = check("sums", sums)
-    if per_bucket.ndim != 2:
-        raise ValueError(f"sums has shape {per_bucket.shape}, must be (buckets, sums)")
+    if per_bucket.ndim != 2 or not per_bucket.shape[1]:
+        raise ValueError(f"sums has shape {per_bucket.shape}, must be (buckets, at least 1 sum)")
     total = per_bucket.sum(axis=0)
     return statistic(total), jackknife_variance(statistic(total - per_bucket))
 

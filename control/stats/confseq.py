@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from control.stats.distributions import log_beta, normal_log_cdf
 from control.stats.errors import (
+    SMALLEST,
     Alternative,
     BoolArray,
     FloatArray,
@@ -30,6 +31,7 @@ from control.stats.roots import edge
 
 _BISECTIONS: Final = 200  # more than a float64 has steps between 0 and any bound: ends by itself
 _XTOL: Final = 1e-13
+_VARIANCE_LEAST: Final = SMALLEST**2  # below there is no spread: quotients would overflow
 
 
 class Sequence(NamedTuple):
@@ -173,7 +175,7 @@ def normal_sequence(
     t2, value = check("tau2", tau2, gt=0), check("null", null)
     check_shapes(diff=diff, variance=variance, tau2=tau2, null=null)
     level = check_alpha(alpha)
-    v = np.where(v > 0, v, np.nan)
+    v = np.where(v > _VARIANCE_LEAST, v, np.nan)
     # log1p, not ln((v + tau2) / v): late looks have v << tau2, early ones v >> tau2.
     growth = np.log1p(t2 / v)
     half = np.sqrt(v * (1 + v / t2) * (growth + 2 * np.log(1 / level)))
@@ -224,10 +226,10 @@ def asymptotic_sequence(
     check_shapes(diff=diff, variance=variance, n=n, n_star=n_star)
     rho = sequence_rho(n_star, alpha=alpha, one_sided=sided != "two-sided")
     if sided == "two-sided":
-        safe = np.where(v > 0, v, 1.0)
+        safe = np.where(v > _VARIANCE_LEAST, v, 1.0)
         cells = normal_sequence(d, safe, tau2=rho**2 * safe * units, alpha=alpha)
-        return _blank(cells, v > 0)
-    v = np.where(v > 0, v, np.nan)
+        return _blank(cells, v > _VARIANCE_LEAST)
+    v = np.where(v > _VARIANCE_LEAST, v, np.nan)
     time = units * rho**2
     log_root = np.log1p(time) / 2
     half = np.sqrt(v * 2 * (1 + 1 / time) * np.logaddexp(0, log_root - np.log(2 * alpha)))

@@ -131,8 +131,8 @@ def tilt_log_e(
         events_treatment: Events of the treatment per bucket, whole, shape (..., buckets).
         events: Events of both arms per bucket, >= events_treatment.
         treatment_share: Treatment's share of the traffic per bucket, in [0, 1].
-        log_odds_ratios: The harms mixed over, ln odds ratios, shape (tilts,); negative ones look
-            for improvement.
+        log_odds_ratios: The harms mixed over, ln odds ratios in [-100, 100], shape (tilts,);
+            negative ones look for improvement.
         prior: Their weights, > 0; uniform by default.
 
     Returns:
@@ -151,7 +151,7 @@ def tilt_log_e(
     require("events_treatment", mine, mine <= both, "<= events")
     require("events_treatment", mine, (share > 0) | (mine == 0), "0 in a bucket without traffic")
     require("events_treatment", mine, (share < 1) | (mine == both), "events without a control")
-    tilts = check_vector("log_odds_ratios", log_odds_ratios)
+    tilts = check_vector("log_odds_ratios", log_odds_ratios, ge=-100, le=100)
     weights = np.ones_like(tilts) if prior is None else check("prior", prior, gt=0)
     if weights.shape != tilts.shape:
         raise ValueError(f"prior has shape {weights.shape}, must be {tilts.shape}")

@@ -6,7 +6,6 @@ Refuses to repair anything: a NaN is never dropped, a number never clipped.
 
 from __future__ import annotations
 
-import math
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -17,6 +16,9 @@ BoolArray = npt.NDArray[np.bool_]
 Alternative = Literal["two-sided", "greater", "less"]
 Direction = Literal["higher_is_better", "lower_is_better"]
 
+# Fourth powers of what lies between are numbers still: nothing overflows on the way.
+LARGEST: Final = 1e60
+SMALLEST: Final = 1e-60
 _NUMERIC_KINDS: Final = "biufO"  # O: integers beyond 64 bits
 
 
@@ -52,8 +54,8 @@ def check(
 
     Args:
         name: The argument's name as the caller knows it.
-        value: Numbers, any shape; NaN and infinities are refused.
-        gt: Bound that all must be above.
+        value: Numbers, any shape; NaN, infinities and magnitudes above 1e60 are refused.
+        gt: Bound that all must be above; above 0 is at least 1e-60.
         ge: Bound that all must be at least.
         lt: Bound that all must be below.
         le: Bound that all may be at most.
@@ -62,18 +64,15 @@ def check(
     Raises:
         ValueError: Not numbers, not finite or outside a bound.
     """
-    try:
-        raw = np.asarray(value)
-        if raw.dtype.kind not in _NUMERIC_KINDS:
-            raise TypeError(raw.dtype)
-        array = raw.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} == {value!r}, must be numbers") from error
+    array = numbers(name, value)
     if array.ndim == 0 and _within(float(array), gt, ge, lt, le, whole):
         return array
     require(name, array, np.isfinite(array), "finite")
+    require(name, array, np.abs(array) <= LARGEST, "at most 1e60 in magnitude")
     if gt is not None:
         require(name, array, array > gt, f"> {gt:g}")
+    if gt == 0:
+        require(name, array, array >= SMALLEST, ">= 1e-60")
     if ge is not None:
         require(name, array, array >= ge, f">= {ge:g}")
     if lt is not None:
@@ -83,6 +82,21 @@ def check(
     if whole:
         require(name, array, array == np.floor(array), "whole")
     return array
+
+
+def numbers(name: str, value: npt.ArrayLike) -> FloatArray:
+    """Numbers of any shape as float64, NaN and infinities among them.
+
+    Raises:
+        ValueError: Not numbers.
+    """
+    try:
+        raw = np.asarray(value)
+        if raw.dtype.kind not in _NUMERIC_KINDS:
+            raise TypeError(raw.dtype)
+        return raw.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name} == {value!r}, must be numbers") from error
 
 
 def check_scalar(
@@ -184,8 +198,8 @@ def _within(
 ) -> bool:
     """As the rules of `check`, of one number: a tenth of the time, and looks are full of those."""
     return (
-        math.isfinite(value)
-        and (gt is None or value > gt)
+        -LARGEST <= value <= LARGEST
+        and (gt is None or (value > gt and (gt != 0 or value >= SMALLEST)))
         and (ge is None or value >= ge)
         and (lt is None or value < lt)
         and (le is None or value <= le)

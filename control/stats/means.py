@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from control.stats.distributions import p_value, t_ppf
 from control.stats.errors import (
+    SMALLEST,
     Alternative,
     BoolArray,
     FloatArray,
@@ -21,6 +22,7 @@ from control.stats.errors import (
     check_alpha,
     check_alternative,
     check_shapes,
+    numbers,
     require,
 )
 from control.stats.moments import Moments
@@ -61,7 +63,7 @@ def estimate(
 
     Args:
         diff: Estimate, any shape; finite.
-        se: Standard error, >= 0 or NaN; 0 and NaN give an undecided cell.
+        se: Standard error, >= 0 or NaN; NaN and what is below 1e-60 give an undecided cell.
         df: Degrees of freedom, > 0, inf for the normal.
         alpha: Error probability of the interval, in (0, 1).
         alternative: "two-sided", "greater" or "less".
@@ -75,13 +77,13 @@ def estimate(
     check_alpha(alpha)
     check_alternative(alternative)
     d, nulls = check("diff", diff), check("null", null)
-    width = np.asarray(se, dtype=np.float64)
+    width = numbers("se", se)
     require("se", width, ~(width < 0) & ~np.isinf(width), ">= 0 and finite")
-    spread = np.where(width > 0, width, np.nan)
-    freedom = np.asarray(df, dtype=np.float64)
+    spread = np.where(width >= SMALLEST, width, np.nan)
+    freedom = numbers("df", df)
     require("df", freedom, ~(freedom <= 0), "> 0")
     statistic = (d - nulls) / spread
-    quantile = t_ppf(1 - (alpha / 2 if alternative == "two-sided" else alpha), freedom)
+    quantile = -t_ppf(alpha / 2 if alternative == "two-sided" else alpha, freedom)
     low, high = d - quantile * spread, d + quantile * spread
     if alternative != "two-sided":
         open_end = np.where(np.isnan(low), np.nan, np.inf)

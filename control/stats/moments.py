@@ -189,10 +189,13 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     """Merge any number of parts, of shapes that fit.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or a part holds what is no count, mean or sum of squares.
     """
     whole: Moments | None = None
     for part in parts:
+        check("n", part.n, ge=0, whole=True)
+        check("mean", part.mean)
+        check("m2", part.m2, ge=0)
         whole = part if whole is None else merge(whole, part)
     if whole is None:
         raise ValueError("parts == [], must be at least one")

@@ -6,13 +6,15 @@ form is `counts.count_evidence` on the discordant pairs with weights (.5, .5).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from scipy import special
 
 from control.stats.distributions import chi2_sf
 from control.stats.errors import check_scalar, require
+
+_COUNT_MAX: Final = 10**15  # above it a float64 is no count
 
 
 class McNemar(NamedTuple):
@@ -43,13 +45,13 @@ def mcnemar(
         both_wrong: >= 0.
 
     Raises:
-        ValueError: Not whole, negative, or no request at all.
+        ValueError: Not whole, negative, above 1e15, or no request at all.
 
     Source: McNemar 1947; correction by Edwards 1948; variance of (c - b) / n for paired samples.
     Checked against: tests/vectors/statcases/mcnemar.json (statsmodels, mlxtend).
     """
-    b = check_scalar("only_first", only_first, ge=0, whole=True)
-    c = check_scalar("only_second", only_second, ge=0, whole=True)
+    b = check_scalar("only_first", only_first, ge=0, le=_COUNT_MAX, whole=True)
+    c = check_scalar("only_second", only_second, ge=0, le=_COUNT_MAX, whole=True)
     n = b + c + check_scalar("both_right", both_right, ge=0, whole=True)
     n += check_scalar("both_wrong", both_wrong, ge=0, whole=True)
     require("requests", n, n > 0, "> 0")

@@ -84,7 +84,7 @@ def wilson(x: npt.ArrayLike, n: npt.ArrayLike, *, alpha: float = 0.05) -> Interv
     Source: Wilson 1927, JASA 22. Checked against: two_proportions.json (statsmodels). O(1).
     """
     events, trials = check_share("share", Share(x, n))
-    z = normal_ppf(1 - check_alpha(alpha) / 2)
+    z = -normal_ppf(check_alpha(alpha) / 2)
     p, shrink = events / trials, 1 + z**2 / trials
     middle = (p + z**2 / (2 * trials)) / shrink
     half = z / shrink * np.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
@@ -123,7 +123,7 @@ def two_proportions(
     diff = p_t - p_c
     variance = pooled_variance(x_c, n_c, x_t, n_t)
     z = diff / np.sqrt(np.where(variance > 0, variance, np.nan))
-    half = normal_ppf(1 - check_alpha(alpha) / 2) * np.sqrt(wald_variance(x_c, n_c, x_t, n_t))
+    half = -normal_ppf(check_alpha(alpha) / 2) * np.sqrt(wald_variance(x_c, n_c, x_t, n_t))
     own_c, own_t = wilson(x_c, n_c, alpha=alpha), wilson(x_t, n_t, alpha=alpha)
     below = np.hypot(p_t - own_t.low, own_c.high - p_c)
     above = np.hypot(own_t.high - p_t, p_c - own_c.low)

@@ -64,7 +64,7 @@ def group_sequential_bounds(
     t = check_vector("information_fractions", information_fractions)
     steps = np.diff(spent_alpha(t, alpha=alpha, phi=phi) / sides, prepend=0.0)
     unit_nodes, unit_weights = np.polynomial.legendre.leggauss(_NODES)
-    bounds = [float(-normal_ppf(steps[0]))]
+    bounds = [min(float(-normal_ppf(steps[0])), _Z_MAX)]
     nodes = density = weights = np.empty(0)
     for look in range(1, len(t)):
         # The score process, z sqrt(t), has independent increments; keep what has not crossed yet.

@@ -43,7 +43,8 @@ def srm_chi2(counts: npt.ArrayLike, weights: npt.ArrayLike) -> SampleRatio:
     observed = check("counts", counts, ge=0, whole=True)
     shares = check("weights", weights, gt=0)
     check_shapes(counts=counts, weights=weights)
-    if observed.ndim == 0 or observed.shape[-1] < 2 or observed.shape[-1] != shares.shape[-1]:
+    arms = {np.shape(array)[-1:] for array in (observed, shares)}
+    if len(arms) != 1 or arms & {(), (0,), (1,)}:
         raise ValueError(
             f"counts has shape {observed.shape}, weights {shares.shape}: must end in the same arms"
         )
