@@ -201,15 +201,14 @@ def analyze(
     """  # noqa: D301 - click takes a backspace for "do not wrap"
     check_possible(html, plot)
     with refused(), progress_on_stderr(quiet=quiet) as progress:
-        found = asked(metric or (), file or (), covariate=covariate, strata=strata)
+        better = {"lower": lower_is_better or (), "higher": higher_is_better or ()}
+        found = asked(metric or (), file or (), covariate=covariate, strata=strata, **better)
         analysis = engine()(
             list(data),
             variant_column=variant_column,
             control=control,
             unit_column=unit_column,
-            metrics=found.metrics,
-            strata=found.strata,
-            covariate=found.covariate,
+            **found._asdict(),
             expected=_shares("--expected", expected),
             sequential=sequential,
             alpha=alpha,
@@ -223,10 +222,6 @@ def analyze(
             minimum_effect=minimum_effect,
             equivalence=equivalence,
             harm=harm,
-            **_given(
-                lower_is_better=[*(lower_is_better or ()), *found.lower_is_better],
-                higher_is_better=[*(higher_is_better or ()), *found.higher_is_better],
-            ),
             rule="strict" if strict else "point",
             min_units=min_units,
             final=final,
@@ -347,10 +342,6 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress | None]:
 def _log_step(step: str, share: float | None) -> None:
     if share is None:
         typer.echo(f"{step} ...", err=True)
-
-
-def _given(**lists: list[str] | None) -> dict[str, list[str]]:
-    return {name: values for name, values in lists.items() if values is not None}
 
 
 def _shares(option: str, texts: Sequence[str] | None) -> dict[str, float]:

@@ -27,7 +27,13 @@ class Asked(NamedTuple):
 
 
 def asked(
-    texts: Sequence[str], files: Sequence[Path], *, covariate: str | None, strata: str | None
+    texts: Sequence[str],
+    files: Sequence[Path],
+    *,
+    covariate: str | None,
+    strata: str | None,
+    lower: Sequence[str],
+    higher: Sequence[str],
 ) -> Asked:
     """The metrics that are asked for, declared ones written out.
 
@@ -36,6 +42,8 @@ def asked(
         files: Resource files; other kinds in them are passed over.
         covariate: As given; None = what the declarations say.
         strata: As given; None = what the declarations say.
+        lower: Metrics of which less is better, as given.
+        higher: Metrics of which more is better, as given.
 
     Raises:
         ValueError: A declaration asks for what an analysis does not do.
@@ -53,8 +61,8 @@ def asked(
         _check(found)
     return Asked(
         tuple(_written(known[name]) if name in known else name for name in names),
-        tuple(found.name for found in used if found.direction is Direction.LOWER),
-        tuple(found.name for found in used if found.direction is Direction.HIGHER),
+        (*lower, *(found.name for found in used if found.direction is Direction.LOWER)),
+        (*higher, *(found.name for found in used if found.direction is Direction.HIGHER)),
         covariate or _one("covariate", (found.covariate for found in used if found.covariate)),
         strata or _one("segments", (column for found in used for column in found.segments)),
     )
