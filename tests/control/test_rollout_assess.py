@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.rollout.assess import Assessment, Check, assess
+from control.rollout.assess import Assessment, assess
 from control.rollout.bounds import log_sample_ratio, rate_interval
+from control.rollout.checks import Check
 from control.rollout.policy import BreakerPolicy, GuardrailPolicy, Margin, Policy
 from control.rollout.seen import BucketSeen, Seen, Sketch, VariantSeen, WindowSeen
 from control.rollout.words import Gate, Kind, Reason, Verdict
