@@ -48,7 +48,7 @@ EXIT_CODES: Final = (
     f"is invalid, {EXIT_UNREACHABLE} control plane unreachable (--server), 7 not implemented."
 )
 _RATES: Final = (Kind.PROPORTION, Kind.CLASSIFIER)
-_INSTALL: Final = "planning needs numpy and scipy: pip install 'turnout[stats]'"
+_INSTALL: Final = "planning needs numpy and scipy: pip install numpy scipy"
 
 Baselines = Annotated[
     list[str] | None,
