@@ -318,7 +318,9 @@ def _check_shares(shares: npt.ArrayLike, rewards: FloatArray) -> FloatArray:
 
 
 def _check_pair(arms: int, control: int, treatment: int) -> None:
-    if not (0 <= control < arms and 0 <= treatment < arms) or control == treatment:
+    # A bool is an int, and would be a mask.
+    known = (type(one) in (int, np.int64) and 0 <= one < arms for one in (control, treatment))
+    if not all(known) or control == treatment:
         raise ValueError(f"control == {control}, treatment == {treatment}: two of {arms} arms")
 
 
