@@ -120,7 +120,7 @@ def interval_ranks(
 
     Source: as of `quantile_interval`. O(1).
     """
-    values = int(check_scalar("n", n, ge=1, whole=True))
+    values = int(check_scalar("n", n, ge=1, le=1e12, whole=True))
     tail = check_alpha(alpha) / (2 if check_alternative(alternative) == "two-sided" else 1)
     from scipy import stats  # slow to import, and only needed here
 
