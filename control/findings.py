@@ -402,7 +402,7 @@ def _variant_seen(
     served: Counts, shadow: Counts, units: Mapping[str, int] | None, name: str
 ) -> VariantSeen:
     return VariantSeen(
-        decided=served.decided,
+        decided=max(0, served.decided - served.forced),  # sidecars count both in `decided`
         requests=served.requests,
         errors=served.errors,
         slow=served.slow,

@@ -66,7 +66,7 @@ class VariantSeen:
     """One variant over the current epoch (all strata together).
 
     Attributes:
-        decided: Answers given by sidecars.
+        decided: Answers given by sidecars, but for those that forced the variant and were logged.
         requests: Access-log entries folded, errors included; forced ones are in none of the counts.
         errors, slow, client_cancelled: Of `requests`.
         latency: Time to last byte sent.

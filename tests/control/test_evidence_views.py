@@ -86,6 +86,15 @@ def test_variants_add_up_over_strata_sidecars_and_epochs() -> None:
     assert evidence.variants("other", 1) == {}
 
 
+def test_forced_requests_are_no_loss_when_they_were_logged() -> None:
+    forced = count("v2", requests=5)  # 25 decided for v2: 5 by bucket, 20 by allow-list or token
+    forced.decided, forced.forced = 25, 19
+    evidence = evidence_of(batch(1, counts=[count(requests=10), forced]))
+    seen = evidence.variants("exp", 1)
+    assert (seen["control"].decided, seen["control"].requests) == (10, 10)
+    assert (seen["v2"].decided, seen["v2"].requests) == (6, 5)  # the one that never was logged
+
+
 def test_delta_counts_once_when_delivered_again() -> None:
     delta = batch(1, counts=[count(requests=10)])
     evidence = evidence_of(delta)

@@ -396,7 +396,7 @@ class CountDelta(_message.Message):
     first_bad_unix_ms: _builtins.int
     """Unix milliseconds of the earliest bad event in this delta, 0 = none."""
     forced: _builtins.int
-    """Requests flagged forced; not in the other counts."""
+    """Requests flagged forced: in `decided`, and in none of the other counts."""
     @_builtins.property
     def latency_bins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Latency sketch (DDSketch, contract.LATENCY_SKETCH_GAMMA): parallel arrays; time to last byte sent."""
