@@ -23,6 +23,7 @@ from tests.benchmarks.dataplane import HEADINGS, ROUNDS, SECONDS, goals, table
 from tests.benchmarks.plans import USERS
 from tests.benchmarks.processes import CONNECTIONS
 from tests.benchmarks.running import Round
+from tests.benchmarks.shipped import python
 
 ROOT: Final = Path(__file__).parents[2]
 DATA_PLANE: Final = "tests.benchmarks.dataplane"
@@ -96,9 +97,16 @@ def data_plane(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "`idle`: a target at rest. `turnout_20`: 20 experiments, 4 in 4 layers on the route, with "
         "segments, overrides and a mirror that copies nobody. `grpc_aio`: Turnout on grpc.aio. "
         "`grpc_go`, `tonic`: minimal servers of `tests/benchmarks/peers`. `default`: the product "
-        "as it comes, with two workers and access logs; access logs are off in all other rows.",
+        "as it comes, with two workers and access logs; access logs are off in all other rows. "
+        f"Turnout's rows run it as it is shipped: {_interpreter()}, request path compiled.",
         "",
     ]
+
+
+def _interpreter() -> str:
+    """The Python of the sidecar as it is shipped."""
+    asked = subprocess.run([python(), "-VV"], capture_output=True, text=True, check=True)
+    return asked.stdout.strip()
 
 
 def document(load: float, parts: Sequence[str]) -> str:
