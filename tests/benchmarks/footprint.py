@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import grpc.aio
 
+from tests import compiling
+from tests.benchmarks import shipped
 from tests.integration.extproc import WorkerClient, request_of
 from tests.integration.harness import Sidecar, Stage, one_experiment, wait_for
 
@@ -82,6 +84,7 @@ async def memory(stage: Stage, sidecar: Sidecar) -> dict[str, Any]:
 async def measure(rounds: int) -> dict[str, Any]:
     """Everything, in one dictionary."""
     async with Stage() as stage:
+        stage.turnout = shipped.build()
         snapshot = one_experiment(await stage.pod("v1"), await stage.pod("v2"), {"v2": 0.5})
         fake = await stage.fake_control()
         fake.push(snapshot)
@@ -116,6 +119,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--rounds", type=int, default=9, help="starts")
     options = parser.parse_args()
+    for name in compiling.environment():
+        os.environ.pop(name, None)  # it has its own compiled modules
     found = asyncio.run(measure(options.rounds))
     goals = {
         "worker_rss_mib": RSS_WORKER_MIB,

@@ -247,9 +247,11 @@ class Stage:
         directory: A short directory that is removed at the end.
         port: Where Envoy listens.
         pods: All pods, in the order in which they were opened.
+        turnout: The command that its sidecars are.
     """
 
     def __init__(self) -> None:
+        self.turnout = BIN / "turnout"
         self.directory = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
         self.port = free_port()
         self.metrics_port = free_port()
@@ -386,7 +388,7 @@ class Stage:
         if control:
             command += ["--control", control, "--tenant", TENANT]
         sidecar = self._own(Sidecar("sidecar", self.directory / "sidecar.log"))
-        await sidecar.spawn(BIN / "turnout", *command, *args)
+        await sidecar.spawn(self.turnout, *command, *args)
         self._sidecar = sidecar
         return sidecar
 
