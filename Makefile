@@ -90,14 +90,14 @@ proto: codegen
 
 # Hash-locked requirements without any index address in them.
 lock: $(LOCK)/.installed
-	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: \
 	  --no-emit-index-url --no-emit-find-links -o requirements.txt pyproject.toml
-	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: \
 	  --no-emit-index-url --no-emit-find-links --extra demo --extra test \
 	  -o requirements-dev.txt pyproject.toml
-	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: \
 	  --no-emit-index-url --no-emit-find-links -o requirements-image.txt requirements-image.in
-	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	$(LOCK)/bin/uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate --only-binary :all: \
 	  --no-emit-index-url --no-emit-find-links -o requirements-codegen.txt requirements-codegen.in
 
 $(LOCK)/.installed:
