@@ -82,7 +82,8 @@ def read_headers(request: bytes) -> tuple[dict[str, bytes], dict[str, bytes] | N
     except DecodeError as error:
         raise MalformedRequest("not an encoded ProcessingRequest") from error
     if not message.HasField("request_headers"):
-        raise MalformedRequest(f"no request headers but {message.WhichOneof('request')}")
+        phase = message.WhichOneof("request") or "nothing"
+        raise MalformedRequest(f"no request headers but {phase}")
     headers: dict[str, bytes] = {}
     first: dict[str, bytes] | None = None
     for header in message.request_headers.headers.headers:

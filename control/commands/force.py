@@ -44,9 +44,10 @@ def force(
         str, typer.Argument(help="The experiment.", autocompletion=experiment_names)
     ],
     variant: Annotated[str, typer.Argument(help="One of its variants.")],
-    unit: Annotated[
-        str, typer.Option("--unit", help="Good for this unit only; default for whoever bears it.")
-    ] = "",
+    unit_given: Annotated[
+        str | None,
+        typer.Option("--unit", help="Good for this unit only; default for whoever bears it."),
+    ] = None,
     ttl: Annotated[str, typer.Option("--ttl", help="How long it is good, 1m to 24h.")] = "1h",
     key_file: Annotated[
         Path | None,
@@ -80,7 +81,10 @@ def force(
     name = reference([experiment], tenant)
     if name.collection != "experiments":
         raise typer.BadParameter(f"{experiment!r} is no experiment")
-    seconds = _seconds(ttl)
+    if unit_given == "":  # a script's variable that is not set must not widen what is given away
+        rule = "is empty: leave it out for a token that is good for whoever bears it"
+        raise typer.BadParameter(rule, param_hint="--unit")
+    unit, seconds = unit_given or "", _seconds(ttl)
     known = None
     if key_file is not None:
         made = _signed(key_file, name, variant, unit, seconds)

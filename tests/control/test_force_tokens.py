@@ -223,3 +223,11 @@ def test_command_signs_by_a_key_file_when_there_is_no_control_plane(tmp_path: Pa
     assert "has 31 bytes and is no key" in turnout("force", "a", "b", "--key-file", key).err
     assert turnout("force", "a", "b", "--key-file", tmp_path / "none").code == 1
     assert turnout("force", "a", "B", "--key-file", key).code == 2
+
+
+def test_command_makes_no_token_for_everybody_when_the_unit_given_is_empty(tmp_path: Path) -> None:
+    key = tmp_path / "tenant.key"
+    key.write_bytes(KEY)
+    done = turnout("force", "fraud-v2", "v2", "--key-file", key, "--unit", "")
+    assert (done.code, done.out) == (2, "")
+    assert "--unit: is empty: leave it out" in done.err

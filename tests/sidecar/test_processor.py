@@ -293,6 +293,11 @@ def test_request_is_refused_when_it_has_no_request_headers(data: bytes) -> None:
         process(build(snapshot()), data, random_unit=no_random, now_s=lambda: NOW_S)
 
 
+def test_refusal_says_nothing_when_a_request_has_nothing() -> None:
+    with pytest.raises(MalformedRequest, match=r"^no request headers but nothing$"):
+        process(build(snapshot()), b"", random_unit=no_random, now_s=lambda: NOW_S)
+
+
 def test_request_is_served_when_it_has_fields_we_do_not_know() -> None:
     attributes = b"\x4a\x03abc"  # field 9, length-delimited
     data = request(("x-user-id", b"u")) + attributes

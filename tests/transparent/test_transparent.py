@@ -12,7 +12,17 @@ import pytest_asyncio
 from sidecar.hashing import bucket
 from tests.integration.snapshots import CONTROL, EXPERIMENT, SALT, TARGET
 from tests.integration.waiting import wait_for
-from tests.transparent.stage import CLIENT, ENVOY_PORT, KEY, PORT, V1, V2, Host, Network
+from tests.transparent.stage import (
+    CLIENT,
+    ENVOY_PORT,
+    INTERCEPT,
+    KEY,
+    PORT,
+    V1,
+    V2,
+    Host,
+    Network,
+)
 from turnout import contract
 from turnout.contract import BUCKET_COUNT, LAYER_MODELS, SNAPSHOT_FORMAT
 from turnout.v1alpha1.common_pb2 import Upstream
@@ -254,10 +264,16 @@ async def test_envoy_is_not_called_by_its_own_port_when_it_intercepts(network: N
         )
 
 
+@pytest.mark.parametrize("port", ["", "0", "080", "65536", "http"])
+async def test_intercept_touches_nothing_when_a_port_is_none(network: Network, port: str) -> None:
+    before = await network.v1.run("iptables", "-t", "mangle", "-S")
+    with pytest.raises(AssertionError, match="is not a port"):
+        await network.v1.run(INTERCEPT, "add", str(PORT), port)
+    assert await network.v1.run("iptables", "-t", "mangle", "-S") == before
+
+
 async def test_pod_is_reached_as_before_when_interception_is_removed(network: Network) -> None:
     """`intercept remove` leaves nothing behind."""
-    from tests.transparent.stage import INTERCEPT
-
     await network.v1.run(INTERCEPT, "remove")
     answers = await network.client.ask(V1, [request(f"u{i}") for i in range(20)])
     assert {(a["body"]["pod"], a["body"]["peer"]) for a in answers} == {("v1", CLIENT)}

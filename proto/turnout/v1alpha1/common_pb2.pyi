@@ -67,8 +67,9 @@ class Predicate(_message.Message):
     """A predicate on a request. Exactly one of: a leaf (`header` with one of equals, in, prefix, present,
     regex, range, semver; or `percentage` alone), `all`, `any`, `not`. Depth <= 8, at most 64 leaves.
     Values are compared as bytes (UTF-8). A missing header makes every leaf but `present: false` false; so
-    does a value that is no number for `range` or no version for `semver`. In a target's match, which
-    Envoy's routes repeat, only equals, in, prefix and present are possible.
+    does a value that is no number for `range` or no version for `semver`. Of several headers of one name,
+    one whose value fits is enough. In a target's match, which Envoy's routes repeat, only equals, in,
+    prefix and present are possible.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
