@@ -1,6 +1,7 @@
-# One image for both sides: `turnout sidecar ...` and `turnout control ...`.
-#   make image                     builds it with buildah, on a base of its own (see .ci/image)
-#   docker build -t turnout .      builds it on BASE
+# One image for both sides, `turnout sidecar ...` and `turnout control ...`; and one for every pod, without
+# what the statistics compute with (`turnout sidecar` alone; a control plane does not start from it).
+#   make image                     builds both with buildah, on a base of their own (see .ci/image)
+#   docker build -t turnout .      builds the first on BASE, `--target sidecar` the second
 # It runs as uid 65532, with a read-only root file system; state belongs on /var/lib/turnout,
 # sockets on /run/turnout. A private package index or its certificate: --build-arg PIP_INDEX_URL,
 # PIP_CERT.
@@ -33,7 +34,12 @@ RUN HATCH_BUILD_HOOKS_ENABLE=1 tools/bin/pip wheel -q --disable-pip-version-chec
       -o sbom.cdx.json /opt/turnout/bin/python \
  && .ci/trim /opt/turnout
 
-FROM ${BASE} AS root
+FROM build AS build-sidecar
+RUN tools/bin/pip --python /opt/turnout/bin/python uninstall -q -y --disable-pip-version-check numpy scipy \
+ && tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+      -o sbom.cdx.json /opt/turnout/bin/python
+
+FROM ${BASE} AS bare
 RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends python3 \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /usr/share/man/* /usr/share/info/* \
@@ -43,11 +49,33 @@ RUN apt-get update -q \
  && echo 'turnout:x:65532:65532::/var/lib/turnout:/usr/sbin/nologin' >> /etc/passwd \
  && echo 'turnout:x:65532:' >> /etc/group \
  && install -d -o 65532 -g 65532 -m 0750 /var/lib/turnout /run/turnout
+
+FROM bare AS root-sidecar
+COPY --from=build-sidecar /opt/turnout /opt/turnout
+COPY --from=build-sidecar /build/sbom.cdx.json /build/LICENSE /usr/share/doc/turnout/
+
+FROM bare AS root
 COPY --from=build /opt/turnout /opt/turnout
 COPY --from=build /build/sbom.cdx.json /build/LICENSE /usr/share/doc/turnout/
 
-# One layer: what the base brought and we removed takes no room.
-FROM scratch
+# One layer each: what the base brought and we removed takes no room.
+FROM scratch AS sidecar
+COPY --from=root-sidecar / /
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="turnout" \
+      org.opencontainers.image.description="Split, shadow and judge ML model versions on live traffic" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+WORKDIR /var/lib/turnout
+VOLUME ["/var/lib/turnout", "/run/turnout"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["turnout"]
+
+FROM scratch AS turnout
 COPY --from=root / /
 ARG VERSION=unknown
 ARG REVISION=unknown

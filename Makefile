@@ -48,7 +48,8 @@ jaeger:
 	@echo "http://127.0.0.1:16686 (/api/traces?service=turnout; this build has no web page)"
 	@exec .tools/bin/jaeger --config file:.ci/jaeger/config.yaml
 
-# The container image, as localhost/turnout in .tools/image; BASE=name builds on an image of a registry.
+# The container images, localhost/turnout and localhost/turnout-sidecar in .tools/image; BASE=name builds
+# on an image of a registry.
 image:
 	@BASE=$(BASE) .ci/image
 

@@ -20,6 +20,7 @@ from tests.tidy.repository import ROOT
 
 STORAGE = ROOT / ".tools" / "image"
 IMAGE = "localhost/turnout"
+SIDECAR_IMAGE = "localhost/turnout-sidecar"
 # $1 = root, $2 = user:group, $3 = directory, $4... = "source:target" up to "--", then the command.
 RUN = """
 set -eu
@@ -57,16 +58,19 @@ class Container:
         config: What the image says about how it is to be run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image: str = IMAGE) -> None:
+        self.image = image
         self.name = ""
         self.root = Path()
         self.config: dict[str, Any] = {}
         self._volumes: list[tempfile.TemporaryDirectory[str]] = []
 
     def __enter__(self) -> Self:
-        self.name = buildah("from", IMAGE)
+        self.name = buildah("from", self.image)
         self.root = Path(buildah("mount", self.name))
-        self.config = json.loads(buildah("inspect", "--type", "image", IMAGE))["OCIv1"]["config"]
+        self.config = json.loads(buildah("inspect", "--type", "image", self.image))["OCIv1"][
+            "config"
+        ]
         return self
 
     def __exit__(self, *error: object) -> None:
