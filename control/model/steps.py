@@ -36,6 +36,8 @@ REQUESTS_MAX: Final = 10**12
 # Sums of decimal fractions like 0.1 + 0.2 are not exact.
 FRACTION_ERROR: Final = 1e-9
 FRACTION_MIN: Final = 1 / BUCKET_COUNT
+# Below a half a verdict would be a guess; nearer to 1 no traffic decides.
+CONFIDENCE_RANGE: Final = (0.5, 0.999999)
 BANDIT_EPOCHS_MAX: Final = 288  # five minutes of a day; a lane's threshold grows with every epoch
 BANDIT_FLOOR_MIN: Final = 0.01
 BANDIT_EVERY_MIN: Final = Duration(seconds=10)
@@ -184,9 +186,8 @@ def _check_dwell(report: Report, path: str, step: ShadowStep | CanaryStep) -> No
 
 def _check_ab(report: Report, path: str, step: AbStep) -> None:
     if step.HasField("confidence"):
-        check_number(
-            report, f"{path}.confidence", step.confidence, 0, 1, open_low=True, open_high=True
-        )
+        least, most = CONFIDENCE_RANGE
+        check_number(report, f"{path}.confidence", step.confidence, least, most)
     if step.HasField("minimum_units"):
         check_number(report, f"{path}.minimumUnits", step.minimum_units, 0, REQUESTS_MAX)
     valid = True

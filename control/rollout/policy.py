@@ -19,6 +19,9 @@ METRIC_ERROR_RATE: Final = "error_rate"
 METRIC_ACCURACY: Final = "accuracy"
 METRIC_LATENCY_PREFIX: Final = "latency_p"
 ALPHA_PRIMARY: Final = 0.05
+# Of what was stored when any confidence between 0 and 1 was taken: no sequence has an alpha of 0.
+ALPHA_LEAST: Final = 1e-6
+ALPHA_MOST: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +256,7 @@ def _step(spec: experiment_pb2.ExperimentSpec, index: int) -> StepPolicy:
             split_ppm=ppm,
             dwell_ms=int(milliseconds(step.ab.minimum_duration)),
             # As people write it: 1 - 0.95 is not 0.05.
-            alpha=round(1 - step.ab.confidence, 12),
+            alpha=min(max(round(1 - step.ab.confidence, 12), ALPHA_LEAST), ALPHA_MOST),
             minimum_units=step.ab.minimum_units,
             maximum_ms=int(milliseconds(step.ab.maximum_duration)),
         )

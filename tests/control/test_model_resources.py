@@ -263,7 +263,21 @@ EXPERIMENT_FAULTS = [
         "  - ab: {split: {v2: 0.5, v3: 0.5}, confidence: 1}\n  onFinish: hold",
         "spec.steps[3].ab.confidence",
         "1.0",
-        "below 1",
+        "at most 0.999999",
+    ),
+    (
+        "  onFinish: hold",
+        "  - ab: {split: {v2: 0.5, v3: 0.5}, confidence: 0.9999999999999}\n  onFinish: hold",
+        "spec.steps[3].ab.confidence",
+        "0.9999999999999",
+        "at most 0.999999",
+    ),
+    (
+        "  onFinish: hold",
+        "  - ab: {split: {v2: 0.5, v3: 0.5}, confidence: 0.05}\n  onFinish: hold",
+        "spec.steps[3].ab.confidence",
+        "0.05",
+        "at least 0.5",
     ),
     (
         "  onFinish: hold",

@@ -70,6 +70,18 @@ def test_policy_says_what_the_spec_says_when_everything_is_set() -> None:
     assert policy.breaker == BreakerPolicy(0.5, 1_000.0, 2, 20)
 
 
+@pytest.mark.parametrize(
+    ("confidence", "alpha"), [(0.95, 0.05), (0.9999999999999, 1e-6), (1e-13, 0.5)]
+)
+def test_alpha_is_one_that_sequences_take_whatever_was_stored(
+    confidence: float, alpha: float
+) -> None:
+    """With an alpha of 0 every look would fail, and with it the whole experiment's safety."""
+    step = {"ab": {"split": {"v2": 0.5}, "confidence": confidence}}
+    (found,) = policy_of(FULL | {"steps": [step]}).steps
+    assert found.alpha == alpha
+
+
 def test_steps_have_exact_parts_per_million_when_fractions_are_not_binary() -> None:
     canary, shadow, ab = policy_of(FULL).steps
     split = {"control": 640_000, "v2": 290_000, "v3": 70_000}

@@ -852,7 +852,7 @@ class AbStep(_message.Message):
     MINIMUM_DURATION_FIELD_NUMBER: _builtins.int
     MAXIMUM_DURATION_FIELD_NUMBER: _builtins.int
     confidence: _builtins.float
-    """(0, 1). Default 0.95: of the verdict, however often one looks."""
+    """0.5 to 0.999999. Default 0.95: of the verdict, however often one looks."""
     minimum_units: _builtins.int
     """Units of each arm before there is a verdict. Default, and least, 100."""
     @_builtins.property
