@@ -112,7 +112,9 @@ def observe(cells: Cells, run: Run, policy: Policy) -> BanditSeen | None:
         policy: Of the revision that runs.
     """
     bandit = policy.steps[run.step].bandit
-    epochs = [epoch for epoch in cells.epochs if epoch.epoch >= run.bandit_epoch > 0]
+    # What has ended is served by nobody: its last epoch comes once more, without a split.
+    served = [epoch for epoch in cells.epochs if epoch.split_ppm]
+    epochs = [epoch for epoch in served if epoch.epoch >= run.bandit_epoch > 0]
     if bandit is None or not epochs:
         return None
     names = (policy.control, *policy.candidates)

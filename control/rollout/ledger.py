@@ -249,6 +249,8 @@ class Ledger:
                 tenant.looked.pop(name, None)
             else:
                 tenant.experiments[name] = experiment
+                if not experiment.run.live:
+                    tenant.looked.pop(name, None)
         for name, metric in mutation.metrics.items():
             if metric is None:
                 tenant.metrics.pop(name, None)

@@ -128,6 +128,17 @@ def test_earnings_are_of_the_steps_own_epochs_and_all_strata() -> None:
     assert found.uniform_regret == pytest.approx(0.05 * 800)
 
 
+def test_earnings_stay_what_they_were_when_the_experiment_has_ended() -> None:
+    """Its last epoch is among the past ones then, and the present one has no split."""
+    run, policy = running()
+    command = Command(Input.STOP, "alice")
+    now_ms = worlds.START_MS + EVERY_MS
+    ended = apply_command(run, policy, seen(now_ms, None), command, now_ms=now_ms).after
+    before = cells({1: {"control": (400, 40), "v2": (400, 20)}})
+    after = replace(before, epochs=(*before.epochs, Epoch(1, 0, ended.split_ppm)))
+    assert bandit.observe(after, ended, policy) == bandit.observe(before, run, policy) is not None
+
+
 def test_reward_is_a_right_answer_when_the_metric_is_accuracy() -> None:
     run, policy = running(metric="accuracy")
     told = {1: {"control": (100, 40), "v2": (100, 10)}}
