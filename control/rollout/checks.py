@@ -11,7 +11,7 @@ from typing import Final
 
 from control.rollout import judging, plain
 from control.rollout.judging import LABEL_METRICS
-from control.rollout.looks import Method, MetricLook
+from control.rollout.looks import MetricLook
 from control.rollout.policy import Policy, StepPolicy
 from control.rollout.words import Phase, Reason, Verdict
 from turnout.contract import BUCKET_COUNT
@@ -80,8 +80,7 @@ def _look_verdict(look: MetricLook, step: StepPolicy) -> tuple[Verdict, Reason]:
         return Verdict.UNDECIDED, Reason.NO_LABELS_YET if labels else Reason.NO_TRAFFIC
     if least < step.minimum_requests:
         return Verdict.UNDECIDED, Reason.TOO_FEW_REQUESTS
-    exact = look.method is Method.EXACT and look.best is not None
-    if judging.is_harmed(look) or (exact and (look.best or 0.0) < -judging.tolerance(look)):
+    if judging.is_shown_worse(look):
         return Verdict.FAIL, Reason.GUARDRAIL
     if look.margin is None:
         return Verdict.PASS, Reason.WITHIN_LIMITS

@@ -50,6 +50,8 @@ _AB_SETTLED: Final = (
     Row.NO_DIFFERENCE,
     Row.INCONCLUSIVE,
 )
+# Rows that would wait for more evidence.
+_AB_WAITS: Final = (Row.WARMING_UP, Row.HOLD, Row.CONTINUE)
 ROW_REASONS: Final = {
     Row.ROLLBACK: Reason.GUARDRAIL,
     Row.INVALID: Reason.SAMPLE_RATIO_MISMATCH,
@@ -308,14 +310,19 @@ def _compare(inputs: Inputs, judged: Assessment) -> Decision:
     for doubt in judged.doubts:
         if doubt.reason in _AB_DOUBTS:
             return _standing(inputs, judged, Action.HOLD, doubt.reason, here + doubt.sentence)
+    late = 0 < policy.steps[run.step].maximum_ms <= inputs.now_ms - run.step_start_ms
     if policy.primary is None:
-        sentence = f"{here}no primary metric is declared, so nothing can be decided; promote it, "
-        sentence += "roll it back or stop it"
+        sentence = "no primary metric is declared, so nothing can be decided"
+        if late:
+            return _kept(inputs, judged, Reason.INCONCLUSIVE, sentence)
+        sentence = f"{here}{sentence}; promote it, roll it back or stop it"
         return _standing(inputs, judged, Action.HOLD, Reason.NO_PRIMARY, sentence)
     if not judged.verdicts:
-        sentence = f"{here}no evidence by bucket of units yet"
-        return _standing(inputs, judged, Action.HOLD, Reason.ANALYSIS_PENDING, sentence)
-    rows = {verdict.variant: Row(verdict.kind) for verdict in judged.verdicts}
+        sentence = "no evidence by bucket of units yet"
+        if late:
+            return _kept(inputs, judged, Reason.INCONCLUSIVE, sentence)
+        return _standing(inputs, judged, Action.HOLD, Reason.ANALYSIS_PENDING, here + sentence)
+    rows = {verdict.variant: _row(verdict, late=late) for verdict in judged.verdicts}
     better = [verdict for verdict in judged.verdicts if rows[verdict.variant] is Row.PROMOTE]
     if len(better) == 1 and all(
         row in _AB_SETTLED for name, row in rows.items() if name != better[0].variant
@@ -335,17 +342,26 @@ def _compare(inputs: Inputs, judged: Assessment) -> Decision:
         if open_:
             sentence = f"{here}{better[0].sentence}; {open_[0].sentence}"
         return _standing(inputs, judged, Action.HOLD, Reason.BETTER, sentence)
-    return _kept(inputs, judged)
-
-
-def _kept(inputs: Inputs, judged: Assessment) -> Decision:
-    """No candidate is better, and more data would not show one: control stays the baseline."""
-    run, policy = inputs.run, inputs.policy
+    over = Row.INCONCLUSIVE in rows.values()
+    reason = Reason.INCONCLUSIVE if over else ROW_REASONS[next(iter(rows.values()))]
     said = "; ".join(verdict.sentence for verdict in judged.verdicts)
-    rows = [Row(verdict.kind) for verdict in judged.verdicts]
-    over = Row.INCONCLUSIVE in rows
-    reason = Reason.INCONCLUSIVE if over else ROW_REASONS[rows[0]]
+    return _kept(inputs, judged, reason, said)
+
+
+def _row(verdict: CandidateVerdict, *, late: bool) -> Row:
+    """A row of the table; at the maximum what waits for more evidence waits no longer."""
+    row = Row(verdict.kind)
+    return Row.INCONCLUSIVE if late and row in _AB_WAITS else row
+
+
+def _kept(inputs: Inputs, judged: Assessment, reason: Reason, said: str) -> Decision:
+    """No candidate is better, and none will be shown to be: control stays the baseline."""
+    run, policy = inputs.run, inputs.policy
+    over = reason is Reason.INCONCLUSIVE
     where = f"step {run.step + 1} of {len(policy.steps)}"
+    if over and Row.INCONCLUSIVE not in [Row(verdict.kind) for verdict in judged.verdicts]:
+        maximum = plain.duration(policy.steps[run.step].maximum_ms)
+        said = f"its maximum of {maximum} is over: {said}"
     if not policy.promote_on_finish:
         sentence = f"{where} is decided: {said}; the split stays until somebody decides"
         after = replace(run, finished=True)

@@ -8,7 +8,7 @@ people read first. Refuses to estimate (`reduce`), to order the rows of the tabl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from control.rollout.policy import Policy, StepPolicy
 from control.rollout.run import Run
 from control.rollout.words import Phase
 from control.stats import verdicts
-from control.stats.verdicts import Kind, Verdict
+from control.stats.verdicts import Kind, Reason, Verdict
 from turnout.contract import LATENCY_SKETCH_ALPHA
 
 SAMPLE_RATIO_ALPHA: Final = 0.001
@@ -131,7 +131,8 @@ def verdict(
             max_duration_s=step.maximum_ms / 1000 if step.maximum_ms else None,
         ),
     )
-    return _said(found, name, policy, primary)
+    shown = {(_shown(one), one.stratum): one for one in looks.metrics if one.variant == name}
+    return _said(found, name, policy, primary, shown)
 
 
 def primary_look(looks: Looks, policy: Policy, name: str) -> MetricLook | None:
@@ -163,6 +164,13 @@ def is_harmed(look: MetricLook) -> bool:
     if look.method not in _TRUSTED or gain is None or best is None:
         return False
     return best < 0 and gain <= -tolerance(look)
+
+
+def is_shown_worse(look: MetricLook) -> bool:
+    """As `is_harmed`; by exact bounds, beyond what is tolerated, which a step waits for."""
+    if look.method is Method.EXACT and look.best is not None:
+        return look.best < -tolerance(look)
+    return is_harmed(look)
 
 
 def is_better(look: MetricLook) -> bool:
@@ -254,24 +262,22 @@ def _arm(looks: Looks, name: str, arm: ArmLook | None, look: MetricLook | None) 
 
 
 def _said(
-    found: Verdict, name: str, policy: Policy, primary: MetricLook | None
+    found: Verdict,
+    name: str,
+    policy: Policy,
+    primary: MetricLook | None,
+    shown: Mapping[tuple[str, str], MetricLook],
 ) -> CandidateVerdict:
     first = found.reasons[0]
+    reasons = tuple(_why(reason, policy, shown) for reason in found.reasons)
     about = str(first.values.get("metric") or "")
     projected = [reason for reason in found.reasons if reason.code == "projected_units"]
     units = projected[0].values.get("units") if projected else None
     return CandidateVerdict(
         variant=name,
         kind=found.kind.value,
-        sentence=_sentence(found, name, policy, primary),
-        reasons=tuple(
-            Why(
-                reason.code,
-                reason.text,
-                {k: float(v) for k, v in reason.values.items() if isinstance(v, int | float)},
-            )
-            for reason in found.reasons
-        ),
+        sentence=_sentence(found.kind, reasons, name, policy, primary),
+        reasons=reasons,
         notes=tuple(reason.text for reason in found.notes),
         projected_units=float(units) if isinstance(units, float | int) else None,
         metric=about.partition(" ")[0] if about.partition(" ")[0] in BUILT_IN else "",
@@ -293,21 +299,59 @@ _OPENINGS: Final = {
 }
 
 
-def _sentence(found: Verdict, name: str, policy: Policy, primary: MetricLook | None) -> str:
-    opening = _OPENINGS[found.kind].format(name=name)
-    about_primary = found.kind not in (
-        Kind.ROLLBACK,
-        Kind.INVALID,
-        Kind.WARMING_UP,
-        Kind.HOLD,
-    )
+def _why(reason: Reason, policy: Policy, shown: Mapping[tuple[str, str], MetricLook]) -> Why:
+    """A reason in the metric's own unit and direction, with the arms' numbers."""
+    values = {
+        name: float(value)
+        for name, value in reason.values.items()
+        if isinstance(value, int | float) and abs(value) < -_ANY_LOSS
+    }
+    metric, stratum = str(reason.values.get("metric")), str(reason.values.get("stratum") or "")
+    look = shown.get((metric, stratum))
+    text = reason.text
+    what = f"{metric} in {stratum}" if stratum else metric
+    if reason.code in ("no_interval", "no_spread"):
+        if look is not None:
+            text = f"{what}: {too_few(look)}"
+        elif policy.primary is None:
+            text = "no primary metric is declared, so only harm can be shown"
+        else:
+            text = f"{policy.primary.metric}: nothing to compare yet"
+    elif reason.code == "projected_units":
+        about = float(format(values["units"], ".3g"))  # it is no more than a guess
+        text = f"about {about:,.0f} units in all if the effect stays"
+    elif look is not None and reason.code in ("harm", "stratum_harm"):
+        text = f"{what} is worse: {gap(look)}"
+        if reason.code == "harm" and values.get("margin"):
+            text += f" ({number(look, values['margin'])} is tolerated)"
+    elif look is not None and reason.code == "guardrail_unclear":
+        text = f"{what} may be worse by more than {number(look, values['margin'])}: {gap(look)}"
+    return Why(reason.code, text, values)
+
+
+def _sentence(
+    kind: Kind,
+    reasons: tuple[Why, ...],
+    name: str,
+    policy: Policy,
+    primary: MetricLook | None,
+) -> str:
+    opening = _OPENINGS[kind].format(name=name)
+    about_primary = kind not in (Kind.ROLLBACK, Kind.INVALID, Kind.WARMING_UP, Kind.HOLD)
     if about_primary and primary is not None and primary.difference is not None:
         rest = [comparison(primary, policy.control)]
-        rest += [r.text for r in found.reasons if r.code == "projected_units"]
-        if found.kind is Kind.INCONCLUSIVE:
-            rest += [r.text for r in found.reasons]
+        rest += [r.text for r in reasons if r.code == "projected_units"]
+        if kind is Kind.INCONCLUSIVE:
+            rest += [r.text for r in reasons]
         return f"{opening}: {'; '.join(rest)}"
-    return f"{opening}: {'; '.join(reason.text for reason in found.reasons)}"
+    return f"{opening}: {'; '.join(reason.text for reason in reasons)}"
+
+
+def too_few(look: MetricLook) -> str:
+    """Why two arms cannot be compared."""
+    least = min(look.control.n, look.candidate.n)
+    what = "labels" if look.metric in LABEL_METRICS else "answers"
+    return f"no {what} in one arm yet" if not least else f"too few {what} yet"
 
 
 def comparison(look: MetricLook, control: str) -> str:

@@ -21,8 +21,9 @@ class Method(StrEnum):
     BUCKETS = "BUCKETS"
     # A latency quantile from sketches, with a clustered error, stratified by epoch: as BUCKETS.
     QUANTILE = "QUANTILE"
-    # Exact bounds of two rates in the present epoch, each request a trial of its own: where there
-    # are too few events or units for a variance. A step may wait for it; it rolls nothing back.
+    # Exact bounds of two rates in the present epoch, where there are too few events or units for a
+    # variance: whether it is not worse by requests, whether it is worse or better by units. A step
+    # may wait for it; as a guardrail it rolls nothing back.
     EXACT = "EXACT"
     # No bounds.
     NONE = "NONE"

@@ -400,27 +400,18 @@ def _exact(
 ) -> MetricLook:
     """Exact bounds of both rates in the latest epoch that has both arms: never pooled over epochs.
 
-    The two-sided ends, which may promote, count each unit's requests as few trials: as many as the
-    other arm's design effect says, or else one.
+    Not being worse is a question to requests. What may show harm, or a gain, counts units: all
+    requests of one may go the same way, and of 30 users one that always fails is harm by requests.
     """
     latest = max(pair.epoch for pair in pairs)
-    mine = [pair for pair in pairs if pair.epoch == latest]
-    y_c, n_c, y_t, n_t = _stacked(mine, sums)
-    counts = [(int(y.sum()), int(n.sum())) for y, n in ((y_c, n_c), (y_t, n_t))]
-    if min(n for _, n in counts) == 0:
+    y_c, n_c, y_t, n_t = _stacked([pair for pair in pairs if pair.epoch == latest], sums)
+    requests = [(float(y.sum()), float(n.sum())) for y, n in ((y_c, n_c), (y_t, n_t))]
+    if min(n for _, n in requests) == 0:
         return _unknown(question, *arms)
-    sign = 1 if question.higher_is_better else -1
-    safe = [rate_interval(*count, alpha=SAFE_ALPHA) for count in counts]
-    worst = min(sign * (safe[1].low - safe[0].high), sign * (safe[1].high - safe[0].low))
-    harm = [rate_interval(*count, alpha=question.harm_alpha / 2) for count in counts]
-    best = max(sign * (harm[1].low - harm[0].high), sign * (harm[1].high - harm[0].low))
-    effects = [e for e in (_effect_of(y_c, n_c), _effect_of(y_t, n_t)) if e is not None]
-    sides = []
-    for (events, n), alone in zip(counts, _trials_per_unit(mine, counts), strict=True):
-        effect = max(effects, default=alone)
-        trials = max(1, math.floor(n / effect))
-        kept = min(trials, math.ceil(events / effect))
-        sides.append(rate_interval(kept, trials, alpha=question.alpha / 2))
+    units = [_as_units(y_c, n_c), _as_units(y_t, n_t)]
+    safe = _apart(requests, SAFE_ALPHA)
+    harm = _apart(units, question.harm_alpha / 2)
+    two = _apart(units, question.alpha / 2)
     return MetricLook(
         metric=question.metric,
         variant=question.variant,
@@ -431,29 +422,33 @@ def _exact(
         control=arms[0],
         candidate=arms[1],
         difference=whole.diff,
-        low=sides[1].low - sides[0].high,
-        high=sides[1].high - sides[0].low,
-        best=best,
-        worst=worst,
+        low=two[0],
+        high=two[1],
+        best=harm[1] if question.higher_is_better else -harm[0],
+        worst=safe[0] if question.higher_is_better else -safe[1],
         margin=margin,
         effective=whole.effective,
     )
 
 
-def _effect_of(y: Floats, n: Floats) -> float | None:
-    if int(np.count_nonzero(n.sum(axis=0))) < BUCKETS_LEAST:
-        return None
-    return design_effect(y, n)
+def _apart(counts: list[tuple[float, float]], alpha: float) -> tuple[float, float]:
+    """Least and greatest difference of two rates, each within its bounds at alpha."""
+    control, candidate = (rate_interval(*count, alpha=alpha) for count in counts)
+    return candidate.low - control.high, candidate.high - control.low
 
 
-def _trials_per_unit(pairs: list[Pair], counts: list[tuple[int, int]]) -> list[float]:
-    """Of each arm: the design effect if a unit's trials were all alike."""
-    found = []
-    for arm, (_, n) in enumerate(counts):
-        cells = [pair.arms[arm] for pair in pairs]
-        units = sum(cell.units << cell.unit_sample_shift for cell in cells)
-        found.append(max(1.0, n / units) if units else 1.0)
-    return found
+def _as_units(y: Floats, n: Floats) -> tuple[float, float]:
+    """Events and trials of an arm if every unit were one trial.
+
+    As many as units of equal traffic would tell as much: (sum n)^2 / sum n^2 over units, Kish 1965.
+    Units fall into buckets at random, so that of buckets' shares s the sum of (s - 1 / buckets)^2
+    is 1 over that number, but for 2 / buckets of its square.
+    """
+    by_bucket = n.sum(axis=0)
+    total = float(by_bucket.sum())
+    spread = float(np.sum((by_bucket / total - 1 / len(by_bucket)) ** 2))
+    trials = min(total, 1 / spread) if spread > 0 else total
+    return float(y.sum()) / total * trials, trials
 
 
 def _unknown(
@@ -495,7 +490,11 @@ def _quantile_look(question: Question, pairs: list[Pair]) -> MetricLook:
         if any(error <= 0 for _, error in estimates):
             continue
         counts = [sketch.count for sketch in sketches]
-        rows.append((*estimates[0], *estimates[1], counts[0] * counts[1] / sum(counts)))
+        (q_one, own), (q_two, other) = estimates
+        # As of ratios: a small arm that has met no slow user yet underrates its own error.
+        own = max(own, other * math.sqrt(max(1.0, counts[1] / counts[0])))
+        other = max(other, own * math.sqrt(max(1.0, counts[0] / counts[1])))
+        rows.append((q_one, own, q_two, other, counts[0] * counts[1] / sum(counts)))
     if not rows:
         return _unknown(question, ArmLook(n_c), ArmLook(n_t))
     q_c, error_c, q_t, error_t, harmonic = np.array(rows).T

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -19,7 +20,7 @@ from control.rollout.entries import ExperimentEntry
 from control.rollout.judging import CandidateVerdict
 from control.rollout.looks import ArmLook, Looks, Method, MetricLook
 from control.rollout.policy import Policy
-from control.rollout.reduce import primary_alpha, reduce
+from control.rollout.reduce import guardrails, primary_alpha, reduce
 from control.rollout.run import Run
 from turnout.v1alpha1 import experiment_service_pb2 as api
 
@@ -40,7 +41,11 @@ def fill(
     if looks is None:
         message.sentence = run.reason or _nothing(run, cells)
         return
-    found = _verdicts(looks, policy, run, now_ms)
+    # What is only shown has no part in the verdict: the loop does not look at it.
+    asked = {guardrail.metric for guardrail in guardrails(policy)}
+    judged = replace(looks, metrics=tuple(one for one in looks.metrics if one.metric in asked))
+    names = dict.fromkeys(look.variant for look in looks.metrics)
+    found = _verdicts(judged, names, policy, run, now_ms)
     message.sentence = first_sentence(entry, found)
     message.verdicts.extend(views.verdict_message(verdict) for verdict in found)
     confidence = 1 - primary_alpha(policy)
@@ -77,12 +82,13 @@ def _nothing(run: Run, cells: Cells) -> str:
     return "nothing was started" if not run.epoch else "nothing to compare yet"
 
 
-def _verdicts(looks: Looks, policy: Policy, run: Run, now_ms: int) -> list[CandidateVerdict]:
+def _verdicts(
+    looks: Looks, names: Iterable[str], policy: Policy, run: Run, now_ms: int
+) -> list[CandidateVerdict]:
     if run.step >= len(policy.steps):
         return []
     step = policy.steps[run.step]
     until_ms = run.end_ms or now_ms
-    names = dict.fromkeys(look.variant for look in looks.metrics)
     return [judging.verdict(looks, policy, step, name, run=run, now_ms=until_ms) for name in names]
 
 
@@ -132,7 +138,7 @@ def standing_of(look: MetricLook) -> api.Standing.ValueType:
     """Where a candidate stands on one metric."""
     if look.method is Method.NONE or look.difference is None:
         return api.STANDING_NO_DATA
-    if judging.is_harmed(look):
+    if judging.is_shown_worse(look):
         return api.STANDING_WORSE
     if judging.is_better(look):
         return api.STANDING_BETTER
@@ -145,10 +151,7 @@ def _sentence(look: MetricLook, standing: api.Standing.ValueType, policy: Policy
     where = f" in {look.stratum}" if look.stratum else ""
     said = judging.comparison(look, policy.control)
     if standing == api.STANDING_NO_DATA:
-        least = min(look.control.n, look.candidate.n)
-        what = "labels" if look.metric in judging.LABEL_METRICS else "answers"
-        why = f"no {what} in one arm" if not least else f"too few {what}"
-        return f"{look.variant}{where}: {look.metric}: {why} yet"
+        return f"{look.variant}{where}: {look.metric}: {judging.too_few(look)}"
     words = {
         api.STANDING_WORSE: "worse beyond doubt",
         api.STANDING_BETTER: "better",

@@ -15,10 +15,11 @@ from control.rollout.assess import assess
 from control.rollout.cells import Cells
 from control.rollout.checks import stage_factor
 from control.rollout.decide import Decision, decide, replay
-from control.rollout.judging import verdict
+from control.rollout.judging import is_better, is_harmed, is_shown_worse, verdict
 from control.rollout.looks import (
     REST,
     ArmLook,
+    DoubtLook,
     Looks,
     Method,
     MetricLook,
@@ -26,11 +27,13 @@ from control.rollout.looks import (
 )
 from control.rollout.policy import GuardrailPolicy, Margin, Policy, PrimaryPolicy, StepPolicy
 from control.rollout.reduce import reduce
+from control.rollout.results import standing_of
 from control.rollout.run import Run
 from control.rollout.seen import Seen
 from control.rollout.words import Action, Reason, State, Verdict
 from tests.control import rollout_worlds as worlds
 from tests.control.cell_worlds import CONTROL, V2, Arm, both, cells
+from turnout.v1alpha1.experiment_service_pb2 import STANDING_WORSE
 
 NOW_MS = worlds.START_MS + 10 * worlds.DWELL_MS
 BETTER = both(Arm(accuracy=0.85), Arm(accuracy=0.92))
@@ -138,6 +141,67 @@ def test_look_is_exact_when_nothing_fails() -> None:
     assert look.worst > -0.02
 
 
+STUCK = Arm(users=30, requests=12.0, error=0.0, sticky=0.1)
+
+
+def exact_look(policy: Policy, candidate: Arm = STUCK, *, seed: int = 3) -> MetricLook:
+    """Errors of a first stage in which a few of 30 users always fail, as some of control's do."""
+    splits = {1: worlds.split(10_000)}
+    arms = both(Arm(users=3_000, requests=12.0, error=0.01, sticky=0.01), candidate)
+    (look,) = looked(cells(arms, splits=splits, seed=seed), policy).of("error_rate", V2)
+    assert look.method is Method.EXACT
+    return look
+
+
+def test_look_shows_no_harm_when_few_users_make_many_requests() -> None:
+    """By requests, a fifth of which fail, it would be certain; three users are not."""
+    look = exact_look(ab_policy())
+    assert (look.candidate.events or 0) > 30
+    assert look.best is not None
+    assert look.best > 0
+    assert not is_shown_worse(look)
+    assert not is_better(look)
+
+
+def test_look_shows_harm_when_control_is_perfect_and_many_users_are_worse_off() -> None:
+    """Too few events for a variance in one arm, for ever; the other's users are witness enough."""
+    perfect, bad = Arm(users=800, error=0.0), Arm(users=800, error=0.3)
+    (look,) = looked(cells(both(perfect, bad)), ab_policy()).of("error_rate", V2)
+    assert look.method is Method.EXACT
+    assert is_shown_worse(look)
+    assert standing_of(look) == STANDING_WORSE
+    assert not is_harmed(look)  # a guardrail by it holds a step, and rolls nothing back
+
+
+@pytest.mark.parametrize(("users", "requests"), [(40, 25.0), (1_000, 1.0)])
+def test_exact_ends_are_as_wide_as_units_ask_for(users: int, requests: float) -> None:
+    """A thousand requests of 40 users tell as much as 40, those of a thousand users as a thousand.
+
+    Where the unit is the request every request is a unit, in a bucket of its own.
+    """
+    arm = Arm(users=users, requests=requests, error=0.0)
+    (look,) = looked(cells(both(arm, arm)), ab_policy()).of("error_rate", V2)
+    assert look.high is not None
+    trials = (
+        math.log(2 / 0.05) / look.high
+    )  # of a rate without events, but for its price of many looks
+    assert users / 8 < trials < users
+
+
+def test_quantile_of_a_small_arm_is_not_surer_than_control_s_users_allow() -> None:
+    """30 users who have all been fast say little of the slowest twentieth."""
+    fast = Arm(users=30, requests=40.0, over=0.0)
+    found = cells(both(Arm(users=3_000, over=0.06), fast), splits={1: worlds.split(10_000)}, seed=4)
+    quantile, _ = looked(found, ab_policy()).of("latency_p95", V2)
+    assert quantile.method is Method.QUANTILE
+    assert quantile.error is not None
+    (alone, _) = looked(
+        cells(both(Arm(users=3_000, over=0.06), Arm(users=3_000, over=0.06)), seed=4), ab_policy()
+    ).of("latency_p95", V2)
+    assert alone.error is not None
+    assert quantile.error > 2 * alone.error
+
+
 def test_look_is_unknown_when_an_arm_has_no_labels() -> None:
     policy = ab_policy()
     (look,) = looked(cells(both(Arm(), Arm(labelled=0.0))), policy).of("accuracy", V2)
@@ -189,6 +253,31 @@ def test_ab_rolls_back_when_the_candidate_is_worse_by_more_than_the_minimum() ->
     assert "accuracy" in decision.sentence
 
 
+def test_reasons_are_said_in_the_metric_s_own_unit_and_direction() -> None:
+    """No 1e299 that stands for "any loss", and no error rate that falls by -6 points."""
+    observed = ab_policy(guardrails=(GuardrailPolicy("error_rate"),))
+    decision = decided(cells(both(Arm(), Arm(error=0.08))), observed)
+    assert decision.action is Action.ROLLBACK
+    assert decision.sentence.startswith("rolled back v2: error_rate is worse: 7.76 % of 8,024 ")
+    assert "e+" not in decision.sentence
+    (found,) = decision.verdicts
+    assert all(abs(value) < 1e9 for why in found.reasons for value in why.values.values())
+
+
+def test_sentence_says_that_there_is_no_primary_metric() -> None:
+    policy = ab_policy(primary=None, steps=(worlds.canary_step(500_000),))
+    found = verdict(
+        looked(cells(EQUAL), policy),
+        policy,
+        policy.steps[0],
+        V2,
+        run=worlds.started(policy),
+        now_ms=NOW_MS,
+    )
+    words = "v2: no verdict yet: no primary metric is declared, so only harm can be shown"
+    assert found.sentence == words
+
+
 def test_ab_keeps_control_when_the_candidate_is_a_little_worse() -> None:
     many = Arm(users=40_000, requests=10)
     arms = both(many, replace(many, accuracy=0.895))
@@ -210,6 +299,84 @@ def test_ab_is_inconclusive_when_its_time_is_over() -> None:
     decision = decided(cells(both(small, small)), policy)
     assert (decision.action, decision.reason) == (Action.STOP, Reason.INCONCLUSIVE)
     assert decision.after.state is State.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("changes", "arms", "words"),
+    [
+        ({"minimum_units": 5_000}, BETTER, "v2: no verdict yet: units of control 2000 < 5000"),
+        ({}, both(Arm(), Arm(labelled=0.0)), "v2: no verdict yet: accuracy: no labels in one arm"),
+    ],
+)
+@pytest.mark.parametrize("promote", [True, False])
+def test_ab_is_inconclusive_when_its_time_is_over_and_it_never_warmed_up(
+    changes: dict[str, int], arms: dict[tuple[int, str, int], Arm], words: str, promote: bool
+) -> None:
+    step = replace(worlds.ab_step(), maximum_ms=600_000, **changes)  # type: ignore[arg-type]
+    policy = ab_policy(steps=(step,), promote_on_finish=promote)
+    early = decided(cells(arms), policy, now_ms=NOW_MS - 1)
+    assert (early.action, early.reason) == (Action.CONTINUE, Reason.WARMING_UP)
+    decision = decided(cells(arms), policy)
+    assert decision.reason is Reason.INCONCLUSIVE
+    assert f"its maximum of 10m is over: {words}" in decision.sentence
+    if promote:
+        assert decision.after.state is State.INCONCLUSIVE
+        assert decision.sentence.startswith("kept control at step 1 of 1: ")
+    else:
+        assert (decision.action, decision.after.finished) == (Action.FINISH, True)
+
+
+def test_ab_is_inconclusive_when_its_time_is_over_and_its_strata_disagree() -> None:
+    step = replace(worlds.ab_step(), maximum_ms=600_000)
+    policy = ab_policy(steps=(step,), strata=("new",))
+    looks = looked(cells(BETTER), policy)
+    seen = worlds.healthy(
+        NOW_MS, looks=replace(looks, doubts=(DoubtLook("simpson", "accuracy", V2),))
+    )
+    run = worlds.started(policy)
+    held = decide(run, policy, seen, now_ms=NOW_MS - 1)
+    assert (held.action, held.reason) == (Action.HOLD, Reason.STRATA_DISAGREE)
+    decision = decide(run, policy, seen, now_ms=NOW_MS)
+    assert (decision.action, decision.reason) == (Action.STOP, Reason.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("primary", [None, PrimaryPolicy("accuracy")])
+def test_ab_is_inconclusive_when_its_time_is_over_without_anything_to_judge(
+    primary: PrimaryPolicy | None,
+) -> None:
+    policy = ab_policy(
+        steps=(replace(worlds.ab_step(), maximum_ms=600_000),), primary=primary, guardrails=()
+    )
+    seen = worlds.healthy(NOW_MS)
+    decision = decide(worlds.started(policy), policy, seen, now_ms=NOW_MS)
+    assert (decision.action, decision.reason) == (Action.STOP, Reason.INCONCLUSIVE)
+    assert replay(decision.inputs_json).to_json() == decision.to_json()
+
+
+def test_ab_promotes_when_its_time_is_over_and_the_other_candidate_never_warmed_up() -> None:
+    policy = ab_policy(
+        candidates=(V2, "v3"),
+        steps=(
+            replace(
+                worlds.ab_step(),
+                split_ppm={CONTROL: 499_000, V2: 500_000, "v3": 1_000},
+                maximum_ms=600_000,
+            ),
+        ),
+    )
+    splits = {1: dict(policy.steps[0].split_ppm)}
+    arms = {**BETTER, (1, "v3", 0): Arm(users=4)}
+    assert decided(cells(arms, splits=splits), policy, now_ms=NOW_MS - 1).action is Action.HOLD
+    decision = decided(cells(arms, splits=splits), policy)
+    assert (decision.action, decision.promote_variant) == (Action.PROMOTE, V2)
+
+
+def test_ab_stays_held_when_its_time_is_over_and_the_sample_ratio_is_wrong() -> None:
+    """What is not valid is said, not ended: nothing after that row is to be decided."""
+    policy = ab_policy(steps=(replace(worlds.ab_step(), maximum_ms=600_000),))
+    odd = {**both(Arm(users=3_000, accuracy=0.85), Arm(users=2_000, accuracy=0.92))}
+    decision = decided(cells(odd), policy)
+    assert (decision.action, decision.reason) == (Action.HOLD, Reason.SAMPLE_RATIO_MISMATCH)
 
 
 def test_ab_goes_on_and_says_how_many_units_when_it_is_undecided() -> None:
@@ -250,7 +417,7 @@ def test_ab_holds_when_the_primary_is_better_and_a_guardrail_is_unclear() -> Non
     policy = ab_policy(guardrails=(GuardrailPolicy("error_rate", Margin(absolute=0.001)),))
     decision = decided(cells(BETTER), policy)
     assert (decision.action, decision.reason) == (Action.HOLD, Reason.LOW_POWER)
-    assert "error_rate may be worse by 0.001" in decision.sentence
+    assert "error_rate may be worse by more than 0.1 %" in decision.sentence
 
 
 # -- Strata ------------------------------------------------------------------------------------
