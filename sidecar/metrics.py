@@ -160,7 +160,9 @@ class _Collector(Collector):
             unstamped.add_metric([reason], count)
         yield unstamped
         answers = CounterMetricFamily(
-            _PREFIX + "answers", "Answers by target and outcome.", labels=["target", "outcome"]
+            _PREFIX + "answers",
+            "Answers by target and outcome; `answered` is all of them.",
+            labels=["target", "outcome"],
         )
         for (target, outcome), count in sorted(evidence.answers_total.items()):
             answers.add_metric([target, outcome], count)
