@@ -54,7 +54,8 @@ Exit codes: 0 stopped, 1 cannot run (the message says why), 2 usage,
 _Listen = Annotated[
     str,
     typer.Option(
-        help="unix:PATH, worker i listens on PATH.i; or, for tests, tcp:HOST:PORT, on PORT + i."
+        help="unix:PATH, worker i listens on PATH.i; or, for tests, tcp:HOST:PORT, on PORT + i "
+        "(GET /healthz there: curl --http2-prior-knowledge)."
     ),
 ]
 _Node = Annotated[
