@@ -64,6 +64,9 @@ def beside(found: ExperimentResults) -> Iterator[str]:
         where = f", stratum {ratio.stratum}" if ratio.stratum else ""
         yield f"\nSample ratio of epoch {ratio.epoch}{where}: {arms}; ln e {ratio.log_e_value:.2f}"
     for gap in found.fairness_gaps:
+        if gap.lowest == gap.highest:
+            yield f"Strata of {gap.variant}: {gap.metric} {_number(gap.metric, gap.lowest)} in all"
+            continue
         shown = [_number(gap.metric, value) for value in (gap.lowest, gap.highest)]
         yield (
             f"Strata of {gap.variant}: {gap.metric} from {shown[0]} ({gap.lowest_stratum}) to "

@@ -18,7 +18,7 @@ from control.rollout.phases import InvalidTransition, transition
 from control.rollout.policy import BanditPolicy, Policy, StepPolicy
 from control.rollout.run import PAST_EPOCHS_MAX, PastEpoch, Run
 from control.rollout.seen import LaneState, Seen
-from control.rollout.words import Action, Effect, Gate, Input, Phase, Reason, State
+from control.rollout.words import Action, Effect, Gate, Input, Phase, Reason, State, Verdict
 from control.stats.verdicts import Kind as Row
 from turnout.contract import BUCKET_COUNT
 
@@ -428,7 +428,8 @@ def _earned(inputs: Inputs, judged: Assessment) -> Decision:
     where, said = f"step {run.step + 1} of {len(policy.steps)}", bandit.compared(seen)
     winner = bandit.winner(seen)
     moved = bool(winner) and inputs.seen.baseline_moved
-    if policy.promote_on_finish and winner and not moved:
+    against = _against(policy, judged, winner)
+    if policy.promote_on_finish and winner and not moved and not against:
         sentence = f"promoted {winner}: {where} is over: {said}"
         return _end(inputs, Input.PROMOTE, Reason.BETTER, sentence, judged, winner)
     if policy.promote_on_finish and not winner:
@@ -441,9 +442,26 @@ def _earned(inputs: Inputs, judged: Assessment) -> Decision:
     sentence = f"{where} is over: {said}; "
     if moved:
         sentence += f"{BASELINE_MOVED}; "
+    if policy.promote_on_finish and against:
+        sentence += f"{against}; "
     sentence += "the split stays until somebody decides"
     after = replace(run, finished=True)
     return _change(inputs, Input.STEPS_FINISHED, after, Reason.STEPS_FINISHED, sentence, judged)
+
+
+def _against(policy: Policy, judged: Assessment, winner: str) -> str:
+    """What keeps the best arm of a bandit from being promoted, as row 5 of the table has it."""
+    for doubt in judged.doubts:
+        if doubt.reason is Reason.STRATUM_HARM:
+            return doubt.sentence
+    strict = {g.metric for g in policy.guardrails if g.maximum_harm is not None}
+    guarded = {g.metric for g in policy.guardrails}
+    for check in judged.checks:
+        if check.variant == winner and check.metric in guarded:
+            failed = check.verdict is Verdict.FAIL
+            if failed or (check.metric in strict and check.verdict is not Verdict.PASS):
+                return check.sentence
+    return ""
 
 
 # -- The operator's commands --------------------------------------------------------------------
@@ -703,13 +721,16 @@ def _change(
 def _standing(
     inputs: Inputs, judged: Assessment, action: Action, reason: Reason, sentence: str
 ) -> Decision:
-    """Nothing changes. A hold is recorded when it begins and when its reason changes."""
+    """Nothing changes. A hold is recorded when it begins, when its reason changes, when it is over.
+
+    Else an operator would be told for days that sidecars wait which have long gone on.
+    """
     run = inputs.run
+    settled = inputs.now_ms - run.last_ms >= HOLD_RECORD_EVERY_MS
     announced = run.last_action in (Action.PAUSE, Action.FINISH)
-    fresh = run.last_action is not Action.HOLD or (
-        run.last_reason is not reason and inputs.now_ms - run.last_ms >= HOLD_RECORD_EVERY_MS
-    )
-    record = action is Action.HOLD and fresh and not announced
+    fresh = run.last_action is not Action.HOLD or (run.last_reason is not reason and settled)
+    over = action is Action.CONTINUE and run.last_action is Action.HOLD and settled
+    record = over or (action is Action.HOLD and fresh and not announced)
     decision = _decision(inputs, action, reason, sentence, judged, run, record=record)
     return replace(decision, effects=_PERSIST_ONLY) if record else decision
 

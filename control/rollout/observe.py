@@ -5,6 +5,7 @@ Refuses to judge: it puts side by side what evidence and distribution know.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -32,6 +33,7 @@ from turnout.v1alpha1 import experiment_pb2
 from turnout.v1alpha1.experiment_pb2 import Condition, TableRow, VariantResult
 from turnout.v1alpha1.experiment_service_pb2 import ExperimentResults
 
+_log = logging.getLogger(__name__)
 FRESH_MS: Final = 5_000
 WAITING_FOR_UPSTREAM: Final = "WAITING_FOR_UPSTREAM"
 ANALYSIS_PENDING: Final = "ANALYSIS_PENDING"
@@ -78,7 +80,11 @@ def earned(tenant: Tenant, entry: ExperimentEntry) -> BanditSeen | None:
     run, policy = entry.run, entry.policy
     if not run.bandit_epoch or run.step >= len(policy.steps):
         return None
-    return bandit.observe(tenant.evidence.cells(run, policy), run, policy)
+    try:
+        return bandit.observe(tenant.evidence.cells(run, policy), run, policy)
+    except ValueError:  # as of `look`
+        _log.exception("the rewards cannot be judged", extra={"experiment": entry.name})
+        return None
 
 
 def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None:
@@ -94,7 +100,11 @@ def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None
         same_epochs = known.cells.epochs == cells.epochs
         if known.cells is cells or (same_epochs and 0 <= now_ms - known.at_ms < turn_ms):
             return known.looks
-    looks = reduce(cells, entry.policy)
+    try:
+        looks = reduce(cells, entry.policy)
+    except ValueError:  # numbers that no statistic takes: lanes, window rule and breakers go on
+        _log.exception("the evidence cannot be judged", extra={"experiment": entry.name})
+        looks = None
     tenant.looked[entry.name] = Looked(cells, entry.policy, now_ms, looks)
     return looks
 
@@ -269,6 +279,8 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
         message.primary_sentence = verdict.sentence if verdict else ANALYSIS_SENTENCE
     if (seen_bandit := earned(tenant, entry)) is not None:
         message.bandit.CopyFrom(views.bandit_message(entry, seen_bandit))
+        if run.phase is Phase.BANDIT:  # which asks no table what to do
+            message.sentence = message.bandit.sentence
     # Whole Envoys (target "") are exact; what is counted by target is among it and may be less.
     whole = evidence.target("", since_start_of=entry.name).unstamped
     by_target = evidence.target(entry.spec.target, since_start_of=entry.name).unstamped

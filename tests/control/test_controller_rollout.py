@@ -62,6 +62,24 @@ async def test_candidate_is_rolled_back_within_a_second_when_its_lane_crosses(
     assert decisions.decisions[0].id > 0
 
 
+async def test_candidate_is_rolled_back_when_its_evidence_cannot_be_judged(
+    api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that no statistic takes stop no safety lane."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise ValueError("alpha == 0.0, must be > 0")
+
+    monkeypatch.setattr("control.rollout.observe.reduce", refuses)
+    await api.start()
+    plan = await sidecar.plan()
+    await sidecar.deltas(traffic(plan, {"control": 1900, "v2": 100}, {"control": 1}))
+    await sidecar.deltas(traffic(plan, {"control": 1900, "v2": 100}, {"v2": 40}))
+    await sidecar.until(lambda me: me.pushes and not me.snapshot.experiments, "rollback")
+    found = await api.get()
+    assert found.status.last_decision.reason == experiment_pb2.REASON_LANE_ERROR
+
+
 async def test_canary_advances_and_promotes_when_its_checks_pass(
     api: Api, sidecar: FakeSidecar
 ) -> None:

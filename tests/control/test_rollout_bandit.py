@@ -20,7 +20,8 @@ from control.model import (
 from control.rollout import bandit
 from control.rollout.cells import Cell, CellKey, Cells, Epoch
 from control.rollout.decide import Command, Decision, Refused, apply_command, decide, replay
-from control.rollout.policy import BanditPolicy, Policy, StepPolicy
+from control.rollout.looks import ArmLook, Looks, Method, MetricLook
+from control.rollout.policy import BanditPolicy, GuardrailPolicy, Margin, Policy, StepPolicy
 from control.rollout.run import Run
 from control.rollout.seen import ArmSeen, BanditSeen, Interval, Seen
 from control.rollout.words import Action, Effect, Input, Phase, Reason, State
@@ -341,6 +342,42 @@ def test_step_ends_as_its_inference_says_when_its_time_is_over(
     if action is Action.FINISH:
         assert decision.after.finished
         assert decision.after.split_ppm == run.split_ppm
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "words"),
+    [
+        (GuardrailPolicy("recall"), ""),  # no label has come, and no harm is known
+        (GuardrailPolicy("recall", Margin(absolute=0.02)), "recall: no evidence by bucket"),
+    ],
+)
+def test_best_arm_is_not_promoted_while_a_guardrail_is_unclear(
+    guardrail: GuardrailPolicy, words: str
+) -> None:
+    run, policy = running()
+    policy = replace(policy, guardrails=(guardrail,))
+    now_ms = worlds.START_MS + DAY_MS
+    decision = decided(run, policy, seen(now_ms, shown(0.01, 0.03)), now_ms)
+    if not words:
+        assert decision.promote_variant == "v2"
+        return
+    assert (decision.action, decision.after.finished) == (Action.FINISH, True)
+    assert words in decision.sentence
+    assert "until somebody decides" in decision.sentence
+
+
+def test_best_arm_is_not_promoted_when_it_is_worse_in_a_stratum() -> None:
+    run, policy = running()
+    policy = replace(policy, strata=("new",), guardrails=(GuardrailPolicy("accuracy"),))
+    arm = ArmLook(n=500, events=400, value=0.8, buckets=40)
+    harmed = MetricLook(
+        "accuracy", "v2", True, arm, arm, "new", method=Method.EXACT, difference=-0.2, best=-0.05
+    )
+    now_ms = worlds.START_MS + DAY_MS
+    at = seen(now_ms, shown(0.01, 0.03), looks=Looks(metrics=(harmed,)))
+    decision = decided(run, policy, at, now_ms)
+    assert (decision.action, decision.after.finished) == (Action.FINISH, True)
+    assert "accuracy of v2 is worse in stratum new" in decision.sentence
 
 
 def test_promotion_waits_for_somebody_when_the_baseline_has_moved() -> None:

@@ -14,7 +14,7 @@ from control.rollout import codec
 from control.rollout.assess import assess
 from control.rollout.cells import Cells
 from control.rollout.checks import stage_factor
-from control.rollout.decide import Decision, decide, replay
+from control.rollout.decide import HOLD_RECORD_EVERY_MS, Decision, decide, replay
 from control.rollout.judging import is_better, is_harmed, is_shown_worse, verdict
 from control.rollout.looks import (
     REST,
@@ -384,6 +384,21 @@ def test_ab_goes_on_and_says_how_many_units_when_it_is_undecided() -> None:
     decision = decided(cells(arms), ab_policy())
     assert (decision.action, decision.reason) == (Action.CONTINUE, Reason.UNDECIDED)
     assert "units in all if the effect stays" in decision.sentence
+
+
+def test_hold_is_over_when_its_reason_has_gone_for_a_while() -> None:
+    """Nobody shall read for days that no sidecar is connected, when one came after a second."""
+    policy = ab_policy()
+    looks = looked(cells(both(Arm(users=600), Arm(users=600))), policy)
+    nobody = worlds.healthy(NOW_MS, sidecars=(), looks=looks)
+    run = decide(worlds.started(policy), policy, nobody, now_ms=NOW_MS).after
+    for late_ms, recorded in ((1_000, False), (HOLD_RECORD_EVERY_MS, True)):
+        now_ms = NOW_MS + late_ms
+        decision = decide(run, policy, worlds.healthy(now_ms, looks=looks), now_ms=now_ms)
+        assert (decision.action, decision.record) == (Action.CONTINUE, recorded)
+    later = worlds.healthy(now_ms + 60_000, looks=looks)
+    again = decide(decision.after, policy, later, now_ms=now_ms + 60_000)
+    assert (again.action, again.record) == (Action.CONTINUE, False)
 
 
 @pytest.mark.parametrize(
