@@ -24,6 +24,10 @@ from control.stats.moments import Moments, PairMoments, merge_pairs
 STRATA_MAX: Final = 100
 LOOKS_MAX: Final = 50
 MISSING: Final = "(missing)"
+# Keys to group by: variant, stratum, look. Data have columns beside them, often of one letter.
+_VARIANT: Final = "turnout_v"
+_STRATUM: Final = "turnout_g"
+_LOOK: Final = "turnout_k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +128,11 @@ def aggregate(
     Raises:
         BadInput: Values are not finite, or break their metric's rule.
     """
-    keys = [f"{quoted(roles.variant)}::VARCHAR AS v"]
+    keys = [f"{quoted(roles.variant)}::VARCHAR AS {_VARIANT}"]
     if by_stratum and roles.strata:
-        keys.append(f"coalesce({quoted(roles.strata)}::VARCHAR, {literal(MISSING)}) AS g")
+        keys.append(f"coalesce({quoted(roles.strata)}::VARCHAR, {literal(MISSING)}) AS {_STRATUM}")
     if look:
-        keys.append(f"{look} AS k")
+        keys.append(f"{look} AS {_LOOK}")
     covariate = ""
     if roles.covariate:
         covariate = f"coalesce({number_of(data, roles.covariate)} - {x_shift!r}, 0.0)"
@@ -148,9 +152,10 @@ def merged(groups: Iterable[Group]) -> Group:
 
 
 def _names(keys: Sequence[str]) -> tuple[list[str], str]:
-    """Keys to group by, and the same with NULL for those that are not used: v, g, k."""
+    """Keys to group by, and all of them, with NULL for those that are not used."""
     used = [key.rpartition(" AS ")[2] for key in keys]
-    return used, ", ".join(name if name in used else "NULL" for name in ("v", "g", "k"))
+    every = (_VARIANT, _STRATUM, _LOOK)
+    return used, ", ".join(name if name in used else "NULL" for name in every)
 
 
 def _by_row(data: Data, plans: Sequence[Plan], keys: Sequence[str], covariate: str) -> Table:
@@ -201,8 +206,8 @@ def _by_unit(
     unit, variant = quoted(roles.unit or ""), quoted(roles.variant)
     arms, unassigned, unitless = _arms(data, unit, variant)
     used, shown = _names(keys)
-    inner = ["min(hash(v)) AS a", "max(hash(v)) AS b", "count(*) AS r"]
-    inner += [{"g": "g", "k": "min(k) AS k"}[name] for name in used[1:]]
+    inner = [f"min(hash({_VARIANT})) AS a", f"max(hash({_VARIANT})) AS b", "count(*) AS r"]
+    inner += [{_STRATUM: _STRATUM, _LOOK: f"min({_LOOK}) AS {_LOOK}"}[name] for name in used[1:]]
     outer = ["count(*)", "sum(r)"]
     for index, plan in enumerate(plans):
         s, n, valid = f"s{index}", f"n{index}", f"c{index}"
@@ -228,11 +233,12 @@ def _by_unit(
             f"HAVING min(hash({variant}::VARCHAR)) <> max(hash({variant}::VARCHAR)))"
         )
     rows = f"SELECT {', '.join(keys)}, * FROM {data.table} WHERE {where}"
-    by_unit = ", ".join([unit, *(name for name in used if name == "g")])
+    # Of the rows by name: what is selected has one-letter names, too.
+    by_unit = ", ".join([f"turnout_rows.{unit}", *(name for name in used if name == _STRATUM)])
     sql = (
-        f"SELECT {shown.replace('v', 'arm', 1)}, {', '.join(outer)} FROM "
+        f"SELECT {shown.replace(_VARIANT, 'arm', 1)}, {', '.join(outer)} FROM "
         f"(SELECT CASE WHEN a = b THEN a END AS arm, * FROM "
-        f"(SELECT {', '.join(inner)} FROM ({rows}) GROUP BY {by_unit})) "
+        f"(SELECT {', '.join(inner)} FROM ({rows}) AS turnout_rows GROUP BY {by_unit})) "
         f"GROUP BY {', '.join(['arm', *used[1:]])}"
     )
     found: dict[Key, Group] = {}

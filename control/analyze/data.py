@@ -6,6 +6,7 @@ read rows into Python: everything after this is SQL over `Data.table`.
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
 import re
@@ -34,6 +35,7 @@ JSON: Final = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.g
 PARQUET: Final = (".parquet", ".pq")
 ARROW: Final = (".arrow", ".feather", ".ipc", ".arrows")
 SUFFIXES: Final = {"csv": CSV, "json": JSON, "parquet": PARQUET, "arrow": ARROW}
+DELIMITERS: Final = ",;\t|"
 NULLS: Final = ("", "NA", "N/A", "NULL", "null", "None")
 
 # A step's name and the share that is done, None: unknown.
@@ -103,6 +105,7 @@ def open_data(
     threads: int | None = None,
     spill: str | None = None,
     progress: Progress | None = None,
+    names_column: str = "",
 ) -> Iterator[Data]:
     """Open files (a path, a glob, a directory, several), a data frame or a relation.
 
@@ -113,6 +116,7 @@ def open_data(
         threads: Of DuckDB; one per core by default.
         spill: Directory to spill to; a temporary one by default.
         progress: Called with each step and its share.
+        names_column: Of CSV, is taken as it is written: 1.1 and 1.10 are two versions.
 
     Raises:
         BadInput: The format is not known, or the data cannot be read; `Unreadable` for no file.
@@ -125,7 +129,7 @@ def open_data(
             names = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]
             path = ", ".join(names)
             with explained(path):
-                _of_files(connection, names)
+                _of_files(connection, names, names_column)
         else:
             path = f"<{type(data).__module__.split('.')[0]} {type(data).__name__}>"
             connection.register(TABLE, _of_frame(data))
@@ -233,14 +237,19 @@ def _is_path(data: Any) -> bool:
     return isinstance(data, list | tuple) and all(isinstance(each, str | Path) for each in data)
 
 
-def _of_files(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
+def _of_files(
+    connection: duckdb.DuckDBPyConnection, names: Sequence[str], names_column: str
+) -> None:
     if not names:
         raise BadInput("data: no file given")
     files = [file for name in names for file in _expanded(name)]
     formats = {_format(file) for file in files}
     if len(formats) > 1:
         raise BadInput(f"data: files of several formats ({', '.join(sorted(formats))}): give one")
-    _READERS[formats.pop()](connection, files)
+    if formats == {"csv"}:
+        _read_csv(connection, files, names_column)
+    else:
+        _READERS[formats.pop()](connection, files)
 
 
 def _expanded(name: str) -> list[str]:
@@ -278,12 +287,46 @@ def _format(file: str) -> str:
     raise BadInput(f"{file}: the format is not known; names end in one of {_all_suffixes()}")
 
 
-def _read_csv(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
+def _read_csv(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[str], names_column: str
+) -> None:
     nulls = ", ".join(map(literal, NULLS))
     # A name of the header is needed: without it DuckDB calls the columns column0, column1 ...
     options = f"header = true, nullstr = [{nulls}], union_by_name = true"
     # All rows decide on types: a late 1.5 in a column of whole numbers would be rounded silently.
-    _kept(connection, f"read_csv({_list(files)}, {options}, sample_size = -1)", files)
+    source = f"read_csv({_list(files)}, {options}, sample_size = -1"
+    _kept(connection, f"{source})", files)
+    columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
+    if len(columns) == 1:
+        _require_fields(connection, files, next(iter(columns)))
+    for name, kind in columns.items():
+        if name.casefold() == names_column.casefold() and kind not in ("VARCHAR", "BIGINT"):
+            _kept(connection, f"{source}, types = {{{literal(name)}: 'VARCHAR'}})", files)
+
+
+def _require_fields(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[str], header: str
+) -> None:
+    """Refuse rows that do not fit their header: DuckDB makes one column of both then.
+
+    Raises:
+        BadInput: The only column's name looks like a whole header.
+        duckdb.Error: The same, with the line that does not fit.
+    """
+    letter = next((each for each in DELIMITERS if each in header), "")
+    if letter:
+        names = dict.fromkeys(next(csv.reader([header], delimiter=letter)), "VARCHAR")
+        for file in files:
+            connection.read_csv(
+                glob.escape(file),
+                columns=names,
+                sep=letter,
+                header=True,
+                quotechar='"',
+                escapechar='"',
+                auto_detect=False,
+            ).aggregate("count(*)").fetchall()
+        raise BadInput(f"{files[0]}: rows have more or fewer values than its header: {header!r}")
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
@@ -337,14 +380,18 @@ def _list(files: Sequence[str]) -> str:
 
 
 def _first(error: BaseException) -> str:
-    said = str(error).partition("LINE 1:")[0]  # our own SQL says nothing to the reader
+    said = str(error)
+    for rest in (
+        "LINE 1:",
+        "Possible ",
+    ):  # our SQL, DuckDB's options
+        said = said.partition(rest)[0]
     lines = [line.strip() for line in said.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Original Line")]
     return " ".join(lines[:3])[:_SAID_MAX].rstrip(".") if lines else type(error).__name__
 
 
 _READERS: Final = {
-    "csv": _read_csv,
     "json": _read_json,
     "parquet": _read_parquet,
     "arrow": _read_arrow,

@@ -123,6 +123,13 @@ def analyze(
         positive=positive,
         series=series,
     )
-    with open_data(data, memory=memory, threads=threads, spill=spill, progress=progress) as opened:
+    with open_data(
+        data,
+        memory=memory,
+        threads=threads,
+        spill=spill,
+        progress=progress,
+        names_column=variant_column,
+    ) as opened:
         opened.drop_invalid = drop_invalid
         return Run(opened, question).answer()

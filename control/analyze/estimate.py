@@ -45,14 +45,17 @@ class Compared:
     """A metric of one treatment.
 
     events: (events, non-events) of control and treatment where a normal approximation depends on
-    them; None elsewhere. variance: Of the difference, None if it cannot be said. note: What is
-    missing, or worth knowing.
+    them; None elsewhere. variance: Of the difference, None if it cannot be said. gate: The same for
+    looks at any time, None where it is no other. exact: The sequence is exact, as events are too
+    few for any variance. note: What is missing, or worth knowing.
     """
 
     result: MetricResult
     events: tuple[tuple[int, int], tuple[int, int]] | None = None
     variance: float | None = None
     note: str = ""
+    gate: float | None = None
+    exact: bool = False
 
 
 class _Estimate(NamedTuple):
@@ -99,13 +102,14 @@ def compare(
     if found is None:
         return Compared(empty, note=NO_SPREAD)
     result = _filled(empty, found)
+    # A small arm has not met its rare large values yet: it is lent the other's spread per unit.
+    gate = float(cautious_variance(found.variances[0], control.n, found.variances[1], treatment.n))
     events = (_events(control, weighted), _events(treatment, weighted)) if share else None
     if events is not None and min(*events[0], *events[1]) < EVENTS_LEAST:
         note = f"fewer than {EVENTS_LEAST} events or non-events in an arm: no sequence yet"
-        return Compared(result, events, found.se**2, note)
-    return Compared(
-        _with_sequence(result, found, control.n, treatment.n, settings), events, found.se**2
-    )
+        return Compared(result, events, found.se**2, note, gate)
+    result = _with_sequence(result, found, gate, settings)
+    return Compared(result, events, found.se**2, gate=gate)
 
 
 def reported_kind(plan: Plan) -> str:
@@ -224,14 +228,13 @@ def _filled(result: MetricResult, found: _Estimate) -> MetricResult:
 
 
 def _with_sequence(
-    result: MetricResult, found: _Estimate, n_c: int, n_t: int, settings: Settings
+    result: MetricResult, found: _Estimate, gate: float, settings: Settings
 ) -> MetricResult:
+    n_c, n_t = result.control.n, result.treatment.n
     if not found.normal and min(n_c, n_t) < UNITS_LEAST:
         return _with_t_sequence(result, found, n_c + n_t, settings)
-    # A small arm has not met its rare large values yet: it is lent the other's spread per unit.
-    variance = cautious_variance(found.variances[0], n_c, found.variances[1], n_t)
     sequence = asymptotic_sequence(
-        found.diff, variance, n=n_c + n_t, n_star=settings.n_star, alpha=settings.alpha
+        found.diff, gate, n=n_c + n_t, n_star=settings.n_star, alpha=settings.alpha
     )
     return replace(
         result,
@@ -284,6 +287,8 @@ def _proportions(
     test = two_proportions(Share(x_c, n_c), Share(x_t, n_t), alpha=settings.alpha)
     arms = [np.asarray(count, dtype=np.float64) for count in (x_c, n_c, x_t, n_t)]
     variance = float(wald_variance(*arms))
+    # Pooled: with few events an arm's own variance errs on the side of "no error at all".
+    pooled = float(pooled_variance(*arms))
     # Wald's interval has no width for an arm without events, or with nothing else: Newcombe's has.
     edge = x_c in (0, n_c) or x_t in (0, n_t)
     interval = test.newcombe if edge else test.wald
@@ -297,11 +302,10 @@ def _proportions(
     events = (x_c, n_c - x_c), (x_t, n_t - x_t)
     if min(*events[0], *events[1]) < EVENTS_LEAST:
         exact = _with_exact_sequence(result, (x_c, n_c), (x_t, n_t), settings)
-        return Compared(exact, None, variance or None)
-    # Pooled: with few events an arm's own variance errs on the side of "no error at all".
+        return Compared(exact, None, variance or None, gate=pooled or None, exact=True)
     sequence = asymptotic_sequence(
         test.diff,
-        pooled_variance(*arms),
+        pooled,
         n=n_c + n_t,
         n_star=settings.n_star,
         alpha=settings.alpha,
@@ -312,7 +316,7 @@ def _proportions(
         cs_high=float(sequence.ci_high),
         always_valid_p=float(sequence.p_value),
     )
-    return Compared(result, events, variance)
+    return Compared(result, events, variance, gate=pooled)
 
 
 def _with_exact_sequence(

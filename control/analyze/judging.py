@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from control.analyze.estimate import Compared, Settings
 from control.analyze.metrics import HIGHER
@@ -61,24 +59,37 @@ class Options:
     duration_s: float | None = None
 
 
+class Part(NamedTuple):
+    """A stratum: its name, the metric in it at alpha / strata, units of both arms."""
+
+    name: str
+    compared: Compared
+    units: int
+
+
 class Guard(NamedTuple):
-    """A metric that must not get worse by more than `margin`: at alpha, and at its harm's."""
+    """A metric that must not get worse by more than `margin`: at alpha, and at its harm's.
+
+    Both are the whole data's; strata are used as the primary's are.
+    """
 
     compared: Compared
     harm: Compared
     direction: str
     margin: float
+    strata: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """All that is known of one treatment."""
+    """All that is known of one treatment. by_strata: The data have two strata or more."""
 
     variant: str
     primary: Compared
     direction: str
     units: tuple[int, int]
-    strata: Sequence[tuple[str, Compared, int]] = ()  # name, at alpha / strata, units
+    strata: Sequence[Part] = ()  # those with units of both arms
+    by_strata: bool = False
     guards: Sequence[Guard] = ()
     sample_ratios: Sequence[tuple[str, float, float]] = ()  # about, ln e, alpha
     flips: tuple[int, int] = (0, 0)  # in several arms, units
@@ -114,20 +125,46 @@ def decide(judged: Sequence[Judged], options: Options, settings: Settings) -> De
     return Decision(best.kind.value, tuple(reasons), tuple(notes))
 
 
-def effect_over_strata(each: Judged, settings: Settings, *, fixed: bool) -> MetricResult | None:
-    """The effect averaged over strata by their units: None where a stratum cannot be said."""
-    usable = [(c.result.difference, c.variance, n) for _, c, n in each.strata]
-    if len(usable) < 2 or any(d is None or not v for d, v, _ in usable):
-        return None
-    diffs = np.array([d for d, _, _ in usable], dtype=np.float64)
-    variances = np.array([v for _, v, _ in usable], dtype=np.float64)
-    whole = stratified(diffs, variances, units=[n for _, _, n in usable])
-    result = each.primary.result
-    n = result.control.n + result.treatment.n
-    se = math.sqrt(float(whole.variance))
-    interval = estimate(whole.diff, se, alpha=settings.alpha)
+def effect_over_strata(
+    whole: Compared, strata: Sequence[Part], settings: Settings, *, fixed: bool
+) -> MetricResult:
+    """The effect averaged over the strata that can be said, by their units.
+
+    Args:
+        whole: Of all strata as if they were one, which a ramp biases; its names and units stay.
+        strata: Those with units of both arms.
+        settings: Of the sequence and the interval.
+        fixed: Ends of the interval of one look stand for the sequence's.
+
+    Returns:
+        No number where no stratum can be said, or events are too few for a variance.
+    """
+    result, usable = whole.result, [part for part in strata if comparable(part.compared)]
+    if whole.exact or not usable:
+        return replace(
+            result,
+            standard_error=None,
+            ci_low=None,
+            ci_high=None,
+            p_value=None,
+            cs_low=None,
+            cs_high=None,
+            always_valid_p=None,
+        )
+    diffs = [part.compared.result.difference or 0.0 for part in usable]
+    units = [part.units for part in usable]
+    one_look, any_look = (
+        stratified(diffs, variances, units=units)
+        for variances in (
+            [part.compared.variance or _gate(part.compared) for part in usable],
+            [_gate(part.compared) for part in usable],
+        )
+    )
+    n = sum(part.compared.result.control.n + part.compared.result.treatment.n for part in usable)
+    se = math.sqrt(float(one_look.variance))
+    interval = estimate(one_look.diff, se, alpha=settings.alpha)
     sequence = asymptotic_sequence(
-        whole.diff, whole.variance, n=n, n_star=settings.n_star, alpha=settings.alpha
+        any_look.diff, any_look.variance, n=n, n_star=settings.n_star, alpha=settings.alpha
     )
     ends = (interval.ci_low, interval.ci_high) if fixed else (sequence.ci_low, sequence.ci_high)
     return MetricResult(
@@ -136,7 +173,7 @@ def effect_over_strata(each: Judged, settings: Settings, *, fixed: bool) -> Metr
         result.variant,
         result.control,
         result.treatment,
-        float(whole.diff),
+        float(one_look.diff),
         None,
         se,
         float(interval.ci_low),
@@ -148,20 +185,31 @@ def effect_over_strata(each: Judged, settings: Settings, *, fixed: bool) -> Metr
     )
 
 
+def comparable(compared: Compared) -> bool:
+    """Whether a stratum has a difference with a variance."""
+    return compared.result.difference is not None and _gate(compared) > 0
+
+
+def _gate(compared: Compared) -> float:
+    return compared.gate or compared.variance or 0.0
+
+
 def _judge(each: Judged, options: Options, settings: Settings) -> verdicts.Verdict:
-    over_strata = effect_over_strata(each, settings, fixed=options.fixed)
-    units = sum(each.units)
+    fixed, units = options.fixed, sum(each.units)
+    effect = each.primary.result
+    if each.by_strata:
+        effect = effect_over_strata(each.primary, each.strata, settings, fixed=fixed)
     look = verdicts.Look(
-        primary=_effect(over_strata or each.primary.result, each.direction, options.fixed),
+        primary=_effect(effect, each.direction, fixed),
         control=_arm(each, 0),
         treatment=_arm(each, 1),
         duration_s=options.duration_s or 0.0,
-        guardrails=tuple(_guardrail(guard, options) for guard in each.guards),
+        guardrails=tuple(_guardrail(guard, each, options, settings) for guard in each.guards),
         strata=_strata(each, options),
         sample_ratios=tuple(verdicts.Evidence(*ratio) for ratio in each.sample_ratios),
         losses=tuple(_losses(each)),
         flips=(verdicts.Flips("the data", *each.flips),) if each.flips[0] else (),
-        alarms=_alarms(each, over_strata),
+        alarms=_alarms(each, effect) if each.by_strata else (),
     )
     policy = verdicts.Policy(
         minimum_improvement=options.minimum_effect,
@@ -207,10 +255,23 @@ def _open(effect: verdicts.Effect) -> verdicts.Effect:
     return effect._replace(effect=point, low=-math.inf, high=math.inf)
 
 
-def _guardrail(guard: Guard, options: Options) -> verdicts.Guardrail:
-    bound = _open(_effect(guard.compared.result, guard.direction, options.fixed))
-    harm = _open(_effect(guard.harm.result, guard.direction, options.fixed))
+def _guardrail(
+    guard: Guard, each: Judged, options: Options, settings: Settings
+) -> verdicts.Guardrail:
+    results = [guard.compared.result, guard.harm.result]
+    if each.by_strata:
+        at_harm = settings._replace(alpha=guardrail_alpha(len(each.guards)))
+        results = [
+            effect_over_strata(guard.compared, guard.strata, at, fixed=options.fixed)
+            for at in (settings, at_harm)
+        ]
+    bound, harm = (_open(_effect(one, guard.direction, options.fixed)) for one in results)
     return verdicts.Guardrail(bound._replace(high=harm.high), margin=guard.margin)
+
+
+def guardrail_alpha(guardrails: int) -> float:
+    """Two-sided alpha of each guardrail's harm, which is tested on one side."""
+    return min(2 * GUARDRAIL_ALPHA / max(guardrails, 1), 0.99)
 
 
 def _strata(each: Judged, options: Options) -> tuple[verdicts.Stratum, ...]:
@@ -236,19 +297,19 @@ def _losses(each: Judged) -> list[verdicts.Evidence]:
     return found
 
 
-def _alarms(each: Judged, over_strata: MetricResult | None) -> tuple[verdicts.Alarm, ...]:
-    if over_strata is None:
+def _alarms(each: Judged, effect: MetricResult) -> tuple[verdicts.Alarm, ...]:
+    usable = [part.compared for part in each.strata if comparable(part.compared)]
+    if effect.standard_error is None or len(usable) < 2:
         return ()
-    diffs = [c.result.difference or 0.0 for _, c, _ in each.strata]
-    variances = [c.variance or 0.0 for _, c, _ in each.strata]
     alarms: list[verdicts.Alarm] = []
-    pooled, kept = each.primary.result.difference or 0.0, over_strata.difference or 0.0
+    pooled, kept = each.primary.result.difference or 0.0, effect.difference or 0.0
     # Near 0 signs differ by chance: the strata must also move the effect by more than its error.
-    if pooled * kept < 0 and abs(pooled - kept) > (over_strata.standard_error or math.inf):
-        alarms.append(verdicts.Alarm("simpson", over_strata.name))
-    whole = stratified(diffs, variances, weighting="precision")
-    if float(whole.q_p) < HETEROGENEITY_ALPHA:
-        alarms.append(verdicts.Alarm("heterogeneity", over_strata.name))
+    if pooled * kept < 0 and abs(pooled - kept) > effect.standard_error:
+        alarms.append(verdicts.Alarm("simpson", effect.name))
+    diffs = [compared.result.difference or 0.0 for compared in usable]
+    apart = stratified(diffs, [_gate(compared) for compared in usable], weighting="precision")
+    if float(apart.q_p) < HETEROGENEITY_ALPHA:
+        alarms.append(verdicts.Alarm("heterogeneity", effect.name))
     return tuple(alarms)
 
 

@@ -19,11 +19,13 @@ from control.analyze.data import Data
 from control.analyze.errors import BadInput, closest, listed, require_column
 from control.analyze.estimate import Compared, Settings
 from control.analyze.judging import (
-    GUARDRAIL_ALPHA,
     Guard,
     Judged,
     Options,
+    Part,
+    comparable,
     decide,
+    guardrail_alpha,
 )
 from control.analyze.looks import series_of, times_of
 from control.analyze.metrics import HIGHER, LOWER, Metric, Roles, parse_metrics
@@ -318,26 +320,33 @@ class Run:
         compared = world.compare(primary, variant, whole, settings)
         finer = self._split(treatments * max(len(strata), 1))
         guarded = self.asked.guardrails
-        harm = settings._replace(alpha=min(2 * GUARDRAIL_ALPHA / max(len(guarded), 1), 0.99))
+        harm = settings._replace(alpha=guardrail_alpha(len(guarded)))
+
+        def parts(metric: Metric) -> list[Part]:
+            return [
+                Part(
+                    f"{self.asked.roles.strata}={name}",
+                    world.compare(metric, variant, groups, finer, stratum=name),
+                    sum(groups[arm].units for arm in (world.control, variant)),
+                )
+                for name, groups in strata.items()
+                if world.control in groups and variant in groups
+            ]
+
         guards = [
             Guard(
                 world.compare(metric, variant, whole, settings),
                 world.compare(metric, variant, whole, harm),
                 metric.direction,
                 check_scalar(f"guardrail {metric.name}", guarded[metric.name], ge=0),
+                parts(metric),
             )
             for metric in world.metrics
             if metric.name in guarded
         ]
-        by_stratum = [
-            (
-                f"{self.asked.roles.strata}={name}",
-                world.compare(primary, variant, groups, finer, stratum=name),
-                sum(groups[arm].units for arm in (world.control, variant)),
-            )
-            for name, groups in strata.items()
-            if world.control in groups and variant in groups
-        ]
+        by_stratum = parts(primary)
+        if len(strata) > 1:
+            self._tell_left_out(variant, by_stratum)
         units = whole[world.control].units + whole[variant].units + table.flipped
         return Judged(
             variant,
@@ -345,11 +354,21 @@ class Run:
             primary.direction,
             (compared.result.control.n, compared.result.treatment.n),
             by_stratum,
+            len(strata) > 1,
             guards,
             self._ratios(world, whole, strata, shares),
             (table.flipped, units),
             world.missing((primary.name, *guarded), variant, whole),
         )
+
+    def _tell_left_out(self, variant: str, parts: Sequence[Part]) -> None:
+        left = [part for part in parts if not comparable(part.compared)]
+        if left:
+            share = sum(part.units for part in left) / sum(part.units for part in parts)
+            self.warnings.append(
+                f"effect of {variant}: strata without spread or with too few units are left out "
+                f"({share:.3g} of the units): {listed(part.name for part in left)}"
+            )
 
     def _ratios(
         self,

@@ -209,7 +209,7 @@ class Scanner:
         sql = (
             f"SELECT CASE WHEN y < {low!r}::DOUBLE THEN -1 WHEN y > {high!r}::DOUBLE "
             f"THEN {BINS + 1} ELSE floor((y - {low!r}::DOUBLE) / {width!r}::DOUBLE)::INTEGER END "
-            f"AS b, count(*) FROM {self._values(metric, arm, stratum)} GROUP BY b"
+            f"AS b, count(*) FROM {self._values(metric, arm, stratum)} GROUP BY 1"
         )
         return {min(max(b, -1), BINS + 1): n for b, n in self.data.run("comparing quantiles", sql)}
 
@@ -287,8 +287,8 @@ class Scanner:
         sql = (
             "SELECT count(*), sum(s), sum(n), sum(s * s), sum(n * n), sum(s * n) FROM "
             f"(SELECT count_if({y} <= {quantile!r}::DOUBLE)::DOUBLE AS s, count(*)::DOUBLE AS n "
-            f"FROM {self.data.table} WHERE {y} IS NOT NULL AND {self._where(arm, stratum)} "
-            f"GROUP BY {unit})"
+            f"FROM {self.data.table} AS turnout_rows WHERE {y} IS NOT NULL AND "
+            f"{self._where(arm, stratum)} GROUP BY turnout_rows.{unit})"
         )
         sums = ClusterSums(*self.data.run(f"clustering {metric.name}", sql)[0])
         return quantile_se_clustered(se, sums, q=metric.q)
@@ -352,7 +352,7 @@ class Scanner:
             place = f"floor(({score} - {low!r}) / {(high - low) or 1.0!r} * {bins})"
         sql = (
             f"SELECT {bucket} AS k, {place} AS b, count_if({positive}), count_if(NOT {positive}) "
-            f"FROM {self.data.table} WHERE {where} GROUP BY k, b"
+            f"FROM {self.data.table} WHERE {where} GROUP BY 1, 2"
         )
         rows = self.data.run("reading scores", sql)
         area = _area(rows, clustered)
@@ -378,8 +378,8 @@ class Scanner:
         for arm in (control, variant):
             sql = (
                 f"SELECT ({place})::VARCHAR AS b, count(*) FROM {self.data.table} WHERE {y} "
-                f"IS NOT NULL AND {self._where(arm, stratum)} GROUP BY b "
-                f"ORDER BY count(*) DESC, b LIMIT {CATEGORIES_MAX}"
+                f"IS NOT NULL AND {self._where(arm, stratum)} GROUP BY 1 "
+                f"ORDER BY 2 DESC, 1 LIMIT {CATEGORIES_MAX}"
             )
             counts.append(dict(self.data.run("comparing predictions", sql)))
         bins = sorted(counts[0].keys() | counts[1].keys())

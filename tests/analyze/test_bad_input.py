@@ -202,6 +202,13 @@ def test_file_is_refused_when_it_is_not_what_its_name_says(tmp_path: Path) -> No
     refused("data == int, must be a path", 3, "x")
 
 
+@pytest.mark.parametrize("row", ["c,1,9", "c"])
+def test_line_is_told_when_it_does_not_fit_the_header(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["variant,x", *["c,1", "t,2"] * 50, row, *["c,1", "t,2"] * 50, ""]))
+    refused(r"a.csv: cannot be read: .*Line: 102 .*Number of Columns: 2 Found: [13]$", str(path))
+
+
 def test_types_are_told_when_a_column_of_a_file_or_frame_mixes_them(tmp_path: Path) -> None:
     lines = ["variant,x", *(f"{'control' if i % 2 else 'treatment'},{i}" for i in range(99_000))]
     lines[98_000] = "control,much"

@@ -165,6 +165,84 @@ def test_effect_is_taken_over_strata_when_shares_of_traffic_changed() -> None:
     assert ask(table, "converted", expected=None, strata="day").decision == "CONTINUE"
 
 
+def ramp(*, tiny: list[tuple[str, str, int]], rate: tuple[float, float] = (0.1, 0.3)) -> pa.Table:
+    """No effect at all; the base rate and the treatment's share rise. tiny: Further rows."""
+    rng = np.random.default_rng(4)
+    n = 40_000
+    late = np.arange(2 * n) >= n
+    treated = rng.random(2 * n) < np.where(late, 0.5, 0.05)
+    variant, day = np.where(treated, "treatment", "control"), np.where(late, "2", "1")
+    x = (rng.random(2 * n) < np.where(late, rate[1], rate[0])).astype(np.int64)
+    more = list(zip(*tiny, strict=True)) or [(), (), ()]
+    return pa.table(
+        {
+            "variant": [*variant, *more[0]],
+            "day": [*day, *more[1]],
+            "converted": [*x.tolist(), *more[2]],
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["proportion", "mean"])
+@pytest.mark.parametrize("values", [(0, 0), (1, 1), (0, 1)])
+def test_effect_is_taken_over_the_other_strata_when_one_has_no_spread(
+    values: tuple[int, int], kind: str
+) -> None:
+    table = ramp(tiny=[("control", "3", values[0]), ("treatment", "3", values[1])])
+    assert ask(table, "converted", expected=None).decision == "PROMOTE"
+    answer = ask(table, f"converted:{kind}", expected=None, strata="day")
+    assert answer.decision == "CONTINUE"
+    left_out = [warning for warning in answer.warnings if "left out" in warning]
+    assert [("'day=3'" in warning) for warning in left_out] == ([True] if left_out else [])
+    assert left_out or kind == "proportion"
+
+
+def test_nothing_is_decided_when_no_stratum_has_both_arms() -> None:
+    rng = np.random.default_rng(4)
+    late = np.arange(20_000) >= 10_000
+    table = pa.table(
+        {
+            "variant": np.where(late, "treatment", "control"),
+            "day": np.where(late, "2", "1"),
+            "converted": (rng.random(20_000) < np.where(late, 0.3, 0.1)).astype(np.int64),
+        }
+    )
+    assert ask(table, "converted", expected=None).decision == "PROMOTE"
+    answer = ask(table, "converted", expected=None, strata="day")
+    assert answer.decision == "WARMING_UP"
+    assert codes(answer) == ["no_interval"]
+
+
+def test_guardrail_is_taken_over_strata_when_shares_of_traffic_changed() -> None:
+    """Latency rises while the traffic moves: pooled, the treatment is to blame."""
+    table = ramp(tiny=[])
+    day = np.array(table.column("day").to_pylist()) == "2"
+    rng = np.random.default_rng(6)
+    slow = table.append_column("latency", pa.array(rng.normal(50 + 30 * day, 10)))
+    guarded: dict[str, Any] = {"guardrails": {"latency": 2}, "expected": None}
+    assert ask(slow, "converted", "latency", **guarded).decision == "ROLLBACK"
+    answer = ask(slow, "converted", "latency", strata="day", **guarded)
+    assert answer.decision == "CONTINUE"
+
+
+def test_strata_lend_a_small_arm_the_spread_of_the_large_one_when_it_has_less() -> None:
+    """A/A, heavy tails, 98 : 2: by its own spread the small arm is called different too often."""
+    called = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        treated = rng.random(10_000) < 0.02
+        table = pa.table(
+            {
+                "variant": np.where(treated, "treatment", "control"),
+                "half": np.arange(10_000) % 2,
+                "revenue": rng.lognormal(0.0, 2.0, 10_000),
+            }
+        )
+        answer = ask(table, "revenue:mean", expected=None, strata="half", min_units=50)
+        called += answer.decision in ("PROMOTE", "ROLLBACK")
+    assert called <= 2
+
+
 def test_guardrail_rolls_back_when_it_is_harmed_and_holds_when_it_is_unclear() -> None:
     rng = np.random.default_rng(9)
     table = world({"control": 0.10, "treatment": 0.14})

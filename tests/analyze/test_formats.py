@@ -172,3 +172,57 @@ def test_answer_is_the_same_when_rows_are_shuffled_and_split(
     chunks = [shuffled.slice(low, high - low) for low, high in pairwise(edges)]
     whole_again = pa.concat_tables(chunks)
     same(ask(whole_again, "error", "latency:mean", unit_column=unit, expected=None), ANSWERS[unit])
+
+
+@pytest.mark.parametrize("names", [("1.1", "1.10"), ("False", "True"), ("2026-01-01", "2026-1-1")])
+def test_variants_are_called_as_the_file_writes_them(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    """As numbers 1.1 and 1.10 are one version."""
+    path = tmp_path / "a.csv"
+    lines = [f"{names[i % 2]},{i % 3}" for i in range(600)]
+    path.write_text("\n".join(["Variant,x", *lines, ""]))
+    expected = dict.fromkeys(names, 0.5)
+    answer = ask(str(path), "x:mean", variant_column="variant", control=names[0], expected=expected)
+    assert answer.source.variants == names
+    assert answer.srm is not None
+    assert answer.srm.observed == dict.fromkeys(names, 300)
+
+
+@pytest.mark.parametrize("name", ["v", "g", "k", "x", "y", "a", "b", "r", "s", "n", "s0", 'q"'])
+@pytest.mark.parametrize("role", ["metric", "unit_column", "strata", "variant_column", "other"])
+def test_answer_is_the_same_when_a_column_has_another_name(name: str, role: str) -> None:
+    """The statements have names of their own, which columns must not be taken for."""
+    table = requests(users=200)
+    strata = pa.array([f"s{user % 2}" for user in table.column("user_id").to_pylist()])
+    table = table.append_column("half", strata).append_column("more", table.column("latency"))
+    roles = {"metric": "latency", "unit_column": "user_id", "strata": "half"}
+    roles |= {"variant_column": "variant", "other": "more"}
+    renamed = table.rename_columns(
+        [name if column == roles[role] else column for column in table.column_names]
+    )
+
+    def answer(data: pa.Table, named: dict[str, str]) -> Analysis:
+        latency = named["metric"]
+        return ask(
+            data,
+            f"m={latency}:mean",
+            f"q={latency}:quantile:0.9",
+            "auc",
+            "prediction_drift",
+            variant_column=named["variant_column"],
+            unit_column=named["unit_column"],
+            strata=named["strata"],
+            label_column="label",
+            score_column="score",
+            prediction_column="prediction",
+            series=True,
+            min_units=50,
+        )
+
+    one, other = answer(table, roles), answer(renamed, {**roles, role: name})
+    for left, right in zip(one.metrics, other.metrics, strict=True):
+        assert (right.control.n, right.treatment.n) == (left.control.n, left.treatment.n)
+        assert right.difference == pytest.approx(left.difference)
+        assert right.standard_error == pytest.approx(left.standard_error)
+    assert len(other.series) == len(one.series)
