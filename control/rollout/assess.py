@@ -473,6 +473,10 @@ def _guardrail(
         found = seen.looks.of(guardrail.metric, name)
         if found:
             return look_check(found, policy, step)
+    elif policy.warm_up_ms and candidate.requests:
+        # Counts know no warm-up: what was left out of the comparison shall not pass a step, either.
+        sentence = f"{guardrail.metric}: no evidence by bucket of units after the warm-up yet"
+        return Check(guardrail.metric, name, Verdict.UNDECIDED, Reason.NO_TRAFFIC, sentence)
     if guardrail.metric not in METRICS_COUNTED:
         sentence = f"{guardrail.metric}: no evidence by bucket of units yet"
         return Check(guardrail.metric, name, Verdict.UNDECIDED, Reason.NO_TRAFFIC, sentence)

@@ -205,6 +205,15 @@ def test_error_rate_passes_without_a_margin_when_nothing_significant_is_seen() -
     assert check_of(judged, "error_rate").verdict is Verdict.PASS
 
 
+def test_step_waits_for_evidence_when_all_was_in_the_warm_up() -> None:
+    """The counts have a thousand answers without an error, all of them of a cold cache."""
+    judged = judge(healthy(NOW_MS), worlds.policy(warm_up_ms=3_600_000))
+    check = check_of(judged, "error_rate")
+    assert (check.verdict, check.reason) == (Verdict.UNDECIDED, Reason.NO_TRAFFIC)
+    assert check.sentence == "error_rate: no evidence by bucket of units after the warm-up yet"
+    assert reasons(judged) == [Reason.NO_TRAFFIC]
+
+
 def test_checks_do_not_compare_when_the_split_leaves_no_control() -> None:
     policy = worlds.policy(worlds.canary_step(1_000_000))
     judged = judge(healthy(NOW_MS, variants={V2: arm(1_000, 10)}), policy)

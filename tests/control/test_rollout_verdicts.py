@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,13 +28,14 @@ from control.rollout.looks import (
 )
 from control.rollout.policy import GuardrailPolicy, Margin, Policy, PrimaryPolicy, StepPolicy
 from control.rollout.reduce import reduce
-from control.rollout.results import standing_of
+from control.rollout.results import fill, standing_of
 from control.rollout.run import Run
 from control.rollout.seen import Seen
 from control.rollout.words import Action, Reason, State, Verdict
 from tests.control import rollout_worlds as worlds
 from tests.control.cell_worlds import CONTROL, V2, Arm, both, cells
-from turnout.v1alpha1.experiment_service_pb2 import STANDING_WORSE
+from turnout.v1alpha1.experiment_pb2 import TABLE_ROW_PROMOTE
+from turnout.v1alpha1.experiment_service_pb2 import STANDING_WORSE, ExperimentResults
 
 NOW_MS = worlds.START_MS + 10 * worlds.DWELL_MS
 BETTER = both(Arm(accuracy=0.85), Arm(accuracy=0.92))
@@ -476,6 +478,21 @@ def test_experiment_rolls_back_when_a_guardrail_is_harmed_in_one_stratum() -> No
     decision = decided(cells(ONE_STRATUM), policy)
     assert (decision.action, decision.reason) == (Action.ROLLBACK, Reason.STRATUM_HARM)
     assert "accuracy in new-merchants" in decision.sentence
+
+
+def test_results_say_what_the_loop_decides_when_only_a_shown_metric_is_worse() -> None:
+    """Latency, which nobody asked for, is worse in a stratum: shown, and no part of the verdict."""
+    policy = ab_policy(strata=("new",), guardrails=(GuardrailPolicy("error_rate"),))
+    slow = both(Arm(accuracy=0.85), Arm(accuracy=0.92, latency_bin=240), stratum=1)
+    found = cells({**BETTER, **slow})
+    assert decided(found, policy).action is Action.PROMOTE
+    message = ExperimentResults()
+    entry = SimpleNamespace(run=worlds.started(policy), policy=policy)
+    fill(message, entry, found, now_ms=NOW_MS)  # type: ignore[arg-type]
+    (told,) = message.verdicts
+    assert told.row == TABLE_ROW_PROMOTE
+    worse = {(c.metric, c.stratum) for c in message.comparisons if c.standing == STANDING_WORSE}
+    assert ("latency_p95", "new") in worse
 
 
 def test_rest_has_a_name_when_it_matches_no_stratum() -> None:
