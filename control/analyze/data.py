@@ -36,6 +36,7 @@ PARQUET: Final = (".parquet", ".pq")
 ARROW: Final = (".arrow", ".feather", ".ipc", ".arrows")
 SUFFIXES: Final = {"csv": CSV, "json": JSON, "parquet": PARQUET, "arrow": ARROW}
 DELIMITERS: Final = ",;\t|"
+WHOLE_MAX: Final = 2.0**53  # from here on floating numbers stand for several whole ones
 NULLS: Final = ("", "NA", "N/A", "NULL", "null", "None")
 
 # A step's name and the share that is done, None: unknown.
@@ -105,7 +106,8 @@ def open_data(
     threads: int | None = None,
     spill: str | None = None,
     progress: Progress | None = None,
-    names_column: str = "",
+    variant_column: str = "",
+    unit_column: str = "",
 ) -> Iterator[Data]:
     """Open files (a path, a glob, a directory, several), a data frame or a relation.
 
@@ -116,7 +118,8 @@ def open_data(
         threads: Of DuckDB; one per core by default.
         spill: Directory to spill to; a temporary one by default.
         progress: Called with each step and its share.
-        names_column: Of CSV, is taken as it is written: 1.1 and 1.10 are two versions.
+        variant_column: Of CSV, is taken as it is written: 1.1 and 1.10 are two versions.
+        unit_column: Of CSV, likewise where its numbers are too large to be told apart.
 
     Raises:
         BadInput: The format is not known, or the data cannot be read; `Unreadable` for no file.
@@ -129,10 +132,11 @@ def open_data(
             names = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]
             path = ", ".join(names)
             with explained(path):
-                _of_files(connection, names, names_column)
+                _of_files(connection, names, variant_column, unit_column)
         else:
             path = f"<{type(data).__module__.split('.')[0]} {type(data).__name__}>"
-            connection.register(TABLE, _of_frame(data))
+            with explained(path):
+                connection.register(TABLE, _of_frame(data))
         yield _opened(connection, path, progress)
 
 
@@ -238,7 +242,7 @@ def _is_path(data: Any) -> bool:
 
 
 def _of_files(
-    connection: duckdb.DuckDBPyConnection, names: Sequence[str], names_column: str
+    connection: duckdb.DuckDBPyConnection, names: Sequence[str], variant: str, unit: str
 ) -> None:
     if not names:
         raise BadInput("data: no file given")
@@ -247,7 +251,7 @@ def _of_files(
     if len(formats) > 1:
         raise BadInput(f"data: files of several formats ({', '.join(sorted(formats))}): give one")
     if formats == {"csv"}:
-        _read_csv(connection, files, names_column)
+        _read_csv(connection, files, variant, unit)
     else:
         _READERS[formats.pop()](connection, files)
 
@@ -288,7 +292,7 @@ def _format(file: str) -> str:
 
 
 def _read_csv(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[str], names_column: str
+    connection: duckdb.DuckDBPyConnection, files: Sequence[str], variant: str, unit: str
 ) -> None:
     nulls = ", ".join(map(literal, NULLS))
     # A name of the header is needed: without it DuckDB calls the columns column0, column1 ...
@@ -299,9 +303,28 @@ def _read_csv(
     columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
     if len(columns) == 1:
         _require_fields(connection, files, next(iter(columns)))
+    texts = []
     for name, kind in columns.items():
-        if name.casefold() == names_column.casefold() and kind not in ("VARCHAR", "BIGINT"):
-            _kept(connection, f"{source}, types = {{{literal(name)}: 'VARCHAR'}})", files)
+        if name.casefold() == variant.casefold() and kind not in ("VARCHAR", "BIGINT"):
+            texts.append(f"{literal(name)}: 'VARCHAR'")
+        elif name.casefold() == unit.casefold() and kind == "DOUBLE":
+            sql = f"SELECT count_if({_merged(name)}) FROM {TABLE}"  # noqa: S608
+            (merged,) = connection.execute(sql).fetchall()[0]
+            texts += [f"{literal(name)}: 'VARCHAR'"] * bool(merged)
+    if texts:
+        _kept(connection, f"{source}, types = {{{', '.join(texts)}}})", files)
+
+
+def merged_numbers(data: Data, column: str) -> int:
+    """Values of a column of floating numbers that others may have been rounded to, or NaN."""
+    if data.columns[column] not in ("DOUBLE", "FLOAT"):
+        return 0
+    sql = f"SELECT count_if({_merged(column)}) FROM {data.table}"  # noqa: S608
+    return int(data.run("looking at units", sql)[0][0])
+
+
+def _merged(column: str) -> str:
+    return f"NOT abs({quoted(column)}::DOUBLE) < {WHOLE_MAX!r}"
 
 
 def _require_fields(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from control.analyze.data import MEMORY_DEFAULT, Progress, open_data
+from control.analyze.errors import BadInput
 from control.analyze.estimate import N_STAR, Settings
 from control.analyze.metrics import Roles
 from control.analyze.question import Question
@@ -94,6 +95,14 @@ def analyze(
     Raises:
         ValueError: Data or an argument of which no honest number can be made; says which.
     """
+    if not isinstance(variant_column, str):
+        raise BadInput(f"variant_column == {variant_column!r}, must be a column's name")
+    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
+    for text in asked:
+        if not isinstance(text, str):
+            raise BadInput(f"metrics: {text!r}: must be text, as 'revenue:mean'")
+    if threads is not None:
+        threads = int(check_scalar("threads", threads, ge=1, whole=True))
     question = Question(
         roles=Roles(
             variant_column,
@@ -106,8 +115,8 @@ def analyze(
             score_column,
         ),
         control=str(control),
-        metrics=(metrics,) if isinstance(metrics, str) else tuple(metrics),
-        expected={str(name): float(share) for name, share in (expected or {}).items()},
+        metrics=asked,
+        expected={str(name): _share(name, share) for name, share in (expected or {}).items()},
         sequential=sequential,
         settings=Settings(check_alpha(alpha), check_scalar("tuned_for", tuned_for, gt=0)),
         primary=primary,
@@ -129,7 +138,15 @@ def analyze(
         threads=threads,
         spill=spill,
         progress=progress,
-        names_column=variant_column,
+        variant_column=variant_column,
+        unit_column=unit_column or "",
     ) as opened:
         opened.drop_invalid = drop_invalid
         return Run(opened, question).answer()
+
+
+def _share(name: str, share: float) -> float:
+    try:
+        return float(share)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"expected: {name}={share!r}: a share must be a number above 0") from error

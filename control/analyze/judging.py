@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from control.analyze.estimate import Compared, Settings
 from control.analyze.metrics import HIGHER
 from control.analyze.result import MetricResult, Reason
@@ -19,6 +21,7 @@ from control.analyze.shares import ALPHA
 from control.stats import verdicts
 from control.stats.confseq import asymptotic_sequence
 from control.stats.counts import count_evidence
+from control.stats.errors import FloatArray
 from control.stats.means import estimate
 from control.stats.strata import stratified
 from control.stats.verdicts import Kind
@@ -82,7 +85,10 @@ class Guard(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """All that is known of one treatment. by_strata: The data have two strata or more."""
+    """All that is known of one treatment.
+
+    by_strata: The data have two strata or more. returning: As of `effect_over_strata`.
+    """
 
     variant: str
     primary: Compared
@@ -90,6 +96,7 @@ class Judged:
     units: tuple[int, int]
     strata: Sequence[Part] = ()  # those with units of both arms
     by_strata: bool = False
+    returning: int = 0
     guards: Sequence[Guard] = ()
     sample_ratios: Sequence[tuple[str, float, float]] = ()  # about, ln e, alpha
     flips: tuple[int, int] = (0, 0)  # in several arms, units
@@ -126,7 +133,12 @@ def decide(judged: Sequence[Judged], options: Options, settings: Settings) -> De
 
 
 def effect_over_strata(
-    whole: Compared, strata: Sequence[Part], settings: Settings, *, fixed: bool
+    whole: Compared,
+    strata: Sequence[Part],
+    settings: Settings,
+    *,
+    fixed: bool,
+    returning: int = 0,
 ) -> MetricResult:
     """The effect averaged over the strata that can be said, by their units.
 
@@ -135,6 +147,7 @@ def effect_over_strata(
         strata: Those with units of both arms.
         settings: Of the sequence and the interval.
         fixed: Ends of the interval of one look stand for the sequence's.
+        returning: Times that a unit is in one more stratum: those strata's errors go together.
 
     Returns:
         No number where no stratum can be said, or events are too few for a variance.
@@ -153,18 +166,17 @@ def effect_over_strata(
         )
     diffs = [part.compared.result.difference or 0.0 for part in usable]
     units = [part.units for part in usable]
+    gates = [_gate(part.compared) for part in usable]
+    own = [part.compared.variance or gate for part, gate in zip(usable, gates, strict=True)]
+    effect = stratified(diffs, own, units=units)
     one_look, any_look = (
-        stratified(diffs, variances, units=units)
-        for variances in (
-            [part.compared.variance or _gate(part.compared) for part in usable],
-            [_gate(part.compared) for part in usable],
-        )
+        _variance(effect.weights, variances, units, returning) for variances in (own, gates)
     )
     n = sum(part.compared.result.control.n + part.compared.result.treatment.n for part in usable)
-    se = math.sqrt(float(one_look.variance))
-    interval = estimate(one_look.diff, se, alpha=settings.alpha)
+    se = math.sqrt(one_look)
+    interval = estimate(effect.diff, se, alpha=settings.alpha)
     sequence = asymptotic_sequence(
-        any_look.diff, any_look.variance, n=n, n_star=settings.n_star, alpha=settings.alpha
+        effect.diff, any_look, n=n, n_star=settings.n_star, alpha=settings.alpha
     )
     ends = (interval.ci_low, interval.ci_high) if fixed else (sequence.ci_low, sequence.ci_high)
     return MetricResult(
@@ -173,7 +185,7 @@ def effect_over_strata(
         result.variant,
         result.control,
         result.treatment,
-        float(one_look.diff),
+        float(effect.diff),
         None,
         se,
         float(interval.ci_low),
@@ -183,6 +195,19 @@ def effect_over_strata(
         float(ends[1]),
         float(sequence.p_value),
     )
+
+
+def _variance(
+    weights: FloatArray, variances: Sequence[float], units: Sequence[int], returning: int
+) -> float:
+    """Of the weighted effect; two strata correlate by at most the share of units in both.
+
+    A unit in m strata is counted m - 1 times in `returning`, so no two strata share more than that.
+    """
+    parts, n = weights * np.sqrt(variances), np.asarray(units, dtype=np.float64)
+    together = np.minimum(returning / np.sqrt(np.outer(n, n)), 1.0)
+    np.fill_diagonal(together, 1.0)
+    return float(parts @ together @ parts)
 
 
 def comparable(compared: Compared) -> bool:
@@ -198,7 +223,9 @@ def _judge(each: Judged, options: Options, settings: Settings) -> verdicts.Verdi
     fixed, units = options.fixed, sum(each.units)
     effect = each.primary.result
     if each.by_strata:
-        effect = effect_over_strata(each.primary, each.strata, settings, fixed=fixed)
+        effect = effect_over_strata(
+            each.primary, each.strata, settings, fixed=fixed, returning=each.returning
+        )
     look = verdicts.Look(
         primary=_effect(effect, each.direction, fixed),
         control=_arm(each, 0),
@@ -262,7 +289,9 @@ def _guardrail(
     if each.by_strata:
         at_harm = settings._replace(alpha=guardrail_alpha(len(each.guards)))
         results = [
-            effect_over_strata(guard.compared, guard.strata, at, fixed=options.fixed)
+            effect_over_strata(
+                guard.compared, guard.strata, at, fixed=options.fixed, returning=each.returning
+            )
             for at in (settings, at_harm)
         ]
     bound, harm = (_open(_effect(one, guard.direction, options.fixed)) for one in results)

@@ -47,6 +47,7 @@ def times_of(data: Data, column: str | None) -> Times:
     elif not (is_number(kind) or kind.startswith("TIMESTAMP") or kind == "DATE"):
         raise BadInput(f"time: column {column!r} is of type {kind}, must be times or numbers")
     number = f"{name}::DOUBLE" if is_number(kind) else f"epoch({name})"
+    number = f"CASE WHEN isfinite({number}) THEN {number} END"
     sql = f"SELECT min({number}), max({number}), count({number}) FROM {data.table}"
     first, last, known = data.run("reading times", sql)[0]
     if not known:

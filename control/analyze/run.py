@@ -15,7 +15,7 @@ from control.analyze.aggregate import (
     aggregate,
     merged,
 )
-from control.analyze.data import Data
+from control.analyze.data import Data, merged_numbers
 from control.analyze.errors import BadInput, closest, listed, require_column
 from control.analyze.estimate import Compared, Settings
 from control.analyze.judging import (
@@ -56,6 +56,11 @@ class Run:
         roles = self._roles()
         if data.is_empty():
             raise BadInput(f"{data.path}: has no rows; at least one per variant is needed")
+        if roles.unit is not None and (merged := merged_numbers(data, roles.unit)):
+            raise BadInput(
+                f"unit: column {roles.unit!r} is of type {data.columns[roles.unit]} with {merged} "
+                "values that are NaN or too large to be told apart: give units as text"
+            )
         metrics = self._metrics(roles)
         summed = [metric for metric in metrics if metric.kind not in SCANNED]
         plans = plan_metrics(data, summed, roles, positive=asked.positive)
@@ -344,9 +349,18 @@ class Run:
             for metric in world.metrics
             if metric.name in guarded
         ]
-        by_stratum = parts(primary)
+        by_stratum, arms = parts(primary), (world.control, variant)
+        in_strata = sum(
+            groups[arm].units for groups in strata.values() for arm in arms if arm in groups
+        )
+        returning = in_strata - sum(whole[arm].units for arm in arms)
         if len(strata) > 1:
             self._tell_left_out(variant, by_stratum)
+            if returning > 0:
+                self.warnings.append(
+                    "units are in several strata, whose errors go together: the effect over strata "
+                    "is taken to be less certain by as much as that can make it"
+                )
         units = whole[world.control].units + whole[variant].units + table.flipped
         return Judged(
             variant,
@@ -355,6 +369,7 @@ class Run:
             (compared.result.control.n, compared.result.treatment.n),
             by_stratum,
             len(strata) > 1,
+            max(returning, 0),
             guards,
             self._ratios(world, whole, strata, shares),
             (table.flipped, units),

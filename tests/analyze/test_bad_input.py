@@ -293,3 +293,41 @@ def test_answer_is_json_or_a_refusal_when_data_are_anything(
         if found["p_value"] is not None:
             assert 0 <= found["p_value"] <= 1
             assert found["ci_low"] <= found["ci_high"]
+
+
+@pytest.mark.parametrize(
+    ("says", "options"),
+    [
+        (r"metrics: 3: must be text", {"metrics": [3]}),
+        (r"variant_column == None, must be a column's name", {"variant_column": None}),
+        (r"expected: control='half': a share must be a number", {"expected": {"control": "half"}}),
+        (r"expected: control=None: a share must be a number", {"expected": {"control": None}}),
+        (r"threads == 0.0, must be >= 1", {"threads": 0}),
+    ],
+)
+def test_argument_of_a_notebook_is_refused_when_it_is_of_another_type(
+    says: str, options: dict[str, Any]
+) -> None:
+    refused(says, halves([1.0, 2.0] * 200), **options)
+
+
+def test_frame_without_columns_is_refused() -> None:
+    refused("cannot be read", pa.table({}))
+
+
+def test_units_are_refused_when_numbers_stand_for_several_of_them(tmp_path: Path) -> None:
+    ids = [98765432109876543210 + i for i in range(400)]
+    table = halves([1.0, 2.0] * 200, u=[float(each) for each in ids])
+    refused(r"unit: column 'u' is of type DOUBLE with 400 values", table, "x", unit_column="u")
+    path = tmp_path / "a.csv"
+    rows = [f"{'ct'[i % 2]},{each}e1,{i % 3}" for i, each in enumerate(ids)]
+    path.write_text("\n".join(["variant,u,x", *rows, ""]))
+    told = ask(str(path), "x", control="c", unit_column="u", expected=None)
+    assert told.source.units == 400
+
+
+def test_time_that_is_not_finite_counts_as_none() -> None:
+    times = [float(i) for i in range(400)]
+    times[3] = math.inf
+    answer = ask(halves([1.0, 2.0] * 200, t=times), "x", time_column="t", series=True)
+    assert answer.series[0].points[-1].n == 400

@@ -225,6 +225,27 @@ def test_guardrail_is_taken_over_strata_when_shares_of_traffic_changed() -> None
     assert answer.decision == "CONTINUE"
 
 
+def test_strata_are_not_taken_for_independent_when_units_are_in_several() -> None:
+    """A/A, users who return every day: 6 of 40 were called different by days taken so."""
+    called, users, days = 0, 600, 10
+    user = np.repeat(np.arange(users), days * 3)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        treated, rate = rng.random(users) < 0.5, rng.beta(1.0, 4.0, users)
+        table = pa.table(
+            {
+                "variant": np.where(treated[user], "treatment", "control"),
+                "user_id": user,
+                "day": np.tile(np.repeat(np.arange(days), 3), users),
+                "failed": (rng.random(len(user)) < rate[user]).astype(np.int64),
+            }
+        )
+        answer = ask(table, "failed", expected=None, strata="day", unit_column="user_id")
+        called += answer.decision in ("PROMOTE", "ROLLBACK")
+        assert any("units are in several strata" in warning for warning in answer.warnings)
+    assert called <= 1
+
+
 def test_strata_lend_a_small_arm_the_spread_of_the_large_one_when_it_has_less() -> None:
     """A/A, heavy tails, 98 : 2: by its own spread the small arm is called different too often."""
     called = 0
