@@ -170,9 +170,9 @@ def earnings(
         ArmSeen(
             variant=name,
             requests=int(requests[index]),
-            mean=_finite(strata.mean[index]),
+            mean=_share(strata.mean[index]),
             variance=_finite(strata.variance[index]),
-            propensity_mean=_finite(weighted.mean[index]),
+            propensity_mean=_share(weighted.mean[index]),
         )
         for index, name in enumerate(names)
     ]
@@ -209,6 +209,11 @@ def _interval(found: ArmDifference) -> Interval | None:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _share(value: float) -> float | None:
+    """A mean reward: weights that add up to 1 but for the last bit make none of more than 1."""
+    return min(max(float(value), 0.0), 1.0) if math.isfinite(value) else None
 
 
 # -- What follows from it -------------------------------------------------------------------------

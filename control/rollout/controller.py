@@ -142,7 +142,13 @@ class Controller:
             now_ms=now_ms,
             code_version=self.settings.code_version,
         )
-        decision = decide.decide(entry.run, entry.policy, seen, now_ms=now_ms)
+        try:
+            decision = decide.decide(entry.run, entry.policy, seen, now_ms=now_ms)
+        except ValueError:  # numbers that no statistic takes stop no lane, window rule or breaker
+            self.loop_errors += 1
+            _log.exception("no verdict is possible", extra=_concerns(tenant, entry))
+            seen = replace(seen, looks=None, bandit=None)
+            decision = decide.decide(entry.run, entry.policy, seen, now_ms=now_ms)
         before = tenant.latest.get(entry.name)
         shown = conditions(
             entry,

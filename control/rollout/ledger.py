@@ -246,11 +246,11 @@ class Ledger:
             if experiment is None:
                 tenant.experiments.pop(name, None)
                 tenant.latest.pop(name, None)
-                tenant.looked.pop(name, None)
             else:
                 tenant.experiments[name] = experiment
-                if not experiment.run.live:
-                    tenant.looked.pop(name, None)
+            if experiment is None or not experiment.run.live:
+                tenant.looked.pop(name, None)
+                tenant.shown.pop(name, None)
         for name, metric in mutation.metrics.items():
             if metric is None:
                 tenant.metrics.pop(name, None)

@@ -1,18 +1,22 @@
-"""What is seen of one experiment: evidence and sidecars -> `Seen`, conditions, results. Pure.
+"""What is seen of one experiment: evidence and sidecars -> `Seen`, conditions, results.
 
-Refuses to judge: it puts side by side what evidence and distribution know.
+Pure, but that it measures how long a look takes. Refuses to judge: it puts side by side what
+evidence and distribution know.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from control import views
 from control.distribution import SidecarState
+from control.model.metrics import LIVE
 from control.rollout import bandit
+from control.rollout.cells import Cells
 from control.rollout.decide import ROW_REASONS
 from control.rollout.entries import ExperimentEntry
 from control.rollout.looks import Looks
@@ -46,6 +50,8 @@ _GATE_UNKNOWN: Final[Answer] = (Gate.UNKNOWN, ())
 _GATE_OPEN: Final[Answer] = (Gate.OPEN, ())
 LOOK_EVERY_MS: Final = 1_000
 LOOK_TURN_MS: Final = 50
+# So many times as long as a look took, until the next one.
+LOOK_PAUSE: Final = 5
 ANALYSIS_SENTENCE: Final = "no evidence by bucket of units yet: the primary metric cannot be judged"
 
 
@@ -94,18 +100,43 @@ def look(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Looks | None
     are many experiments. Safety lanes and window rule do not wait.
     """
     cells = tenant.evidence.cells(entry.run, entry.policy)
-    known = tenant.looked.get(entry.name)
+    turn_ms = max(LOOK_EVERY_MS, LOOK_TURN_MS * len(tenant.looked))
+    return _reduced(tenant.looked, entry, cells, (), turn_ms, len(tenant.looked), now_ms)
+
+
+def shown(tenant: Tenant, entry: ExperimentEntry, cells: Cells, *, now_ms: int) -> Looks | None:
+    """The looks with every metric that is measured; however many ask, they take turns, too."""
+    return _reduced(tenant.shown, entry, cells, LIVE, 0, len(tenant.looked), now_ms)
+
+
+def _reduced(
+    table: dict[str, Looked],
+    entry: ExperimentEntry,
+    cells: Cells,
+    metrics: Sequence[str],
+    turn_ms: float,
+    others: int,
+    now_ms: int,
+) -> Looks | None:
+    """Looks from the table, or anew when it is their turn: they take a fifth of the time at most.
+
+    Hundreds of looks, as of several candidates in many strata, take a second by themselves, and
+    safety lanes wait as long as that.
+    """
+    known = table.get(entry.name)
     if known is not None and known.policy == entry.policy:
-        turn_ms = max(LOOK_EVERY_MS, LOOK_TURN_MS * len(tenant.looked))
+        turn_ms = max(turn_ms, LOOK_PAUSE * known.cost_ms * max(1, others))
         same_epochs = known.cells.epochs == cells.epochs
         if known.cells is cells or (same_epochs and 0 <= now_ms - known.at_ms < turn_ms):
             return known.looks
+    began = time.perf_counter()
     try:
-        looks = reduce(cells, entry.policy)
+        looks = reduce(cells, entry.policy, metrics=metrics)
     except ValueError:  # numbers that no statistic takes: lanes, window rule and breakers go on
         _log.exception("the evidence cannot be judged", extra={"experiment": entry.name})
         looks = None
-    tenant.looked[entry.name] = Looked(cells, entry.policy, now_ms, looks)
+    cost_ms = 1000 * (time.perf_counter() - began)
+    table[entry.name] = Looked(cells, entry.policy, now_ms, looks, cost_ms)
     return looks
 
 
@@ -258,9 +289,9 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
         as_of_time=views.timestamp(now_ms),
     )
     names = [entry.policy.control, *entry.policy.candidates]
-    for shown, epoch in ((message.epoch_variants, run.epoch), (message.variants, None)):
+    for variants, epoch in ((message.epoch_variants, run.epoch), (message.variants, None)):
         seen, aside = evidence.variants(entry.name, epoch), evidence.beside(entry.name, epoch)
-        shown.extend(_results(names, seen, aside))
+        variants.extend(_results(names, seen, aside))
     latest = tenant.latest.get(entry.name)
     if latest is not None:
         message.lanes.extend(views.lane_message(lane) for lane in latest.decision.lanes)
@@ -268,7 +299,8 @@ def results(tenant: Tenant, entry: ExperimentEntry, *, now_ms: int) -> Experimen
     elif entry.last_decision is not None:
         message.lanes.extend(entry.last_decision.lanes)
         message.checks.extend(entry.last_decision.checks)
-    fill(message, entry, evidence.cells(run, entry.policy), now_ms=now_ms)
+    cells = evidence.cells(run, entry.policy)
+    fill(message, entry, cells, shown(tenant, entry, cells, now_ms=now_ms), now_ms=now_ms)
     if entry.policy.primary is not None or run.phase is Phase.AB:
         verdict = next(iter(message.verdicts), None)
         message.primary_reason = views.reason_value(

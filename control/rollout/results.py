@@ -13,20 +13,24 @@ from dataclasses import replace
 from google.protobuf.duration_pb2 import Duration
 
 from control import views
-from control.model.metrics import LIVE
 from control.rollout import judging
 from control.rollout.cells import Cells
 from control.rollout.entries import ExperimentEntry
 from control.rollout.judging import CandidateVerdict
 from control.rollout.looks import ArmLook, Looks, Method, MetricLook
 from control.rollout.policy import Policy
-from control.rollout.reduce import guardrails, primary_alpha, reduce
+from control.rollout.reduce import guardrails, primary_alpha
 from control.rollout.run import Run
 from turnout.v1alpha1 import experiment_service_pb2 as api
 
 
 def fill(
-    message: api.ExperimentResults, entry: ExperimentEntry, cells: Cells, *, now_ms: int
+    message: api.ExperimentResults,
+    entry: ExperimentEntry,
+    cells: Cells,
+    looks: Looks | None,
+    *,
+    now_ms: int,
 ) -> None:
     """Everything that cells show, into the results of an experiment.
 
@@ -34,10 +38,10 @@ def fill(
         message: To be completed.
         entry: The experiment, running or ended.
         cells: Of its epochs.
+        looks: At them, with every metric that is to be shown.
         now_ms: Unix milliseconds.
     """
     run, policy = entry.run, entry.policy
-    looks = reduce(cells, policy, metrics=LIVE)
     if looks is None:
         message.sentence = run.reason or _nothing(run, cells)
         return

@@ -53,12 +53,13 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """Looks, and what they are of: good until the cells are others."""
+    """Looks, what they are of (good until the cells are others), and how long they took."""
 
     cells: Cells
     policy: Policy
     at_ms: int
     looks: Looks | None
+    cost_ms: float = 0.0
 
 
 class Ahead:
@@ -107,6 +108,7 @@ class Tenant:
         ahead: The same with deltas that are not stored yet; see `Ahead`.
         latest: The loop's last look at each live experiment.
         looked: What the evidence by bucket came to, by experiment.
+        shown: The same with the metrics that results only show, where somebody asked.
         pending: Changes that were published before they were stored, in order.
         lock: Held while a change is stored: changes are stored one after the other.
     """
@@ -124,6 +126,7 @@ class Tenant:
     content: bytes | None = None
     latest: dict[str, Latest] = field(default_factory=dict)
     looked: dict[str, Looked] = field(default_factory=dict)
+    shown: dict[str, Looked] = field(default_factory=dict)
     pending: deque[Change] = field(default_factory=deque)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -11,7 +11,13 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from control.rollout import decide, observe
+from control.rollout.decide import Decision
 from control.rollout.entries import load_experiment, load_target
+from control.rollout.looks import Looks
+from control.rollout.policy import Policy
+from control.rollout.run import Run
+from control.rollout.seen import Seen
 from control.server import ControlPlane
 from control.store.base import Change, Kind, StoreUnavailable
 from tests.control.peers import (
@@ -62,15 +68,23 @@ async def test_candidate_is_rolled_back_within_a_second_when_its_lane_crosses(
     assert decisions.decisions[0].id > 0
 
 
+@pytest.mark.parametrize("what", ["reduce", "decide"])
 async def test_candidate_is_rolled_back_when_its_evidence_cannot_be_judged(
-    api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+    api: Api, sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Numbers that no statistic takes stop no safety lane."""
+    decides = decide.decide
 
-    def refuses(*_: object, **__: object) -> None:
+    def refuses(*_: object, **__: object) -> Looks:
         raise ValueError("alpha == 0.0, must be > 0")
 
-    monkeypatch.setattr("control.rollout.observe.reduce", refuses)
+    def decides_without_looks(run: Run, policy: Policy, seen: Seen, *, now_ms: int) -> Decision:
+        return refuses() if seen.looks else decides(run, policy, seen, now_ms=now_ms)  # type: ignore[return-value]
+
+    monkeypatch.setattr(observe, "reduce", refuses)
+    if what == "decide":
+        monkeypatch.setattr(observe, "reduce", lambda *_, **__: Looks(missing=1))
+        monkeypatch.setattr(decide, "decide", decides_without_looks)
     await api.start()
     plan = await sidecar.plan()
     await sidecar.deltas(traffic(plan, {"control": 1900, "v2": 100}, {"control": 1}))

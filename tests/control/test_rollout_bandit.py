@@ -129,6 +129,20 @@ def test_earnings_are_of_the_steps_own_epochs_and_all_strata() -> None:
     assert found.uniform_regret == pytest.approx(0.05 * 800)
 
 
+def test_split_is_made_when_arms_have_not_failed_in_any_of_many_epochs() -> None:
+    """Weights of epochs add up to 1.0000000000000002, and a mean of that had no posterior."""
+    counts = np.array(
+        [[[61.0], [70.0], [75.0]], [[60.0], [69.0], [76.0]], [[63.0], [69.0], [76.0]]]
+    )
+    for first in range(40, 80):
+        counts[0, 0, 0] = first
+        found = bandit.earnings(
+            ("control", "a", "b"), counts.copy(), counts, np.full((3, 3), 1 / 3)
+        )
+        assert all(arm.mean is not None and 1 - 1e-12 < arm.mean <= 1 for arm in found.arms)
+        assert sum(bandit.next_split(found, POLICY).ppm.values()) == BUCKET_COUNT
+
+
 def test_earnings_stay_what_they_were_when_the_experiment_has_ended() -> None:
     """Its last epoch is among the past ones then, and the present one has no split."""
     run, policy = running()

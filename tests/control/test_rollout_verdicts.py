@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control.rollout import codec
+from control.model.metrics import LIVE
+from control.rollout import codec, observe
 from control.rollout.assess import assess
 from control.rollout.cells import Cells
 from control.rollout.checks import stage_factor
@@ -488,11 +489,32 @@ def test_results_say_what_the_loop_decides_when_only_a_shown_metric_is_worse() -
     assert decided(found, policy).action is Action.PROMOTE
     message = ExperimentResults()
     entry = SimpleNamespace(run=worlds.started(policy), policy=policy)
-    fill(message, entry, found, now_ms=NOW_MS)  # type: ignore[arg-type]
+    looks = reduce(found, policy, metrics=LIVE)
+    fill(message, entry, found, looks, now_ms=NOW_MS)  # type: ignore[arg-type]
     (told,) = message.verdicts
     assert told.row == TABLE_ROW_PROMOTE
     worse = {(c.metric, c.stratum) for c in message.comparisons if c.standing == STANDING_WORSE}
     assert ("latency_p95", "new") in worse
+
+
+def test_results_leave_the_loop_most_of_the_time_when_looks_take_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look of 40 ms among 5 experiments: not again within a second, however many ask."""
+    policy = ab_policy()
+    times = iter([0.0, 0.04, 1.0, 1.04])
+    monkeypatch.setattr("control.rollout.observe.time.perf_counter", lambda: next(times))
+    tenant = SimpleNamespace(shown={}, looked=dict.fromkeys("abcde"))
+    entry = SimpleNamespace(name="x", policy=policy)
+
+    def asked(found: Cells, late_ms: int) -> Looks | None:
+        return observe.shown(tenant, entry, found, now_ms=NOW_MS + late_ms)  # type: ignore[arg-type]
+
+    first = asked(cells(EQUAL), 0)
+    assert first is not None
+    assert asked(cells(BETTER), 999) is first
+    assert asked(cells(BETTER), 1_000) is not first
+    assert len(first.metrics) > len(looked(cells(EQUAL), policy).metrics)
 
 
 def test_rest_has_a_name_when_it_matches_no_stratum() -> None:
