@@ -26,3 +26,12 @@ def _nothing_left() -> Iterator[None]:
     """Fail who leaves a process or an open gRPC object; made first, and so looks last."""
     with nothing_left():
         yield
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of compiled modules, leave out who replaces a part: its constants are in the machine code."""
+    if not os.environ.get(compiling.VARIABLE):
+        return
+    left_out = [item for item in items if "monkeypatch" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)

@@ -1,7 +1,7 @@
 """The compiled modules do what their sources do.
 
-The tests of the request path run once more with them. Those that reach into a module, where a
-compiled one cannot be changed, are left out by name.
+The tests of the request path run once more with them, but for those that reach into a module, where
+a compiled one cannot be changed: whoever takes `monkeypatch` (tests/conftest.py), and those here.
 """
 
 from __future__ import annotations
