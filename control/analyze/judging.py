@@ -73,7 +73,7 @@ class Part(NamedTuple):
 class Guard(NamedTuple):
     """A metric that must not get worse by more than `margin`: at alpha, and at its harm's.
 
-    Both are the whole data's; strata are used as the primary's are.
+    Both are the whole data's. strata, harm_strata: As of the primary, at these alphas / strata.
     """
 
     compared: Compared
@@ -81,6 +81,7 @@ class Guard(NamedTuple):
     direction: str
     margin: float
     strata: Sequence[Part] = ()
+    harm_strata: Sequence[Part] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +151,12 @@ def effect_over_strata(
         returning: Times that a unit is in one more stratum: those strata's errors go together.
 
     Returns:
-        No number where no stratum can be said, or events are too few for a variance.
+        No interval of one look where events are too few for a variance, or no stratum has one; no
+        sequence either where a stratum has none then.
     """
     result, usable = whole.result, [part for part in strata if comparable(part.compared)]
     if whole.exact or not usable:
-        return replace(
-            result,
-            standard_error=None,
-            ci_low=None,
-            ci_high=None,
-            p_value=None,
-            cs_low=None,
-            cs_high=None,
-            always_valid_p=None,
-        )
+        return _by_exact_ends(result, strata)
     diffs = [part.compared.result.difference or 0.0 for part in usable]
     units = [part.units for part in usable]
     gates = [_gate(part.compared) for part in usable]
@@ -194,6 +187,30 @@ def effect_over_strata(
         float(ends[0]),
         float(ends[1]),
         float(sequence.p_value),
+    )
+
+
+def _by_exact_ends(result: MetricResult, strata: Sequence[Part]) -> MetricResult:
+    """All strata's own sequences hold together, so their average holds the average effect."""
+    found = [part.compared.result for part in strata]
+    units = [part.units for part in strata]
+
+    def averaged(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        if not known or len(known) < len(values):
+            return None
+        return float(np.average(known, weights=units))
+
+    return replace(
+        result,
+        difference=averaged([each.difference for each in found]),
+        standard_error=None,
+        ci_low=None,
+        ci_high=None,
+        p_value=None,
+        cs_low=averaged([each.cs_low for each in found]),
+        cs_high=averaged([each.cs_high for each in found]),
+        always_valid_p=None,
     )
 
 
@@ -290,9 +307,9 @@ def _guardrail(
         at_harm = settings._replace(alpha=guardrail_alpha(len(each.guards)))
         results = [
             effect_over_strata(
-                guard.compared, guard.strata, at, fixed=options.fixed, returning=each.returning
+                guard.compared, parts, at, fixed=options.fixed, returning=each.returning
             )
-            for at in (settings, at_harm)
+            for parts, at in ((guard.strata, settings), (guard.harm_strata, at_harm))
         ]
     bound, harm = (_open(_effect(one, guard.direction, options.fixed)) for one in results)
     return verdicts.Guardrail(bound._replace(high=harm.high), margin=guard.margin)

@@ -327,7 +327,7 @@ class Run:
         guarded = self.asked.guardrails
         harm = settings._replace(alpha=guardrail_alpha(len(guarded)))
 
-        def parts(metric: Metric) -> list[Part]:
+        def parts(metric: Metric, finer: Settings) -> list[Part]:
             return [
                 Part(
                     f"{self.asked.roles.strata}={name}",
@@ -344,12 +344,13 @@ class Run:
                 world.compare(metric, variant, whole, harm),
                 metric.direction,
                 check_scalar(f"guardrail {metric.name}", guarded[metric.name], ge=0),
-                parts(metric),
+                parts(metric, finer),
+                parts(metric, harm._replace(alpha=harm.alpha / max(len(strata), 1))),
             )
             for metric in world.metrics
             if metric.name in guarded
         ]
-        by_stratum, arms = parts(primary), (world.control, variant)
+        by_stratum, arms = parts(primary, finer), (world.control, variant)
         in_strata = sum(
             groups[arm].units for groups in strata.values() for arm in arms if arm in groups
         )

@@ -197,6 +197,31 @@ def test_effect_is_taken_over_the_other_strata_when_one_has_no_spread(
     assert left_out or kind == "proportion"
 
 
+@pytest.mark.parametrize("as_guardrail", [False, True])
+@pytest.mark.parametrize(
+    ("events", "decision"), [((5, 900), "ROLLBACK"), ((900, 0), "PROMOTE"), ((3, 5), "CONTINUE")]
+)
+def test_few_events_are_judged_by_exact_sequences_when_there_are_strata(
+    events: tuple[int, int], decision: str, as_guardrail: bool
+) -> None:
+    n = 20_000
+    rng = np.random.default_rng(8)
+    failed = [np.arange(n) < count for count in events]
+    table = pa.table(
+        {
+            "variant": np.repeat(["control", "treatment"], n),
+            "half": np.tile(np.arange(n) % 2, 2),
+            "error": np.concatenate(failed).astype(np.int64),
+            "gain": rng.normal(np.repeat([0.0, 1.0], n), 1.0),
+        }
+    )
+    if not as_guardrail:
+        assert ask(table, "error:proportion", strata="half").decision == decision
+        return
+    answer = ask(table, "gain:mean", "error:proportion", strata="half", guardrails={"error": 0.01})
+    assert answer.decision == ("ROLLBACK" if decision == "ROLLBACK" else "PROMOTE")
+
+
 def test_nothing_is_decided_when_no_stratum_has_both_arms() -> None:
     rng = np.random.default_rng(4)
     late = np.arange(20_000) >= 10_000
