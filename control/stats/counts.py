@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from control.stats.confseq import Ends
 from control.stats.distributions import log_gamma
@@ -159,6 +158,8 @@ def tilt_log_e(
         raise ValueError("events is one number, must be an array over buckets")
     cost = np.log1p(share[..., None] * np.expm1(tilts))
     steps = tilts * mine[..., None] - both[..., None] * cost
+    from scipy import special  # slow to import
+
     log = special.logsumexp(np.sum(steps, axis=-2), axis=-1, b=weights / weights.sum())
     return np.asarray(log)[()]
 

@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from control.stats.distributions import chi2_ppf, chi2_sf
 from control.stats.errors import FloatArray, check_alpha, check_scalar, check_vector, require
@@ -93,6 +92,8 @@ def binned_drift(
     noise = chi2_ppf(1 - check_alpha(alpha), df) * scale
     limit = max(check_scalar("psi_least", psi_least, ge=0), noise)
     middle = (p + q) / 2
+    from scipy import special  # slow to import
+
     bits = (special.rel_entr(p, middle) + special.rel_entr(q, middle)).sum() / (2 * np.log(2))
     return BinnedDrift(
         psi=psi,
