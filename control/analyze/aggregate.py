@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from threading import Thread
 from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
@@ -18,12 +20,13 @@ import numpy as np
 from control.analyze.data import Data, literal, quoted
 from control.analyze.errors import BadInput
 from control.analyze.metrics import Roles
-from control.analyze.plans import Plan, number_of
+from control.analyze.plans import VARIANTS_MAX, Plan, number_of
 from control.stats.moments import Moments, PairMoments, merge_pairs
 
 STRATA_MAX: Final = 100
 LOOKS_MAX: Final = 50
 MISSING: Final = "(missing)"
+_BITS_LEAST: Final = 8  # of the smallest whole number
 # Keys to group by: variant, stratum, look. Data have columns beside them, often of one letter.
 _VARIANT: Final = "turnout_v"
 _STRATUM: Final = "turnout_g"
@@ -128,6 +131,9 @@ def aggregate(
     Raises:
         BadInput: Values are not finite, or break their metric's rule.
     """
+    # Whoever counts compares next. That takes scipy, and its import as long as 10 million rows;
+    # DuckDB counts them meanwhile, without the interpreter's lock.
+    Thread(target=import_module, args=("scipy.special",)).start()
     keys = [f"{quoted(roles.variant)}::VARCHAR AS {_VARIANT}"]
     if by_stratum and roles.strata:
         keys.append(f"coalesce({quoted(roles.strata)}::VARCHAR, {literal(MISSING)}) AS {_STRATUM}")
@@ -204,21 +210,27 @@ def _by_unit(
     without_flips: bool,
 ) -> Table:
     unit, variant = quoted(roles.unit or ""), quoted(roles.variant)
-    arms, unassigned, unitless = _arms(data, unit, variant)
+    rows_of = _rows_of(data, roles.variant)
+    unassigned = rows_of.pop(None, 0)
+    arms = {1 << place: name for place, name in enumerate(rows_of) if name is not None}
+    if not arms:
+        return Table({}, unassigned=unassigned)
     used, shown = _names(keys)
-    inner = [f"min(hash({_VARIANT})) AS a", f"max(hash({_VARIANT})) AS b", "count(*) AS r"]
+    inner = [f"bit_or({_mask(arms)}) AS arm", "count(*) AS r"]
     inner += [{_STRATUM: _STRATUM, _LOOK: f"min({_LOOK}) AS {_LOOK}"}[name] for name in used[1:]]
     outer = ["count(*)", "sum(r)"]
     for index, plan in enumerate(plans):
         s, n, valid = f"s{index}", f"n{index}", f"c{index}"
-        both = f"{plan.value} IS NOT NULL" + (
-            f" AND {plan.below} IS NOT NULL" if plan.below else ""
-        )
         value = f"{plan.value} - {plan.shift!r}" if plan.shift else plan.value
-        function = "max" if plan.metric.any_of else "sum"
-        inner.append(f"{function}({value}) FILTER ({both}) AS {s}")
-        inner.append(f"{f'sum({plan.below})' if plan.below else 'count(*)'} FILTER ({both}) AS {n}")
-        inner.append(f"count(*) FILTER ({both}) AS {valid}")
+        if plan.below:
+            both = f"{plan.value} IS NOT NULL AND {plan.below} IS NOT NULL"
+            inner.append(f"sum({plan.below}) FILTER ({both}) AS {n}")
+            value = f"CASE WHEN {plan.below} IS NOT NULL THEN {value} END"
+        else:
+            n = valid
+        # Aggregates skip NULL themselves; a FILTER takes as long as the sum.
+        inner.append(f"{'max' if plan.metric.any_of else 'sum'}({value}) AS {s}")
+        inner.append(f"count({value}) AS {valid}")
         inner.append(f"{f'count_if(NOT ({plan.must}))' if plan.must else '0'} AS m{index}")
         variables = [s] if plan.single else [s, f"CASE WHEN {valid} > 0 THEN {n} END"]
         if covariate:
@@ -237,14 +249,14 @@ def _by_unit(
     by_unit = ", ".join([f"turnout_rows.{unit}", *(name for name in used if name == _STRATUM)])
     sql = (
         f"SELECT {shown.replace(_VARIANT, 'arm', 1)}, {', '.join(outer)} FROM "
-        f"(SELECT CASE WHEN a = b THEN a END AS arm, * FROM "
-        f"(SELECT {', '.join(inner)} FROM ({rows}) AS turnout_rows GROUP BY {by_unit})) "
+        f"(SELECT {', '.join(inner)} FROM ({rows}) AS turnout_rows GROUP BY {by_unit}) "
         f"GROUP BY {', '.join(['arm', *used[1:]])}"
     )
     found: dict[Key, Group] = {}
-    flipped = 0
+    flipped, counted = 0, 0
     for arm, g, k, units, seen, *numbers in data.run("counting by unit", sql):
-        if arm is None:
+        counted += int(seen)
+        if arm not in arms:
             flipped += units
             continue
         cells, place = [], 0
@@ -256,19 +268,27 @@ def _by_unit(
             found_cell = _cell(plan, shape, part, rows=units, bad=bad, once=once)
             cells.append(found_cell or _refuse_infinite(data, plan, covariate))
         found[arms[arm], g, k] = Group(int(seen), units, tuple(cells))
+    unitless = 0 if without_flips else sum(rows_of.values()) - counted
     return Table(found, flipped, unassigned, unitless)
 
 
-def _arms(data: Data, unit: str, variant: str) -> tuple[dict[int, str], int, int]:
-    """Names of variants by their hash: a hash takes 8 bytes per unit, a name more."""
-    sql = (
-        f"SELECT {variant}::VARCHAR AS v, hash({variant}::VARCHAR), count(*), "
-        f"count_if({unit} IS NULL) FROM {data.table} GROUP BY 1, 2"
-    )
-    found = data.run("finding variants", sql)
-    unassigned = sum(row[2] for row in found if row[0] is None)
-    unitless = sum(row[3] for row in found if row[0] is not None)
-    return {row[1]: row[0] for row in found if row[0] is not None}, unassigned, unitless
+def _rows_of(data: Data, column: str) -> dict[str | None, int]:
+    """Rows per variant; None: rows without one."""
+    sql = f"SELECT {quoted(column)}::VARCHAR, count(*) FROM {data.table} GROUP BY 1"
+    found: dict[str | None, int] = dict(data.run("finding variants", sql))
+    if len(found.keys() - {None}) > VARIANTS_MAX:
+        raise BadInput(
+            f"variant: column {column!r} has {len(found.keys() - {None})} values, must have at "
+            f"most {VARIANTS_MAX}; is it the unit?"
+        )
+    return found
+
+
+def _mask(arms: Mapping[int, str]) -> str:
+    """A bit for each variant: a unit's variants are one small number, not names."""
+    kind = "UTINYINT" if len(arms) <= _BITS_LEAST else "UBIGINT"
+    whens = (f"WHEN {_VARIANT} = {literal(name)} THEN {bit}::{kind}" for bit, name in arms.items())
+    return f"CASE {' '.join(whens)} END"
 
 
 def _sums(variables: Sequence[str], *, binary: bool = False) -> list[str]:

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-
-from control.commands.declaring import asked
 
 if TYPE_CHECKING:
     from control.analyze.data import Progress
@@ -202,13 +200,13 @@ def analyze(
     check_possible(html, plot)
     with refused(), progress_on_stderr(quiet=quiet) as progress:
         better = {"lower": lower_is_better or (), "higher": higher_is_better or ()}
-        found = asked(metric or (), file or (), covariate=covariate, strata=strata, **better)
+        found = _asked(metric or (), file or (), covariate=covariate, strata=strata, **better)
         analysis = engine()(
             list(data),
             variant_column=variant_column,
             control=control,
             unit_column=unit_column,
-            **found._asdict(),
+            **found,
             expected=_shares("--expected", expected),
             sequential=sequential,
             alpha=alpha,
@@ -233,6 +231,30 @@ def analyze(
             progress=progress,
         )
         deliver(analysis, as_json=json, html=html, plot=plot)
+
+
+def _asked(
+    texts: Sequence[str],
+    files: Sequence[Path],
+    *,
+    covariate: str | None,
+    strata: str | None,
+    lower: Sequence[str],
+    higher: Sequence[str],
+) -> dict[str, Any]:
+    """What is asked for; `control.commands.declaring` takes a while to import, and needs files."""
+    if files:
+        from control.commands.declaring import asked
+
+        roles = {"covariate": covariate, "strata": strata}
+        return asked(texts, files, **roles, lower=lower, higher=higher)._asdict()
+    return {
+        "metrics": tuple(texts),
+        "lower_is_better": tuple(lower),
+        "higher_is_better": tuple(higher),
+        "covariate": covariate or None,
+        "strata": strata or None,
+    }
 
 
 def engine() -> Callable[..., Analysis]:
