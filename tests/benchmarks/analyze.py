@@ -2,16 +2,19 @@
 
     python -m tests.benchmarks.analyze [--rows N] [--rounds N] [--dir DIR] [--json FILE]
 
-Two questions: every row is a unit; a unit has 20 rows. The SQL answers as much as the command needs
-from a scan, with DuckDB's own settings. Both take turns, timed from start to exit; memory is a
-process' largest resident set. The file is made by DuckDB in DIR (a temporary one), 12 bytes a row
-or so, and removed. Both have to find the same difference to 1e-9.
+Two questions: every row is a unit; a unit has 20 rows. The SQL finds every number that the command
+needs of the data, with DuckDB's own settings: units, rows and values of each variant, means,
+spreads, units in both variants, conversions that are neither 0 nor 1. Both take turns, timed from
+start to exit; memory is a process' largest resident set, CPU time is of all its threads. The file
+is made by DuckDB in DIR (a temporary one), 12 bytes a row or so, and removed. Both have to find the
+same units, differences and standard errors, to 1e-9.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -23,14 +26,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import duckdb
-
 ROWS: Final = 100_000_000
 ROUNDS: Final = 3
 ROWS_A_UNIT: Final = 20
 RSS_MIB_MAX: Final = 2_048.0
 RATIO_MAX: Final = 1.5
 _BYTES_A_ROW: Final = 24  # twice what it takes
+# DuckDB with its own settings, but for the order of rows; nothing else is imported.
+_BY_HAND: Final = """
+import duckdb, json, sys
+with duckdb.connect() as connection:
+    connection.execute("SET preserve_insertion_order = false")
+    print(json.dumps(connection.execute(sys.argv[1]).fetchall()))
+"""
 
 _MAKE: Final = """
 COPY (
@@ -47,7 +55,10 @@ COPY (
 
 
 class Case(NamedTuple):
-    """One question. sql: Ends in a row per variant: name, mean of revenue, the rest."""
+    """One question. sql: Ends in a row per variant: name, units, values against the rule, the rest.
+
+    The rest is of revenue, then of converted: value, squared standard error.
+    """
 
     name: str
     options: tuple[str, ...]
@@ -58,50 +69,58 @@ CASES: Final = (
     Case(
         "a row is a unit",
         (),
-        "SELECT variant, avg(revenue), count(*), count(revenue), var_samp(revenue), "
-        "count(converted), avg(converted) FROM '{path}' GROUP BY variant ORDER BY variant",
+        "SELECT variant, count(*), count_if(converted NOT IN (0, 1)), "
+        "avg(revenue), var_samp(revenue) / count(revenue), avg(converted), "
+        "avg(converted) * (1 - avg(converted)) / count(converted) "
+        "FROM '{path}' GROUP BY variant ORDER BY variant",
     ),
     Case(
         f"{ROWS_A_UNIT} rows a unit",
         ("--unit-column", "user_id"),
-        "WITH units AS (SELECT user_id, min(variant) AS one, max(variant) AS other, "
-        "sum(revenue) AS s, count(revenue) AS n, sum(converted) AS x, count(converted) AS m "
-        "FROM '{path}' GROUP BY user_id) "
-        "SELECT one, sum(s) / sum(n), count(*), count_if(one <> other), var_samp(s), var_samp(n), "
-        "covar_samp(s, n), avg(n), sum(x) / sum(m), var_samp(x), var_samp(m), covar_samp(x, m) "
-        "FROM units GROUP BY one ORDER BY one",
+        "WITH units AS (SELECT user_id, min(variant) AS one, max(variant) AS other, count(*) AS r, "
+        "sum(revenue) AS s, count(revenue) AS n, sum(converted) AS x, count(converted) AS m, "
+        "count_if(converted NOT IN (0, 1)) AS bad FROM '{path}' GROUP BY user_id), "
+        "moments AS (SELECT CASE WHEN one = other THEN one END AS variant, count(*) AS units, "
+        "sum(bad) AS bad, sum(r) AS r, count(s) AS k, sum(s) / sum(n) AS v, avg(n) AS w, "
+        "var_samp(s) AS ss, covar_samp(s, n) AS sn, var_samp(n) AS nn, count(x) AS j, "
+        "sum(x) / sum(m) AS p, avg(m) AS q, var_samp(x) AS xx, covar_samp(x, m) AS xm, "
+        "var_samp(m) AS mm FROM units GROUP BY ALL) "
+        "SELECT variant, units, bad, v, (ss - 2 * v * sn + v * v * nn) / (w * w * k), "
+        "p, (xx - 2 * p * xm + p * p * mm) / (q * q * j), r FROM moments ORDER BY variant",
     ),
 )
 
 
 class Ran(NamedTuple):
-    """A process: seconds from start to exit, its largest resident set, the difference it found."""
+    """A process: seconds from start to exit and of CPU, its largest resident set, what it found.
+
+    found: Units of control and treatment; difference and standard error of revenue, of converted.
+    """
 
     seconds: float
+    cpu_s: float
     rss_mib: float
-    difference: float
+    found: tuple[float, ...]
 
 
 def make(path: Path, rows: int) -> None:
     """The data, in a process of its own: its memory is nobody's."""
     units = max(rows // ROWS_A_UNIT, 1)
     sql = _MAKE.format(rows=rows, units=units, path=path)
-    subprocess.run([sys.executable, "-m", "tests.benchmarks.analyze", "--sql", sql], check=True)
-
-
-def answer(sql: str) -> list[Any]:
-    """Run a statement with DuckDB as it comes."""
-    with duckdb.connect() as connection:
-        connection.execute("SET preserve_insertion_order = false")
-        return connection.execute(sql).fetchall()
+    subprocess.run([sys.executable, "-c", _BY_HAND, sql], check=True, stdout=subprocess.DEVNULL)
 
 
 def by_hand(case: Case, path: Path) -> Ran:
     """The SQL."""
-    command = ("tests.benchmarks.analyze", "--sql", case.sql.format(path=path))
-    seconds, rss_mib, text = _timed(command, path.parent)
+    command = ("-c", _BY_HAND, case.sql.format(path=path))
+    used, text = _timed(command, path.parent)
     control, treatment = json.loads(text)
-    return Ran(seconds, rss_mib, treatment[1] - control[1])
+    assert control[2] == treatment[2] == 0, "the data have conversions that are none"
+    found = [control[1], treatment[1]]
+    for value, squared in ((3, 4), (5, 6)):
+        found.append(treatment[value] - control[value])
+        found.append(math.sqrt(treatment[squared] + control[squared]))
+    return Ran(*used, tuple(found))
 
 
 def by_command(case: Case, path: Path) -> Ran:
@@ -111,17 +130,21 @@ def by_command(case: Case, path: Path) -> Ran:
         *("--metric", "revenue:mean", "--metric", "converted:proportion"),
         *("--expected", "control=0.5", "--expected", "treatment=0.5", "--json"),
     )
-    command = ("turnout.cli", "analyze", str(path), *options, *case.options)
-    seconds, rss_mib, text = _timed(command, path.parent)
-    return Ran(seconds, rss_mib, json.loads(text)["metrics"][0]["difference"])
+    command = ("-m", "turnout.cli", "analyze", str(path), *options, *case.options)
+    used, text = _timed(command, path.parent)
+    answer = json.loads(text)
+    found = [answer["srm"]["observed"][name] for name in ("control", "treatment")]
+    for metric in answer["metrics"]:
+        found += [metric["difference"], metric["standard_error"]]
+    return Ran(*used, tuple(found))
 
 
-def _timed(module: Sequence[str], directory: Path) -> tuple[float, float, str]:
+def _timed(command: Sequence[str], directory: Path) -> tuple[tuple[float, float, float], str]:
     path = os.pathsep.join([str(Path.cwd()), str(Path.cwd() / "proto")])
     with (directory / "out").open("w+") as out:
         begun = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            [sys.executable, *command],
             stdout=out,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
@@ -131,9 +154,10 @@ def _timed(module: Sequence[str], directory: Path) -> tuple[float, float, str]:
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, module)
+            raise subprocess.CalledProcessError(process.returncode, command)
         out.seek(0)
-        return seconds, usage.ru_maxrss / 1024, out.read()
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return (seconds, cpu_s, usage.ru_maxrss / 1024), out.read()
 
 
 def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
@@ -145,13 +169,16 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
         for runs, way in ways[:: 1 if number % 2 else -1]:
             runs.append(way(case, path))
     for one, other in zip(mine, hand, strict=True):
-        assert abs(one.difference - other.difference) <= 1e-9 * abs(other.difference)
+        for here, there in zip(one.found, other.found, strict=True):
+            assert math.isclose(here, there, rel_tol=1e-9), (one.found, other.found)
     ratios = [one.seconds / other.seconds for one, other in zip(mine, hand, strict=True)]
     return {
         "case": case.name,
         "seconds": round(statistics.median(run.seconds for run in mine), 2),
         "sql_seconds": round(statistics.median(run.seconds for run in hand), 2),
         "ratio": round(statistics.median(ratios), 3),
+        "cpu_s": round(statistics.median(run.cpu_s for run in mine), 2),
+        "sql_cpu_s": round(statistics.median(run.cpu_s for run in hand), 2),
         "rss_mib": round(max(run.rss_mib for run in mine)),
         "sql_rss_mib": round(max(run.rss_mib for run in hand)),
     }
@@ -164,11 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--dir", type=Path, help="where the data go; free disk is looked at first")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
-    parser.add_argument("--sql", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.sql is not None:
-        print(json.dumps(answer(options.sql)))
-        return
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="turnout-bench-") as directory:
         free = shutil.disk_usage(directory).free
         if free < 2 * _BYTES_A_ROW * options.rows:
