@@ -43,6 +43,7 @@ BENCHMARKS: Final = (
     Benchmark("Memory and start", "tests.benchmarks.footprint"),
     Benchmark("A push of 1,000 experiments under load", "tests.benchmarks.push"),
     Benchmark("Configuration push", "tests.benchmarks.configpush"),
+    Benchmark("Judging 10,000 cells, and one experiment", "tests.benchmarks.assess"),
     Benchmark("Judging 100 million rows", "tests.benchmarks.analyze"),
 )
 
