@@ -356,7 +356,8 @@ class Run:
         )
         returning = in_strata - sum(whole[arm].units for arm in arms)
         if len(strata) > 1:
-            self._tell_left_out(variant, by_stratum)
+            if not compared.exact:
+                self._tell_left_out(variant, by_stratum)
             if returning > 0:
                 self.warnings.append(
                     "units are in several strata, whose errors go together: the effect over strata "

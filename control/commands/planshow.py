@@ -93,11 +93,7 @@ def _print_checks(plan: ExperimentPlan) -> None:
             step,
             candidate.variant,
             check.metric,
-            ""
-            if not check.known
-            else "never"
-            if check.seconds is None
-            else duration(check.seconds),
+            _after(check),
             check.text,
         )
         for step, candidate in _candidates(plan)
