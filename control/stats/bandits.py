@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from control.stats.bayes import (
     BetaPosterior,
+    beta_density,
     beta_quantiles,
     check_posterior,
     normal_quantiles,
@@ -67,7 +68,7 @@ def p_best_betas(arms: Sequence[BetaPosterior]) -> FloatArray:
     for index, arm in enumerate(arms):
         check_posterior(f"arms[{index}]", arm)
     return p_best(
-        lambda i, x: np.asarray(stats.beta.pdf(x, arms[i].a, arms[i].b)),
+        lambda i, x: beta_density(arms[i], x),
         lambda i, x: np.asarray(special.betainc(arms[i].a, arms[i].b, x)),
         [beta_quantiles(arm) for arm in arms],
     )

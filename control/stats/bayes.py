@@ -107,7 +107,7 @@ def compare_betas(control: BetaPosterior, treatment: BetaPosterior) -> BetaCompa
     x, weights = panels([beta_quantiles(arm) for arm in arms])
     cdf_c, cdf_t = (special.betainc(arm.a, arm.b, x) for arm in arms)
     sf_c, sf_t = (special.betaincc(arm.a, arm.b, x) for arm in arms)
-    density = np.asarray(stats.beta.pdf(x, treatment.a, treatment.b))
+    density = beta_density(treatment, x)
     return BetaComparison(
         p_beat=float(np.clip(np.sum(weights * density * cdf_c), 0.0, 1.0)),
         loss_treatment=float(np.sum(weights * sf_c * cdf_t)),
@@ -163,6 +163,15 @@ def beta_quantiles(arm: BetaPosterior) -> FloatArray:
     below = special.betaincinv(arm.a, arm.b, np.append(tails, 0.5))
     above = special.betainccinv(arm.a, arm.b, tails)
     return np.concatenate([[0.0], below, above, [1.0]])
+
+
+def beta_density(arm: BetaPosterior, x: FloatArray) -> FloatArray:
+    """A Beta's density at nodes of `panels`; below a parameter of 1 it is infinite at an end.
+
+    Nodes are inside of [0, 1] but for rounding, which takes them to an end where mass is close.
+    """
+    inside = np.clip(x, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    return np.asarray(stats.beta.pdf(inside, arm.a, arm.b))
 
 
 def normal_quantiles(mean: float, sd: float) -> FloatArray:

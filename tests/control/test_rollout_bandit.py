@@ -25,6 +25,7 @@ from control.rollout.policy import BanditPolicy, GuardrailPolicy, Margin, Policy
 from control.rollout.run import Run
 from control.rollout.seen import ArmSeen, BanditSeen, Interval, Seen
 from control.rollout.words import Action, Effect, Input, Phase, Reason, State
+from control.stats.bandits import stratified_means
 from tests.control import rollout_worlds as worlds
 from tests.control.resources import EXPERIMENT, document, violations_of
 from turnout.contract import BUCKET_COUNT, UNIT_BUCKETS
@@ -131,16 +132,17 @@ def test_earnings_are_of_the_steps_own_epochs_and_all_strata() -> None:
 
 def test_split_is_made_when_arms_have_not_failed_in_any_of_many_epochs() -> None:
     """Weights of epochs add up to 1.0000000000000002, and a mean of that had no posterior."""
-    counts = np.array(
-        [[[61.0], [70.0], [75.0]], [[60.0], [69.0], [76.0]], [[63.0], [69.0], [76.0]]]
-    )
-    for first in range(40, 80):
-        counts[0, 0, 0] = first
-        found = bandit.earnings(
-            ("control", "a", "b"), counts.copy(), counts, np.full((3, 3), 1 / 3)
-        )
+    over = 0
+    for seed in (43, 369):
+        random = np.random.default_rng(seed)
+        epochs = int(random.integers(3, 9))
+        counts = random.integers(20, 90, (epochs, 3, 1)).astype(float)
+        over += bool((stratified_means(counts, counts).mean > 1).any())
+        shares = np.full((epochs, 3), 1 / 3)
+        found = bandit.earnings(("control", "a", "b"), counts, counts, shares)
         assert all(arm.mean is not None and 1 - 1e-12 < arm.mean <= 1 for arm in found.arms)
         assert sum(bandit.next_split(found, POLICY).ppm.values()) == BUCKET_COUNT
+    assert over  # else this shows nothing
 
 
 def test_earnings_stay_what_they_were_when_the_experiment_has_ended() -> None:
