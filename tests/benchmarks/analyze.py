@@ -32,11 +32,13 @@ ROWS_A_UNIT: Final = 20
 RSS_MIB_MAX: Final = 2_048.0
 RATIO_MAX: Final = 1.5
 _BYTES_A_ROW: Final = 24  # twice what it takes
-# DuckDB with its own settings, but for the order of rows; nothing else is imported.
+# DuckDB with its own settings, but for the order of rows, and for the bar that it draws where a
+# program is no file; nothing else is imported.
 _BY_HAND: Final = """
 import duckdb, json, sys
 with duckdb.connect() as connection:
     connection.execute("SET preserve_insertion_order = false")
+    connection.execute("SET enable_progress_bar = false")
     print(json.dumps(connection.execute(sys.argv[1]).fetchall()))
 """
 
