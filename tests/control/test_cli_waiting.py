@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,12 +31,15 @@ from turnout.v1alpha1.experiment_pb2 import (
 from turnout.v1alpha1.experiment_service_pb2 import DeleteExperimentRequest
 from turnout.v1alpha1.experiment_service_pb2_grpc import ExperimentServiceStub
 
+HUNG_S = 120.0
+
 
 @contextmanager
 def running(address: str, tenant: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A command of its own that goes on while the test does something."""
     command = [sys.executable, "-m", "turnout.cli", *words, "--control", address]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONFAULTHANDLER"] = "1"
     with subprocess.Popen(
         [*command, "--tenant", tenant],
         stdout=subprocess.PIPE,
@@ -42,9 +47,13 @@ def running(address: str, tenant: str, *words: str) -> Iterator[subprocess.Popen
         env=environment,
         text=True,
     ) as process:
+        # Nothing here goes on for so long: whoever hangs says where, and the test fails.
+        hung = threading.Timer(HUNG_S, process.send_signal, (signal.SIGABRT,))
+        hung.start()
         try:
             yield process
         finally:
+            hung.cancel()
             process.kill()
 
 
