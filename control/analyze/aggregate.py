@@ -176,7 +176,7 @@ def _by_row(data: Data, plans: Sequence[Plan], keys: Sequence[str], covariate: s
         if covariate:
             variables.append(f"CASE WHEN {variables[0]} IS NOT NULL THEN {covariate} END")
         outputs += _sums(variables, binary=plan.binary)
-        outputs.append(f"count_if(NOT ({plan.must}))" if plan.must else "0")
+        outputs.append(_broken(plan))
     # No more keys than are needed: grouping by a constant costs as much as counting.
     used, shown = _names(keys)
     sql = (
@@ -231,7 +231,7 @@ def _by_unit(
         # Aggregates skip NULL themselves; a FILTER takes as long as the sum.
         inner.append(f"{'max' if plan.metric.any_of else 'sum'}({value}) AS {s}")
         inner.append(f"count({value}) AS {valid}")
-        inner.append(f"{f'count_if(NOT ({plan.must}))' if plan.must else '0'} AS m{index}")
+        inner.append(f"{_broken(plan)} AS m{index}")
         variables = [s] if plan.single else [s, f"CASE WHEN {valid} > 0 THEN {n} END"]
         if covariate:
             variables.append(f"CASE WHEN {valid} > 0 THEN x END")
@@ -289,6 +289,11 @@ def _mask(arms: Mapping[int, str]) -> str:
     kind = "UTINYINT" if len(arms) <= _BITS_LEAST else "UBIGINT"
     whens = (f"WHEN {_VARIANT} = {literal(name)} THEN {bit}::{kind}" for bit, name in arms.items())
     return f"CASE {' '.join(whens)} END"
+
+
+def _broken(plan: Plan) -> str:
+    """Rows against the rule; count_if would count in 16 bytes per unit."""
+    return f"count(CASE WHEN NOT ({plan.must}) THEN 1 END)" if plan.must else "0"
 
 
 def _sums(variables: Sequence[str], *, binary: bool = False) -> list[str]:
