@@ -97,25 +97,13 @@ def analyze(
     """
     if not isinstance(variant_column, str):
         raise BadInput(f"variant_column == {variant_column!r}, must be a column's name")
-    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
-    for text in asked:
-        if not isinstance(text, str):
-            raise BadInput(f"metrics: {text!r}: must be text, as 'revenue:mean'")
     if threads is not None:
         threads = int(check_scalar("threads", threads, ge=1, whole=True))
+    said = (label_column, prediction_column, score_column)
     question = Question(
-        roles=Roles(
-            variant_column,
-            unit_column,
-            strata,
-            covariate,
-            time_column,
-            label_column,
-            prediction_column,
-            score_column,
-        ),
+        roles=Roles(variant_column, unit_column, strata, covariate, time_column, *said),
         control=str(control),
-        metrics=asked,
+        metrics=_asked(metrics),
         expected={str(name): _share(name, share) for name, share in (expected or {}).items()},
         sequential=sequential,
         settings=Settings(check_alpha(alpha), check_scalar("tuned_for", tuned_for, gt=0)),
@@ -143,6 +131,14 @@ def analyze(
     ) as opened:
         opened.drop_invalid = drop_invalid
         return Run(opened, question).answer()
+
+
+def _asked(metrics: str | Sequence[str] | None) -> tuple[str, ...]:
+    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
+    for text in asked:
+        if not isinstance(text, str):
+            raise BadInput(f"metrics: {text!r}: must be text, as 'revenue:mean'")
+    return asked
 
 
 def _share(name: str, share: float) -> float:
