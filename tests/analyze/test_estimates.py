@@ -418,3 +418,27 @@ def test_several_treatments_give_a_result_each_when_there_are_three_variants() -
     ]
     assert answer.srm is None
     assert any("--expected" in warning for warning in answer.warnings)
+
+
+def test_units_are_told_apart_by_variant_when_there_are_more_than_eight() -> None:
+    rng = np.random.default_rng(12)
+    names = ["control", *(f"v{number}" for number in range(11))]
+    variant, value = rng.choice(names, 6_000), rng.normal(5, 2, 6_000)
+    user = np.arange(6_000)
+    # The last unit comes back in another variant: left out, as if it had never been there.
+    table = pa.table(
+        {
+            "variant": [*variant, "v3" if variant[-1] != "v3" else "v4"],
+            "user_id": [*user, user[-1]],
+            "value": [*value, 1e6],
+        }
+    )
+    alone = pa.table({"variant": variant[:-1], "value": value[:-1]})
+    by_unit = ask(table, "value:mean", unit_column="user_id", expected=None)
+    by_row = ask(alone, "value:mean", expected=None)
+    assert any(text.startswith("1 of 6000 units") for text in by_unit.warnings)
+    assert len(by_unit.metrics) == len(names) - 1
+    for one, other in zip(by_unit.metrics, by_row.metrics, strict=True):
+        assert (one.variant, one.treatment.n) == (other.variant, other.treatment.n)
+        assert other.difference is not None
+        near(one.difference, other.difference)
