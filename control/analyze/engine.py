@@ -95,10 +95,9 @@ def analyze(
     Raises:
         ValueError: Data or an argument of which no honest number can be made; says which.
     """
-    if not isinstance(variant_column, str):
-        raise BadInput(f"variant_column == {variant_column!r}, must be a column's name")
+    _check_name(variant_column)
     if threads is not None:
-        threads = int(check_scalar("threads", threads, ge=1, whole=True))
+        check_scalar("threads", threads, ge=1, whole=True)
     said = (label_column, prediction_column, score_column)
     question = Question(
         roles=Roles(variant_column, unit_column, strata, covariate, time_column, *said),
@@ -123,7 +122,7 @@ def analyze(
     with open_data(
         data,
         memory=memory,
-        threads=threads,
+        threads=None if threads is None else int(threads),
         spill=spill,
         progress=progress,
         variant_column=variant_column,
@@ -131,6 +130,11 @@ def analyze(
     ) as opened:
         opened.drop_invalid = drop_invalid
         return Run(opened, question).answer()
+
+
+def _check_name(variant_column: object) -> None:
+    if not isinstance(variant_column, str):
+        raise BadInput(f"variant_column == {variant_column!r}, must be a column's name")
 
 
 def _asked(metrics: str | Sequence[str] | None) -> tuple[str, ...]:
