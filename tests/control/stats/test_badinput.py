@@ -344,7 +344,7 @@ INNER: Final = frozenset(
         *("confseq.beta_binomial_log_mixture", "drift.population_stability", "means.welch_df"),
         *("proportions.check_share", "proportions.pooled_variance", "proportions.wald_variance"),
         *("looks.check_look", "looks.oriented", "moments.merge", "moments.merge_pairs"),
-        "bayes.check_posterior",
+        *("bayes.beta_density", "bayes.check_posterior"),
     }
 )
 INNER_MODULES: Final = frozenset({"errors", "distributions", "roots"})
