@@ -179,7 +179,7 @@ class Admin:
         try:
             return self._ask(path)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self._close()
+            self.close()
             if kept is None:
                 raise AdminError(
                     f"Envoy's admin at {self.address} does not answer: {error}"
@@ -194,11 +194,12 @@ class Admin:
         answer = self._connection.getresponse()
         body = answer.read(ANSWER_BYTES_MAX)
         if answer.status != http.HTTPStatus.OK:
-            self._close()
+            self.close()
             raise AdminError(f"Envoy's admin at {self.address}: {path} gave {answer.status}")
         return json.loads(body)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the connection; a later look opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

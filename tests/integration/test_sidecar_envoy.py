@@ -223,7 +223,11 @@ async def test_outage_is_counted_once_when_the_whole_sidecar_was_away() -> None:
 
 
 async def envoy_has_workers(stage: Stage) -> bool:
-    return bool((await Admin(f"unix:{stage.admin}").look()).healthy_hosts[WORKERS_CLUSTER])
+    admin = Admin(f"unix:{stage.admin}")
+    try:
+        return bool((await admin.look()).healthy_hosts[WORKERS_CLUSTER])
+    finally:
+        admin.close()
 
 
 async def test_unstamped_total_goes_on_when_envoy_restarts() -> None:
