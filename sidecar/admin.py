@@ -180,7 +180,8 @@ class Admin:
             return self._ask(path)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            if kept is None:
+            # Who is silent would be silent once more, beyond the time that a look may take.
+            if kept is None or isinstance(error, TimeoutError):
                 raise AdminError(
                     f"Envoy's admin at {self.address} does not answer: {error}"
                 ) from error
