@@ -39,6 +39,7 @@ def route_configuration(
         local: The address of the pod beside an Envoy that intercepts; "" = Envoy does not.
     """
     running = _running(snapshot, enabled)
+    off = _filter_off(absent=not _rematched(snapshot, running))
     hosts = sorted({"*", *(host for target in snapshot.targets for host in target_hosts(target))})
     return {
         "@type": TYPE + "envoy.config.route.v3.RouteConfiguration",
@@ -46,7 +47,7 @@ def route_configuration(
         "ignore_port_in_host_matching": True,
         # Whoever serves: a token that gives its bearer a variant is no business of a model's.
         "request_headers_to_remove": [contract.HEADER_FORCE],
-        "virtual_hosts": [_virtual_host(snapshot, host, running, local) for host in hosts],
+        "virtual_hosts": [_virtual_host(snapshot, host, running, off, local) for host in hosts],
     }
 
 
@@ -67,16 +68,20 @@ def _routes_it(experiment: ExperimentPlan) -> bool:
 
 
 def _virtual_host(
-    snapshot: Snapshot, host: str, running: Mapping[str, Sequence[ExperimentPlan]], local: str
+    snapshot: Snapshot,
+    host: str,
+    running: Mapping[str, Sequence[ExperimentPlan]],
+    off: Json,
+    local: str,
 ) -> Json:
     routes = [
         route
         for target in targets_in_order(snapshot.targets, host)
-        for route in _routes(target, running.get(target.name, ()), transparent=bool(local))
+        for route in _routes(target, running.get(target.name, ()), off, transparent=bool(local))
     ]
     if local:
-        checked = [_health_route(path) for path in _health_paths(snapshot, local)]
-        routes = [*checked, *routes, _passing_route("none", {"prefix": "/"}, _NO_LIMITS, on=False)]
+        checked = [_health_route(path, off) for path in _health_paths(snapshot, local)]
+        routes = [*checked, *routes, _passing_route("none", {"prefix": "/"}, _NO_LIMITS, off)]
     else:
         routes.append(_no_target())
     return {"name": host, "domains": [host], "routes": routes}
@@ -88,13 +93,14 @@ def _no_target() -> Json:
         "name": f"{contract.ROUTE_NAME_PREFIX}none",
         "match": {"prefix": "/"},
         "direct_response": {"status": 404},
-        "typed_per_filter_config": _filter_off(),
+        "typed_per_filter_config": _filter_off(absent=False),
     }
 
 
 def _routes(
-    target: TargetPlan, running: Sequence[ExperimentPlan], *, transparent: bool
+    target: TargetPlan, running: Sequence[ExperimentPlan], off: Json, *, transparent: bool
 ) -> Iterator[Json]:
+    unasked = None if running else off
     for match in matches(target):
         if running:
             yield from _stamped_routes(target, match, running)
@@ -103,9 +109,9 @@ def _routes(
             # the routes above take the request. Without a worker the pod that was called serves.
             marked = {"name": contract.HEADER_HOP, "present_match": True}
             asked = match | {"headers": [*match.get("headers", []), marked]}
-            peer = _passing_route(f"{target.name}/peer", asked, _action(target), on=bool(running))
+            peer = _passing_route(f"{target.name}/peer", asked, _action(target), unasked)
             yield peer | _cookie_alone(running)
-        yield _baseline_route(target, match, on=bool(running)) | _cookie_alone(running)
+        yield _baseline_route(target, match, unasked) | _cookie_alone(running)
 
 
 def _cookie_alone(running: Iterable[ExperimentPlan]) -> Json:
@@ -116,23 +122,23 @@ def _cookie_alone(running: Iterable[ExperimentPlan]) -> Json:
 # -- Transparent proxying --------------------------------------------------------------------------
 
 
-def _passing_route(name: str, match: Json, action: Json, *, on: bool) -> Json:
-    """To the pod that the client has called."""
+def _passing_route(name: str, match: Json, action: Json, off: Json | None) -> Json:
+    """To the pod that the client has called; `off` keeps the filter out, None has it asked."""
     route: Json = {
         "name": f"{contract.ROUTE_NAME_PREFIX}{name}",
         "match": match,
         "route": action | {"cluster": contract.LOCAL_CLUSTER},
         "request_headers_to_remove": [contract.HEADER_HOP],
     }
-    if not on:
-        route["typed_per_filter_config"] = _filter_off()
+    if off is not None:
+        route["typed_per_filter_config"] = off
     return route
 
 
-def _health_route(path: str) -> Json:
+def _health_route(path: str, off: Json) -> Json:
     """A peer's health check asks about this pod, whatever the targets would make of it."""
     mark = {"name": contract.HEADER_HOP, "string_match": {"exact": contract.HOP_HEALTH}}
-    return _passing_route("health", {"path": path, "headers": [mark]}, _NO_LIMITS, on=False)
+    return _passing_route("health", {"path": path, "headers": [mark]}, _NO_LIMITS, off)
 
 
 def _health_paths(snapshot: Snapshot, local: str) -> list[str]:
@@ -228,7 +234,7 @@ def session_cookie() -> Json:
     return cookie | {"append_action": "APPEND_IF_EXISTS_OR_ADD"}
 
 
-def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
+def _baseline_route(target: TargetPlan, match: Json, off: Json | None) -> Json:
     route: Json = {
         "name": f"{contract.ROUTE_NAME_PREFIX}{target.name}/baseline",
         "match": match,
@@ -237,16 +243,32 @@ def _baseline_route(target: TargetPlan, match: Json, *, on: bool) -> Json:
         "response_headers_to_remove": [contract.HEADER_VARIANT],
         "request_headers_to_remove": [contract.HEADER_HOP],
     }
-    if on:
+    if off is None:
         route["request_headers_to_add"] = [added_header(contract.HEADER_UNSTAMPED, "1")]
     else:
-        route["typed_per_filter_config"] = _filter_off()
+        route["typed_per_filter_config"] = off
     return route
 
 
-def _filter_off() -> Json:
-    disabled = {"@type": TYPE + EXT_PROC + "ExtProcPerRoute", "disabled": True}
-    return {contract.EXT_PROC_FILTER: disabled}
+def _rematched(snapshot: Snapshot, running: Mapping[str, Sequence[ExperimentPlan]]) -> bool:
+    """Whether a request may come to a running target after its first route was found.
+
+    A filter before ours may set the headers that the target matches by: a claim, a model's name.
+    """
+    targets = [target for target in snapshot.targets if target.name in running]
+    return any(target.headers or target.model_name for target in targets)
+
+
+def _filter_off(*, absent: bool) -> Json:
+    """Nobody is asked on this route.
+
+    Args:
+        absent: Who finds this route first has no such filter, and no later route brings it back:
+            a request at rest costs Envoy what it costs without us. Else it is there, and silent,
+            for a tenth more of Envoy's time.
+    """
+    kind = "envoy.config.route.v3.FilterConfig" if absent else EXT_PROC + "ExtProcPerRoute"
+    return {contract.EXT_PROC_FILTER: {"@type": TYPE + kind, "disabled": True}}
 
 
 def _action(target: TargetPlan) -> Json:

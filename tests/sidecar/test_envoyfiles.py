@@ -48,6 +48,27 @@ def test_routes_stay_off_when_another_epoch_is_enabled() -> None:
     assert len(_routes(samples.snapshot(), {("fraud-v2", 2)})) == 2
 
 
+def _kinds_of_rest(snapshot: Snapshot) -> set[str]:
+    """How the filter is kept out of targets at rest while fraud-v2 runs on another."""
+    snapshot.targets.append(samples.target("calm"))
+    snapshot.targets[-1].path_prefix = "/calm"
+    calm = [route for route in _routes(snapshot, ON) if route["name"].startswith("turnout/calm")]
+    offs = [route["typed_per_filter_config"]["turnout"]["@type"] for route in calm]
+    return {off.rpartition(".")[2] for off in offs}
+
+
+def test_filter_is_not_made_for_targets_at_rest() -> None:
+    assert _kinds_of_rest(samples.snapshot()) == {"FilterConfig"}
+
+
+def test_filter_is_made_and_silent_when_a_running_target_may_match_late() -> None:
+    by_header, by_model = samples.snapshot(), samples.snapshot()
+    by_header.targets[0].headers.append(Predicate(header="x-tier", in_values=["gold"]))
+    by_model.targets[0].model_name = "fraud"
+    for snapshot in (by_header, by_model):
+        assert _kinds_of_rest(snapshot) == {"ExtProcPerRoute"}
+
+
 def test_copies_carry_the_marker_and_no_credentials() -> None:
     (policy,) = _routes(samples.snapshot(), ON)[0]["route"]["request_mirror_policies"]
     mutations = policy["request_headers_mutations"]
