@@ -112,12 +112,15 @@ def stratified_proportions(control: Share, treatment: Share) -> StratifiedPropor
         control: Events and trials per stratum, shapes (strata,), n >= 1 in each.
         treatment: As control, the same strata in the same order.
 
-    Raises:
-        ValueError: Counts that are no counts, different strata, or a stratum without any spread
-            (all or no events in both arms), which has no precision to weight by.
+    A stratum in which both arms have no events, or nothing else, says nothing of the difference:
+    by precision it has weight 0, as studies without events have in a meta-analysis.
 
-    Source: Mantel, Haenszel 1959; Cochran 1954. Checked against:
-    tests/vectors/statcases/stratified.json (statsmodels). O(strata).
+    Raises:
+        ValueError: Counts that are no counts, different strata, a stratum whose arms have no event
+            and nothing else (a difference without any error), or no stratum with spread.
+
+    Source: Mantel, Haenszel 1959; Cochran 1954; strata without events: Cochrane Handbook 10.4.4.1.
+    Checked against: tests/vectors/statcases/stratified.json (statsmodels). O(strata).
     """
     x_c, n_c = check_share("control", control)
     x_t, n_t = check_share("treatment", treatment)
@@ -125,7 +128,7 @@ def stratified_proportions(control: Share, treatment: Share) -> StratifiedPropor
         raise ValueError(f"treatment has shape {x_t.shape}, must be (strata,) as control")
     diffs = x_t / n_t - x_c / n_c
     variances, units = wald_variance(x_c, n_c, x_t, n_t), n_c + n_t
-    precision = stratified(diffs, variances, weighting="precision")
+    precision = _by_precision(diffs, variances)
     pooled = float(x_t.sum() / n_t.sum() - x_c.sum() / n_c.sum())
     agree = float(np.sum(x_t * (n_c - x_c) / units))
     differ = float(np.sum(x_c * (n_t - x_t) / units))
@@ -144,3 +147,14 @@ def stratified_proportions(control: Share, treatment: Share) -> StratifiedPropor
         cmh_p=float(chi2_sf(cmh, 1)),
         sign_reversal=bool(pooled * float(precision.diff) < 0),
     )
+
+
+def _by_precision(diffs: FloatArray, variances: FloatArray) -> Stratified:
+    """Without strata that say nothing; their weight is 0."""
+    telling = (variances > 0) | (diffs != 0)
+    if not telling.any():
+        raise ValueError("no stratum has spread: every arm has no events, or nothing else")
+    found = stratified(diffs[telling], variances[telling], weighting="precision")
+    weights = np.zeros(diffs.shape)
+    weights[telling] = found.weights
+    return found._replace(weights=weights)

@@ -40,6 +40,23 @@ def test_one_stratum_has_no_heterogeneity_to_test() -> None:
     assert np.isnan(r.q_p)
 
 
+def test_stratum_without_events_has_no_weight_when_weighted_by_precision() -> None:
+    some = Share([30, 12], [1000, 400]), Share([45, 9], [1000, 300])
+    more = Share([30, 0, 12, 50], [1000, 70, 400, 50]), Share([45, 0, 9, 20], [1000, 80, 300, 20])
+    without, r = stratified_proportions(*some), stratified_proportions(*more)
+    assert list(r.precision.weights[[1, 3]]) == [0.0, 0.0]
+    assert (r.precision.diff, r.precision.q_df) == (without.precision.diff, 1)
+    assert (r.mh_odds_ratio, r.cmh) == pytest.approx((without.mh_odds_ratio, without.cmh))
+    assert list(r.diffs[[1, 3]]) == [0.0, 0.0]
+
+
+def test_strata_refuse_differences_without_error() -> None:
+    with pytest.raises(ValueError, match=r"no stratum has spread"):
+        stratified_proportions(Share([0, 5], [9, 5]), Share([0, 7], [8, 7]))
+    with pytest.raises(ValueError, match=r"variances == 0.0, must be > 0"):
+        stratified_proportions(Share([3, 0], [9, 5]), Share([4, 7], [8, 7]))
+
+
 def test_strata_refuse_bad_input() -> None:
     with pytest.raises(ValueError, match=r"units == None"):
         stratified([0.1], [0.1])
