@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from control.stats.distributions import normal_cdf, normal_pdf, normal_ppf, normal_sf
 from control.stats.errors import FloatArray, check_alpha, check_scalar, require
@@ -171,6 +171,8 @@ def beta_density(arm: BetaPosterior, x: FloatArray) -> FloatArray:
     Nodes are inside of [0, 1] but for rounding, which takes them to an end where mass is close.
     """
     inside = np.clip(x, np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg)
+    from scipy import stats  # large, and only needed here
+
     return np.asarray(stats.beta.pdf(inside, arm.a, arm.b))
 
 

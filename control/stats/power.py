@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
 
 from control.stats.distributions import normal_ppf, normal_sf
 from control.stats.errors import (
@@ -65,6 +64,7 @@ def power_means(
     level = check_alpha(alpha) / (2 if sided == "two-sided" else 1)
     wanted = check_scalar("power", power, gt=alpha, lt=1)
     size = abs(effect)
+    from scipy import optimize, special, stats  # large, and only needed here
 
     def lacking(log_n: float) -> float:
         n = np.exp(log_n)

@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from control.stats.distributions import normal_pdf, normal_ppf, normal_sf
 from control.stats.errors import FloatArray, check_alpha, check_scalar, check_vector, require
@@ -89,4 +88,6 @@ def _bound(nodes: FloatArray, mass: FloatArray, t: float, step: float, spend: fl
 
     if excess(_Z_MAX) >= 0:
         return _Z_MAX
+    from scipy import optimize  # slow to import, and only needed here
+
     return float(optimize.brentq(excess, -_FAR, _Z_MAX, xtol=1e-12))
