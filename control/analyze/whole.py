@@ -122,14 +122,7 @@ class Scanner:
         variance = None
         if one.se is not None and two.se is not None and one.se + two.se > 0:
             variance = one.se**2 + two.se**2
-            test = estimate(difference, math.sqrt(variance), alpha=settings.alpha)
-            result = replace(
-                result,
-                standard_error=float(test.se),
-                ci_low=float(test.ci_low),
-                ci_high=float(test.ci_high),
-                p_value=float(test.p_value),
-            )
+            result = _with_interval(result, difference, variance, settings)
         if one.clustered or two.clustered:
             if variance is None:
                 return Compared(result, note="no spread, or too few values for an error")
@@ -312,14 +305,7 @@ class Scanner:
         variance = v_c + v_t
         if not variance > 0:
             return Compared(result, note="no spread in the data")
-        test = estimate(difference, math.sqrt(variance), alpha=settings.alpha)
-        result = replace(
-            result,
-            standard_error=float(test.se),
-            ci_low=float(test.ci_low),
-            ci_high=float(test.ci_high),
-            p_value=float(test.p_value),
-        )
+        result = _with_interval(result, difference, variance, settings)
         return Compared(_with_sequence(result, difference, variance, settings), None, variance)
 
     def _auc(self, arm: str, stratum: str | None) -> tuple[int, float, float] | None:
@@ -417,6 +403,19 @@ def _area(
 
     _, variance = bucket_jackknife_of(areas, used.reshape(len(used), -1))
     return whole.auc, float(variance)
+
+
+def _with_interval(
+    result: MetricResult, difference: float, variance: float, settings: Settings
+) -> MetricResult:
+    test = estimate(difference, math.sqrt(variance), alpha=settings.alpha)
+    return replace(
+        result,
+        standard_error=float(test.se),
+        ci_low=float(test.ci_low),
+        ci_high=float(test.ci_high),
+        p_value=float(test.p_value),
+    )
 
 
 def _with_sequence(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -370,15 +370,9 @@ def _clustered(
         alpha=SAFE_ALPHA,
         alternative="greater",
     ).ci_low
-    return MetricLook(
-        metric=question.metric,
-        variant=question.variant,
-        stratum=question.stratum,
-        higher_is_better=question.higher_is_better,
-        slo_ms=question.slo_ms,
+    return replace(
+        _unknown(question, control, candidate),
         method=method,
-        control=control,
-        candidate=candidate,
         difference=whole.diff,
         error=math.sqrt(whole.variance),
         low=_finite(two.ci_low),
@@ -412,15 +406,9 @@ def _exact(
     safe = _apart(requests, SAFE_ALPHA)
     harm = _apart(units, question.harm_alpha / 2)
     two = _apart(units, question.alpha / 2)
-    return MetricLook(
-        metric=question.metric,
-        variant=question.variant,
-        stratum=question.stratum,
-        higher_is_better=question.higher_is_better,
-        slo_ms=question.slo_ms,
+    return replace(
+        _unknown(question, *arms),
         method=Method.EXACT,
-        control=arms[0],
-        candidate=arms[1],
         difference=whole.diff,
         low=two[0],
         high=two[1],
