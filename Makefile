@@ -107,4 +107,4 @@ $(LOCK)/.installed:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(CODEGEN) $(LOCK) .compiled* .shipped .tools .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CODEGEN) $(LOCK) .compiled* .shipped* .tools .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -158,6 +158,7 @@ class Plan:
         return found is not None and found.variant_index(variant) is not None
 
 
+# Of objects, as mypyc makes no `__next__` that gives None.
 class PlanBuilder(Iterator[object]):
     """Builds a plan a slice at a time: iterate to the end, then take `plan`.
 

@@ -14,12 +14,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 FOLDER: Final = ROOT / ".compiled"
 VARIABLE: Final = "TURNOUT_COMPILED"
+OFFLINE: Final = ("-q", "--no-deps", "--no-index")
 _SOURCES: Final = ("sidecar/**/*.py", "proto/turnout/**/*.py", "pyproject.toml", ".ci/compile.py")
 
 
@@ -51,34 +53,50 @@ def build() -> Path:
     Raises:
         subprocess.CalledProcessError: It cannot be compiled; what the compilers wrote is shown.
     """
-    with (ROOT / ".compiled.lock").open("w") as lock:
+    return up_to_date(FOLDER, digest(), _make, "compiling the request path")
+
+
+def up_to_date(folder: Path, wanted: str, make: Callable[[Path], None], what: str) -> Path:
+    """Have a folder made anew where it is not of the wanted digest; by one process at a time."""
+    with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp, wanted = FOLDER / ".digest", digest()
+        stamp = folder / ".digest"
         if not stamp.exists() or stamp.read_text() != wanted:
-            print("compiling the request path into .compiled", file=sys.stderr, flush=True)
-            _build(FOLDER)
+            print(f"{what} into {folder.name}", file=sys.stderr, flush=True)
+            make(folder)
             stamp.write_text(wanted)
-    return FOLDER
+    return folder
 
 
-def _build(folder: Path) -> None:
+def _make(folder: Path) -> None:
     made = folder.with_suffix(".new")
     shutil.rmtree(made, ignore_errors=True)
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
-    offline = ("-q", "--no-deps", "--no-index")
-    wheels = made / "wheel"
-    subprocess.run(
-        [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(ROOT)],
-        env={**os.environ, "HATCH_BUILD_HOOKS_ENABLE": "1"},
-        check=True,
-    )
-    [wheel] = wheels.glob("*.whl")
-    subprocess.run(
-        [*pip, "install", *offline, "--target", str(made / "packages"), str(wheel)], check=True
-    )
+    here = Path(sys.executable)
+    built = wheel(here, made / "wheel")
+    pip(here, "install", *OFFLINE, "--target", str(made / "packages"), str(built))
     shutil.rmtree(folder, ignore_errors=True)
     (made / "packages").rename(folder)
     shutil.rmtree(made)
+
+
+def wheel(python: Path, into: Path) -> Path:
+    """Build the wheel of this checkout, request path compiled, with what an interpreter has."""
+    pip(python, "wheel", *OFFLINE, "--no-build-isolation", "-w", str(into), str(ROOT))
+    [built] = into.glob("*.whl")
+    return built
+
+
+def pip(python: Path, *arguments: str) -> None:
+    """Run an interpreter's pip, of nobody's compiled checkout.
+
+    Raises:
+        subprocess.CalledProcessError: pip failed; what it wrote is shown.
+    """
+    variables = {**os.environ, "HATCH_BUILD_HOOKS_ENABLE": "1"}
+    for name in environment():
+        variables.pop(name, None)
+    command = (python, "-m", "pip", "--disable-pip-version-check")
+    subprocess.run([*command, *arguments], env=variables, check=True)
 
 
 def digest() -> str:

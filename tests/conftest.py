@@ -32,6 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Of compiled modules, leave out who replaces a part: its constants are in the machine code."""
     if not os.environ.get(compiling.VARIABLE):
         return
-    left_out = [item for item in items if "monkeypatch" in getattr(item, "fixturenames", ())]
-    items[:] = [item for item in items if item not in left_out]
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        replaces = "monkeypatch" in getattr(item, "fixturenames", ())
+        (left_out if replaces else kept).append(item)
+    items[:] = kept
     config.hook.pytest_deselected(items=left_out)

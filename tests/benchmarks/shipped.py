@@ -6,8 +6,8 @@ same build. Where Debian's Python is missing or another version than ours, it is
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -36,8 +36,9 @@ def python() -> Path:
     return Path(sys.executable)
 
 
+@functools.cache
 def build() -> Path:
-    """Bring the environment up to date: a minute where something has changed.
+    """Bring the environment up to date, once in a run: a minute where something has changed.
 
     Returns:
         The command `turnout`.
@@ -45,36 +46,24 @@ def build() -> Path:
     Raises:
         subprocess.CalledProcessError: It cannot be made; what pip and the compiler wrote is shown.
     """
-    command, stamp = FOLDER / "bin" / "turnout", FOLDER / ".digest"
     locks = [(ROOT / name).read_bytes() for name in ("requirements.txt", "requirements-image.txt")]
     parts = [compiling.digest().encode(), str(python()).encode(), *locks]
     wanted = hashlib.blake2b(b"\0".join(parts)).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        print("making the sidecar as it is shipped in .shipped", file=sys.stderr, flush=True)
-        _make()
-        stamp.write_text(wanted)
-    return command
+    what = "installing the sidecar as it is shipped"
+    return compiling.up_to_date(FOLDER, wanted, _make, what) / "bin" / "turnout"
 
 
-def _make() -> None:
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    tools = FOLDER / "tools"
+def _make(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    tools = folder / "tools"
     locked = ("install", "-q", "--require-hashes", "--only-binary", ":all:", "-r")
-    for folder, lock in ((FOLDER, "requirements.txt"), (tools, "requirements-image.txt")):
-        subprocess.run([python(), "-m", "venv", folder], check=True)
-        _pip(folder, *locked, str(ROOT / lock))
-    offline = ("-q", "--no-deps", "--no-index")
-    wheels = FOLDER / "wheels"
-    _pip(tools, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(ROOT))
-    [wheel] = wheels.glob("*.whl")
-    _pip(FOLDER, "install", *offline, str(wheel))
+    for place, lock in ((folder, "requirements.txt"), (tools, "requirements-image.txt")):
+        subprocess.run([python(), "-m", "venv", place], check=True)
+        compiling.pip(_python_of(place), *locked, str(ROOT / lock))
+    built = compiling.wheel(_python_of(tools), folder / "wheels")
+    compiling.pip(_python_of(folder), "install", *compiling.OFFLINE, str(built))
     shutil.rmtree(tools)
 
 
-def _pip(folder: Path, *arguments: str) -> None:
-    environment = {**os.environ, "HATCH_BUILD_HOOKS_ENABLE": "1"}
-    # Those of a compiled checkout; here everything is installed.
-    for name in compiling.environment():
-        environment.pop(name, None)
-    pip = (folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check")
-    subprocess.run([*pip, *arguments], env=environment, check=True)
+def _python_of(folder: Path) -> Path:
+    return folder / "bin" / "python"
