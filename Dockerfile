@@ -1,11 +1,13 @@
 # One image for both sides, `turnout sidecar ...` and `turnout control ...`; and one for every pod, without
 # what the statistics compute with (`turnout sidecar` alone; a control plane does not start from it).
 #   make image                     builds both with buildah, on a base of their own (see .ci/image)
-#   docker build -t turnout .      builds the first on BASE, `--target sidecar` the second
+#   docker build -t turnout .      builds the first on BASE, `--build-arg PART=sidecar` the second
 # It runs as uid 65532, with a read-only root file system; state belongs on /var/lib/turnout,
 # sockets on /run/turnout. A private package index or its certificate: --build-arg PIP_INDEX_URL,
 # PIP_CERT.
 ARG BASE=debian:bookworm-slim
+# turnout: both sides; sidecar: the image for pods.
+ARG PART=turnout
 
 FROM ${BASE} AS build
 ARG PIP_INDEX_URL
@@ -54,28 +56,14 @@ FROM bare AS root-sidecar
 COPY --from=build-sidecar /opt/turnout /opt/turnout
 COPY --from=build-sidecar /build/sbom.cdx.json /build/LICENSE /usr/share/doc/turnout/
 
-FROM bare AS root
+FROM bare AS root-turnout
 COPY --from=build /opt/turnout /opt/turnout
 COPY --from=build /build/sbom.cdx.json /build/LICENSE /usr/share/doc/turnout/
 
-# One layer each: what the base brought and we removed takes no room.
-FROM scratch AS sidecar
-COPY --from=root-sidecar / /
-ARG VERSION=unknown
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="turnout" \
-      org.opencontainers.image.description="Split, shadow and judge ML model versions on live traffic" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
-ENV PATH=/opt/turnout/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1
-USER 65532:65532
-WORKDIR /var/lib/turnout
-VOLUME ["/var/lib/turnout", "/run/turnout"]
-STOPSIGNAL SIGTERM
-ENTRYPOINT ["turnout"]
+FROM root-${PART} AS root
 
-FROM scratch AS turnout
+# One layer: what the base brought and we removed takes no room.
+FROM scratch
 COPY --from=root / /
 ARG VERSION=unknown
 ARG REVISION=unknown
