@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from sidecar.clock import monotonic_ns
 from sidecar.ipc import PlanOrder
@@ -53,10 +53,20 @@ async def build(order: PlanOrder, previous: Plan | None) -> Plan:
     return builder.plan
 
 
-async def in_slices(steps: Iterator[object]) -> None:
-    """Go through an iterator, SLICE_NS at a time."""
+async def read(payload: bytes) -> PlanOrder:
+    """Read an order as its supervisor has sent it."""
+    order: PlanOrder = await in_slices(PlanOrder.decoding(payload))
+    return order
+
+
+async def in_slices(steps: Iterator[object]) -> Any:
+    """Go through an iterator, SLICE_NS at a time; what it returns."""
     until_ns = monotonic_ns() + SLICE_NS
-    for _ in steps:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
         if monotonic_ns() >= until_ns:
             await asyncio.sleep(0)
             until_ns = monotonic_ns() + SLICE_NS

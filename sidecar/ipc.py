@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 # Length of the payload, then its kind.
 _HEADER: Final = struct.Struct("<IB")
 _U32: Final = struct.Struct("<I")
+# Gates and slots of a line: those of 1,000 experiments, read at once, would hold a worker for 2 ms.
+_LINE: Final = 64
 # A snapshot (16 MiB at most) with its envelope, or a delta of 65,536 exposures (about 2 MiB).
 FRAME_BYTES_MAX: Final = 32 * 1024 * 1024
 
@@ -61,35 +64,61 @@ class PlanOrder:
     transparent: bool = False
 
     def encode(self) -> bytes:
-        """A frame's payload."""
-        gates = None if self.open_gates is None else sorted(self.open_gates)
-        meta = json.dumps(
-            {
-                "generation": self.generation,
-                "key": self.tenant_key.hex(),
-                "dead": self.dead,
-                "open": gates,
-                "slots": [[*key, slot] for key, slot in self.slots.items()],
-                "defaults": self.defaults,
-                "transparent": self.transparent,
-            }
-        ).encode()
-        return _U32.pack(len(meta)) + meta + self.snapshot
+        """A frame's payload: lines of JSON behind their length, then the snapshot.
+
+        The first line has what is short; of the others each has some gates and slots.
+        """
+        meta = {
+            "generation": self.generation,
+            "key": self.tenant_key.hex(),
+            "dead": self.dead,
+            "gated": self.open_gates is not None,
+            "defaults": self.defaults,
+            "transparent": self.transparent,
+        }
+        gates = sorted(self.open_gates or ())
+        slots = [[*key, slot] for key, slot in self.slots.items()]
+        lists: list[Any] = [
+            [gates[at : at + _LINE], slots[at : at + _LINE]]
+            for at in range(0, max(len(gates), len(slots)), _LINE)
+        ]
+        lines = "\n".join(json.dumps(line) for line in (meta, *lists)).encode()
+        return _U32.pack(len(lines)) + lines + self.snapshot
 
     @classmethod
     def decode(cls, payload: bytes) -> PlanOrder:
         """Read a frame's payload."""
+        steps = cls.decoding(payload)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as done:
+                order: PlanOrder = done.value
+                return order
+
+    @classmethod
+    def decoding(cls, payload: bytes) -> Generator[None, None, PlanOrder]:
+        """`decode` in steps of some 0.1 ms; returns the order."""
         (length,) = _U32.unpack_from(payload)
         start = _U32.size + length
-        meta = json.loads(payload[_U32.size : start])
-        gates = meta["open"]
+        lines = iter(payload[_U32.size : start].split(b"\n"))
+        meta = json.loads(next(lines))
+        gates: set[tuple[str, int]] = set()
+        slots: dict[tuple[str, int, str], int] = {}
+        for line in lines:
+            some_gates, some_slots = json.loads(line)
+            gates.update((name, epoch) for name, epoch in some_gates)
+            slots.update(
+                ((name, epoch, variant), slot) for name, epoch, variant, slot in some_slots
+            )
+            yield
         return cls(
             generation=meta["generation"],
             snapshot=payload[start:],
             tenant_key=bytes.fromhex(meta["key"]),
             dead=meta["dead"],
-            open_gates=None if gates is None else frozenset((name, epoch) for name, epoch in gates),
-            slots={(name, epoch, variant): slot for name, epoch, variant, slot in meta["slots"]},
+            open_gates=frozenset(gates) if meta["gated"] else None,
+            slots=slots,
             defaults=meta["defaults"],
             transparent=meta["transparent"],
         )

@@ -20,7 +20,7 @@ from typing import Final
 import uvloop
 
 from sidecar import deltas
-from sidecar.building import build, let_go
+from sidecar.building import build, let_go, read
 from sidecar.counters import CounterFile
 from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
 from sidecar.listen import Listen, ServerKind
@@ -52,7 +52,7 @@ class Worker:
         self._watchdog = watchdog
         self._stopping = asyncio.Event()
         # Of orders that wait only the newest counts.
-        self._newest: PlanOrder | None = None
+        self._newest: bytes | None = None
         self._ordered = asyncio.Event()
         # Set when the supervisor wants us on our socket, and when the first order was carried out.
         self._wanted = asyncio.Event()
@@ -104,7 +104,7 @@ class Worker:
             while True:
                 kind, payload = await read_frame(reader)
                 if kind is Kind.PLAN:
-                    self._newest = PlanOrder.decode(payload)
+                    self._newest = payload
                     self._ordered.set()
                 elif kind is Kind.SERVE:
                     self._wanted.set()
@@ -124,8 +124,10 @@ class Worker:
         while True:
             await self._ordered.wait()
             self._ordered.clear()
-            order, self._newest = self._newest, None
-            assert order is not None
+            newest, self._newest = self._newest, None
+            assert newest is not None
+            order = await read(newest)
+            del newest
             self._error = await self._apply(order) if order.snapshot else ""
             self._generation = order.generation
             self._settled.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.building import build, in_slices, let_go
+from sidecar.building import build, in_slices, let_go, read
 from sidecar.ipc import PlanOrder
 from sidecar.snapshotcheck import InvalidSnapshot
 from tests.sidecar.test_config import KEY, snapshot
@@ -51,6 +51,15 @@ async def test_others_run_while_a_plan_is_built() -> None:
     plan = building.result()
     assert len(plan.targets) == EXPERIMENTS + 1
     assert gc.isenabled()
+
+
+async def test_others_run_while_an_order_is_read() -> None:
+    slots = {(f"e{i}", 1, "v2"): i for i in range(20_000)}
+    gates = frozenset((f"e{i}", 1) for i in range(10_000))
+    order = PlanOrder(1, b"s", KEY, open_gates=gates, slots=slots)
+    reading = asyncio.create_task(read(order.encode()))
+    assert await turns_while(reading) > 10
+    assert reading.result() == order
 
 
 async def test_next_plan_is_built_from_the_one_before() -> None:
