@@ -16,7 +16,14 @@ from sidecar.admin import Admin, AdminError, EnvoyState, Refusals
 from sidecar.clock import monotonic_ms
 from sidecar.config import Config
 from sidecar.envoydir import EnvoyDir
-from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE, documents
+from sidecar.envoyfiles import (
+    CLUSTERS_FILE,
+    FILTER_FILE,
+    ROUTES_FILE,
+    clusters_text,
+    filter_text,
+    routes_text,
+)
 from sidecar.envoyfilter import forwarded_inputs
 from sidecar.gate import Gate, Routes
 from sidecar.workers import Workers
@@ -277,11 +284,10 @@ class Conductor:
         if self._dir is not None:
             extra = [self._clusters[name] for name in sorted(names) if name in self._clusters]
             # Long texts take long to print: not on the loop that hands out plans.
-            texts = await asyncio.to_thread(
-                documents, filtered, enabled=(), extra_clusters=extra, local=self._local
-            )
-            await self._write(CLUSTERS_FILE, texts.cds)
-            filter_changed = await self._write(FILTER_FILE, texts.ecds)
+            text = await asyncio.to_thread(clusters_text, filtered, extra, local=self._local)
+            await self._write(CLUSTERS_FILE, text)
+            text = await asyncio.to_thread(filter_text, filtered, local=self._local)
+            filter_changed = await self._write(FILTER_FILE, text)
         self._gate.clusters_written(names)
         self._gate.filter_written(headers, changed=filter_changed)
         self._written, self._filtered = key, filtered
@@ -299,10 +305,8 @@ class Conductor:
             return False
         if self._dir is not None:
             routed = self._routed(routes)
-            texts = await asyncio.to_thread(
-                documents, routed, enabled=routes.enabled, local=self._local
-            )
-            await self._write(ROUTES_FILE, texts.rds)
+            text = await asyncio.to_thread(routes_text, routed, routes.enabled, local=self._local)
+            await self._write(ROUTES_FILE, text)
         self._gate.routes_written(routes)
         self._routes_lost, self._steps = False, steps
         return True

@@ -58,10 +58,29 @@ def documents(
         UnsupportedMatch: A target's header predicates need too many routes.
     """
     return Files(
-        cds=resources(clusters(snapshot, extra_clusters, local=local)),
-        rds=resources([route_configuration(snapshot, frozenset(enabled), local=local)]),
-        ecds=resources([extension(snapshot, transparent=bool(local))]),
+        cds=clusters_text(snapshot, extra_clusters, local=local),
+        rds=routes_text(snapshot, enabled, local=local),
+        ecds=filter_text(snapshot, local=local),
     )
+
+
+def clusters_text(
+    snapshot: Snapshot, extra_clusters: Iterable[ClusterPlan] = (), *, local: str = ""
+) -> str:
+    """Print CLUSTERS_FILE; arguments as of `documents`."""
+    return resources(clusters(snapshot, extra_clusters, local=local))
+
+
+def routes_text(
+    snapshot: Snapshot, enabled: Collection[tuple[str, int]], *, local: str = ""
+) -> str:
+    """Print ROUTES_FILE; arguments as of `documents`."""
+    return resources([route_configuration(snapshot, frozenset(enabled), local=local)])
+
+
+def filter_text(snapshot: Snapshot, *, local: str = "") -> str:
+    """Print FILTER_FILE; arguments as of `documents`."""
+    return resources([extension(snapshot, transparent=bool(local))])
 
 
 # -- Clusters --------------------------------------------------------------------------------------
