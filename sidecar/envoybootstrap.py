@@ -338,8 +338,8 @@ def workers_cluster(sidecar: str, workers: int) -> Json:
         "health_checks": [
             {
                 "timeout": "0.2s",
-                "interval": "0.5s",
-                "no_traffic_interval": "0.5s",
+                "interval": "0.3s",
+                "no_traffic_interval": "0.3s",
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "grpc_health_check": {},
