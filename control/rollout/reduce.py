@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from control.model.metrics import BUILT_IN, Direction
 from control.rollout.bounds import rate_interval
-from control.rollout.cells import Cell, CellKey, Cells
+from control.rollout.cells import NO_COUNTS, Cell, CellKey, Cells
 from control.rollout.looks import (
     REST,
     ArmLook,
@@ -40,10 +40,11 @@ from control.rollout.policy import (
 )
 from control.rollout.seen import Sketch
 from control.rollout.words import Phase
-from control.stats.bucketed import BucketedDifference, bucketed_difference, design_effect
+from control.stats.bucketed import BucketedDifference, BucketSums, Rows, bucket_sums
 from control.stats.confseq import asymptotic_sequence
 from control.stats.counts import count_evidence
 from control.stats.distributions import chi2_sf
+from control.stats.errors import Alternative
 from turnout.contract import LATENCY_SKETCH_ALPHA
 
 Counts = npt.NDArray[np.int64]
@@ -111,7 +112,14 @@ RATIOS: Final[Mapping[str, Sums]] = {
     "false_positive_rate": _false_positives,
     "f1": _f1,
 }
+_LABELS: Final = "labels"
 LABEL_METRICS: Final = tuple(name for name in RATIOS if name != "error_rate")
+
+
+def _sums_of(what: str | float) -> Sums:
+    if isinstance(what, str):
+        return _labels if what == _LABELS else RATIOS[what]
+    return lambda cell: (cell.latency_over.get(what, NO_COUNTS), cell.requests)
 
 
 class Pair(NamedTuple):
@@ -120,6 +128,84 @@ class Pair(NamedTuple):
     epoch: int
     stratum: int
     arms: tuple[Cell, Cell]
+
+
+class Known(NamedTuple):
+    """Sums of both arms for some pairs, control's first."""
+
+    control: BucketSums
+    treatment: BucketSums
+
+    def of(self, rows: Rows) -> Known:
+        """Some of the pairs."""
+        return Known(self.control.of(rows), self.treatment.of(rows))
+
+
+class Pairs:
+    """All pairs of a candidate, or those of one stratum or epoch; sums are computed once for all.
+
+    A look asks every metric of the whole and of each stratum, a quantile of each epoch: parts take
+    rows of what the whole has stacked.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = tuple(pairs)
+        self._whole: Pairs | None = None
+        self._places: list[int] = list(range(len(self.pairs)))
+        self._known: dict[str | float, Known] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs)
+
+    @property
+    def epochs(self) -> list[int]:
+        """In order."""
+        return sorted({pair.epoch for pair in self.pairs})
+
+    def of_stratum(self, number: int) -> Pairs:
+        """Those of one stratum."""
+        return self._part(at for at, pair in enumerate(self.pairs) if pair.stratum == number)
+
+    def of_epoch(self, epoch: int) -> Pairs:
+        """Those of one epoch."""
+        return self._part(at for at, pair in enumerate(self.pairs) if pair.epoch == epoch)
+
+    def cells(self, arm: int) -> list[Cell]:
+        """Of control (0) or the candidate (1)."""
+        return [pair.arms[arm] for pair in self.pairs]
+
+    def sums(self, of: str | float) -> Known:
+        """Sums of a ratio, of `_LABELS`, or of answers slower than so many milliseconds."""
+        found = self._known.get(of)
+        if found is None:
+            found = self._stacked(of) if self._whole is None else self._rows(of, self._whole)
+            self._known[of] = found
+        return found
+
+    def _part(self, places: Iterable[int]) -> Pairs:
+        mine = list(places)
+        part = Pairs([self.pairs[at] for at in mine])
+        part._whole = self._whole or self
+        part._places = [self._places[at] for at in mine]
+        return part
+
+    def _rows(self, of: str | float, whole: Pairs) -> Known:
+        return whole.sums(of).of(_rows(self._places))
+
+    def _stacked(self, of: str | float) -> Known:
+        counted = _sums_of(of)
+        arms = []
+        for arm in (0, 1):
+            rows = [counted(cell) for cell in self.cells(arm)]
+            y, n = (np.stack([row[at] for row in rows]) for at in (0, 1))
+            arms.append(bucket_sums(y, n))
+        return Known(*arms)
+
+
+def _rows(places: Sequence[int]) -> Rows:
+    if places and places[-1] - places[0] == len(places) - 1:
+        return slice(places[0], places[-1] + 1)
+    return np.array(places, np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +226,17 @@ class Question:
         return BUILT_IN[self.metric].direction is Direction.HIGHER
 
 
+class Found(NamedTuple):
+    """A look, and what its sequences are yet to be computed from.
+
+    variance: Of its difference; None when its bounds are exact, or nothing bounds it.
+    """
+
+    question: Question
+    look: MetricLook
+    variance: float | None = None
+
+
 def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Looks | None:
     """The looks at all of an experiment's evidence.
 
@@ -154,7 +251,8 @@ def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Look
     """
     if not cells.epochs:
         return None
-    served = sum(int(cell.requests.sum()) for cell in cells.cells.values())
+    requests = _by_variant(cells, lambda cell: int(cell.requests.sum()))
+    served = sum(requests.values())
     missing = sum(cell.missing for cell in cells.cells.values())
     if not served or missing > MISSING_MOST * (served + missing):
         return None
@@ -163,7 +261,7 @@ def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Look
         return None
     guards = guardrails(policy)
     shown = [GuardrailPolicy(name) for name in metrics if name not in {g.metric for g in guards}]
-    found: list[MetricLook] = []
+    found: list[Found] = []
     losses: list[LossLook] = []
     doubts: list[DoubtLook] = []
     for name in candidates:
@@ -174,16 +272,16 @@ def reduce(cells: Cells, policy: Policy, *, metrics: Sequence[str] = ()) -> Look
                 strata = _strata(question, pairs, policy)
                 found += [overall, *strata]
                 if policy.primary is not None and policy.primary.metric == guard.metric:
-                    doubts += _doubts(overall, strata)
+                    doubts += _doubts(overall.look, [one.look for one in strata])
         if any(guard.metric in LABEL_METRICS for guard in guards):
             losses += _losses(name, pairs)
     return Looks(
-        metrics=tuple(found),
+        metrics=_bounded(found),
         sample_ratios=tuple(_sample_ratios(cells, policy)),
         losses=tuple(losses),
         doubts=tuple(doubts),
         units=_units(cells),
-        requests=_by_variant(cells, lambda cell: int(cell.requests.sum())),
+        requests=requests,
         warm_up=_by_variant(cells, lambda cell: cell.warm_up),
         missing=missing,
     )
@@ -217,7 +315,7 @@ def _candidates(cells: Cells, policy: Policy) -> list[str]:
     ]
 
 
-def _pairs(cells: Cells, control: str, name: str) -> list[Pair]:
+def _pairs(cells: Cells, control: str, name: str) -> Pairs:
     """The cells that can be compared: of epochs in which both arms had a share."""
     both = {
         epoch.epoch
@@ -231,7 +329,7 @@ def _pairs(cells: Cells, control: str, name: str) -> list[Pair]:
         other = cells.cells.get(CellKey(key.epoch, control, key.stratum))
         if other is not None:
             found.append(Pair(key.epoch, key.stratum, (other, cells.cells[key])))
-    return found
+    return Pairs(found)
 
 
 def _questions(
@@ -246,14 +344,14 @@ def _questions(
     return [Question(guard.metric, name, "", alpha, harm / 2, guard.maximum_harm), beyond]
 
 
-def _strata(question: Question, pairs: list[Pair], policy: Policy) -> list[MetricLook]:
+def _strata(question: Question, pairs: Pairs, policy: Policy) -> list[Found]:
     """The same question to each stratum; its share of alpha is that of all strata together."""
     if not policy.strata:
         return []
     names = dict(enumerate((REST, *policy.strata)))
     looks = []
     for number, name in names.items():
-        mine = [pair for pair in pairs if pair.stratum == number]
+        mine = pairs.of_stratum(number)
         share = Question(
             question.metric,
             question.variant,
@@ -270,61 +368,89 @@ def _strata(question: Question, pairs: list[Pair], policy: Policy) -> list[Metri
 # -- Ratios ------------------------------------------------------------------------------------
 
 
-def _look(question: Question, pairs: list[Pair]) -> MetricLook:
+def _bounded(found: Sequence[Found]) -> tuple[MetricLook, ...]:
+    """The looks with their sequences, one call for all that share an alpha: each costs its checks.
+
+    Of the two-sided one both ends are kept, of the one-sided ones the finite end.
+    """
+    places = [place for place, one in enumerate(found) if one.variance is not None]
+    looks = [one.look for one in found]
+    if not places:
+        return tuple(looks)
+    some = [found[place] for place in places]
+    two = _sequences(some, [one.question.alpha for one in some], "two-sided")
+    best = _sequences(some, [one.question.harm_alpha for one in some], "less")
+    worst = _sequences(some, [SAFE_ALPHA] * len(some), "greater")
+    for at, place in enumerate(places):
+        looks[place] = replace(
+            looks[place],
+            low=_finite(two[0][at]),
+            high=_finite(two[1][at]),
+            best=_finite(best[1][at]),
+            worst=_finite(worst[0][at]),
+        )
+    return tuple(looks)
+
+
+def _sequences(
+    found: Sequence[Found], alphas: Sequence[float], alternative: Alternative
+) -> tuple[Floats, Floats]:
+    """Both ends of each one's sequence; of the difference if two-sided, else of the gain."""
+    of = [one.look.difference if alternative == "two-sided" else one.look.gain for one in found]
+    diff, variance = np.array(of, np.float64), np.array([one.variance for one in found], np.float64)
+    n, levels = np.array([one.look.effective for one in found]), np.array(alphas)
+    low, high = np.empty_like(diff), np.empty_like(diff)
+    for alpha in set(alphas):
+        mine = levels == alpha
+        ends = asymptotic_sequence(
+            diff[mine],
+            variance[mine],
+            n=n[mine],
+            n_star=N_STAR,
+            alpha=alpha,
+            alternative=alternative,
+        )
+        low[mine], high[mine] = ends.ci_low, ends.ci_high
+    return low, high
+
+
+def _look(question: Question, pairs: Pairs) -> Found:
     if question.metric.startswith(METRIC_LATENCY_PREFIX) and question.slo_ms is None:
         return _quantile_look(question, pairs)
-    sums = _sums_of(question)
-    if not pairs or sums is None:
+    if not pairs or (question.slo_ms is None and question.metric not in RATIOS):
         return _unknown(question)
-    stacked = _stacked(pairs, sums)
-    whole = bucketed_difference(*stacked)
-    y_c, n_c, y_t, n_t = stacked
-    control = _arm(y_c, n_c, whole.control)
-    candidate = _arm(y_t, n_t, whole.treatment)
+    sums = pairs.sums(_asked(question))
+    whole = sums.treatment.minus(sums.control)
+    control = _arm(sums.control, whole.control)
+    candidate = _arm(sums.treatment, whole.treatment)
     if question.metric in LABEL_METRICS:
-        control = _covered(control, [pair.arms[0] for pair in pairs])
-        candidate = _covered(candidate, [pair.arms[1] for pair in pairs])
+        labels = pairs.sums(_LABELS)
+        control = _covered(control, labels.control)
+        candidate = _covered(candidate, labels.treatment)
     if not whole.strata:
         return _unknown(question, control, candidate)
     margin = _margin(question, whole)
     if _believed(control) and _believed(candidate) and whole.variance > 0:
         return _clustered(question, whole, control, candidate, margin, Method.BUCKETS)
-    return _exact(question, pairs, sums, whole, (control, candidate), margin)
+    now = pairs.of_epoch(pairs.epochs[-1])
+    return _exact(question, now.sums(_asked(question)), whole, (control, candidate), margin)
 
 
-def _sums_of(question: Question) -> Sums | None:
-    if question.slo_ms is None:
-        return RATIOS.get(question.metric)
-    slo_ms = question.slo_ms
-    return lambda cell: (cell.latency_over.get(slo_ms, np.zeros_like(cell.requests)), cell.requests)
+def _asked(question: Question) -> str | float:
+    return question.metric if question.slo_ms is None else question.slo_ms
 
 
-def _stacked(pairs: list[Pair], sums: Sums) -> tuple[Floats, Floats, Floats, Floats]:
-    rows: list[list[npt.NDArray[np.int64]]] = [[], [], [], []]
-    for pair in pairs:
-        for place, cell in zip((0, 2), pair.arms, strict=True):
-            y, n = sums(cell)
-            rows[place].append(y)
-            rows[place + 1].append(n)
-    y_c, n_c, y_t, n_t = (np.asarray(np.stack(row), np.float64) for row in rows)
-    return y_c, n_c, y_t, n_t
-
-
-def _arm(y: Floats, n: Floats, value: float) -> ArmLook:
+def _arm(sums: BucketSums, value: float) -> ArmLook:
     return ArmLook(
-        n=int(n.sum()),
-        events=int(y.sum()),
+        n=int(sums.n_total.sum()),
+        events=int(sums.y_total.sum()),
         value=_finite(value),
-        buckets=int(np.count_nonzero(n.sum(axis=0))),
+        buckets=int(np.count_nonzero(sums.n.any(axis=0))),
     )
 
 
-def _covered(arm: ArmLook, cells: Iterable[Cell]) -> ArmLook:
-    labelled = answered = 0
-    for cell in cells:
-        some, of = _labels(cell)
-        labelled += int(some.sum())
-        answered += int(of.sum())
+def _covered(arm: ArmLook, labels: BucketSums) -> ArmLook:
+    labelled, answered = int(labels.y_total.sum()), int(labels.n_total.sum())
     coverage = min(1.0, labelled / answered) if answered else None
     return ArmLook(arm.n, arm.events, arm.value, arm.buckets, coverage)
 
@@ -349,65 +475,39 @@ def _clustered(
     candidate: ArmLook,
     margin: float | None,
     method: Method,
-) -> MetricLook:
-    two = asymptotic_sequence(
-        whole.diff, whole.variance, n=whole.effective, n_star=N_STAR, alpha=question.alpha
-    )
-    gain = whole.diff if question.higher_is_better else -whole.diff
-    best = asymptotic_sequence(
-        gain,
-        whole.variance,
-        n=whole.effective,
-        n_star=N_STAR,
-        alpha=question.harm_alpha,
-        alternative="less",
-    ).ci_high
-    worst = asymptotic_sequence(
-        gain,
-        whole.variance,
-        n=whole.effective,
-        n_star=N_STAR,
-        alpha=SAFE_ALPHA,
-        alternative="greater",
-    ).ci_low
-    return replace(
-        _unknown(question, control, candidate),
+) -> Found:
+    look = replace(
+        _look_of(question, control, candidate),
         method=method,
         difference=whole.diff,
         error=math.sqrt(whole.variance),
-        low=_finite(two.ci_low),
-        high=_finite(two.ci_high),
-        best=_finite(best),
-        worst=_finite(worst),
         margin=margin,
         effective=whole.effective,
     )
+    return Found(question, look, whole.variance)
 
 
 def _exact(
     question: Question,
-    pairs: list[Pair],
-    sums: Sums,
+    now: Known,
     whole: BucketedDifference,
     arms: tuple[ArmLook, ArmLook],
     margin: float | None,
-) -> MetricLook:
+) -> Found:
     """Exact bounds of both rates in the latest epoch that has both arms: never pooled over epochs.
 
     Not being worse is a question to requests. What may show harm, or a gain, counts units: all
     requests of one may go the same way, and of 30 users one that always fails is harm by requests.
     """
-    latest = max(pair.epoch for pair in pairs)
-    y_c, n_c, y_t, n_t = _stacked([pair for pair in pairs if pair.epoch == latest], sums)
-    requests = [(float(y.sum()), float(n.sum())) for y, n in ((y_c, n_c), (y_t, n_t))]
+    requests = [(float(arm.y_total.sum()), float(arm.n_total.sum())) for arm in now]
     if min(n for _, n in requests) == 0:
         return _unknown(question, *arms)
-    units = [_as_units(y_c, n_c), _as_units(y_t, n_t)]
+    units = [_as_units(arm) for arm in now]
     safe = _apart(requests, SAFE_ALPHA)
     harm = _apart(units, question.harm_alpha / 2)
     two = _apart(units, question.alpha / 2)
-    return replace(
-        _unknown(question, *arms),
+    look = replace(
+        _look_of(question, *arms),
         method=Method.EXACT,
         difference=whole.diff,
         low=two[0],
@@ -417,6 +517,7 @@ def _exact(
         margin=margin,
         effective=whole.effective,
     )
+    return Found(question, look)
 
 
 def _apart(counts: list[tuple[float, float]], alpha: float) -> tuple[float, float]:
@@ -425,31 +526,35 @@ def _apart(counts: list[tuple[float, float]], alpha: float) -> tuple[float, floa
     return candidate.low - control.high, candidate.high - control.low
 
 
-def _as_units(y: Floats, n: Floats) -> tuple[float, float]:
+def _as_units(arm: BucketSums) -> tuple[float, float]:
     """Events and trials of an arm if every unit were one trial.
 
     As many as units of equal traffic would tell as much: (sum n)^2 / sum n^2 over units, Kish 1965.
     Units fall into buckets at random, so that of buckets' shares s the sum of (s - 1 / buckets)^2
     is 1 over that number, but for 2 / buckets of its square.
     """
-    by_bucket = n.sum(axis=0)
+    by_bucket = arm.n.sum(axis=0)
     total = float(by_bucket.sum())
     spread = float(np.sum((by_bucket / total - 1 / len(by_bucket)) ** 2))
     trials = min(total, 1 / spread) if spread > 0 else total
-    return float(y.sum()) / total * trials, trials
+    return float(arm.y_total.sum()) / total * trials, trials
 
 
 def _unknown(
     question: Question, control: ArmLook | None = None, candidate: ArmLook | None = None
-) -> MetricLook:
+) -> Found:
+    return Found(question, _look_of(question, control or ArmLook(), candidate or ArmLook()))
+
+
+def _look_of(question: Question, control: ArmLook, candidate: ArmLook) -> MetricLook:
     return MetricLook(
         metric=question.metric,
         variant=question.variant,
         stratum=question.stratum,
         higher_is_better=question.higher_is_better,
         slo_ms=question.slo_ms,
-        control=control or ArmLook(),
-        candidate=candidate or ArmLook(),
+        control=control,
+        candidate=candidate,
     )
 
 
@@ -460,21 +565,18 @@ def _level(metric: str) -> float:
     return int(metric.removeprefix(METRIC_LATENCY_PREFIX)) / 100
 
 
-def _quantile_look(question: Question, pairs: list[Pair]) -> MetricLook:
+def _quantile_look(question: Question, pairs: Pairs) -> Found:
     """The difference of quantiles, epoch by epoch, with errors widened by the design effect."""
     level = _level(question.metric)
     rows = []
     n_c = n_t = 0
-    for epoch in sorted({pair.epoch for pair in pairs}):
-        mine = [pair for pair in pairs if pair.epoch == epoch]
-        sketches = [merged(pair.arms[arm].latency for pair in mine) for arm in (0, 1)]
+    for epoch in pairs.epochs:
+        mine = pairs.of_epoch(epoch)
+        sketches = [merged(cell.latency for cell in mine.cells(arm)) for arm in (0, 1)]
         n_c, n_t = n_c + sketches[0].count, n_t + sketches[1].count
         if min(s.count for s in sketches) * min(level, 1 - level) < EVENTS_LEAST:
             continue
-        estimates = [
-            _quantile(sketch, level, [pair.arms[arm] for pair in mine])
-            for arm, sketch in enumerate(sketches)
-        ]
+        estimates = [_quantile(sketch, level, mine, arm) for arm, sketch in enumerate(sketches)]
         if any(error <= 0 for _, error in estimates):
             continue
         counts = [sketch.count for sketch in sketches]
@@ -517,7 +619,7 @@ def merged(sketches: Iterable[Sketch]) -> Sketch:
     return Sketch(tuple(sorted(bins.items())), zero, total)
 
 
-def _quantile(sketch: Sketch, level: float, cells: list[Cell]) -> tuple[float, float]:
+def _quantile(sketch: Sketch, level: float, pairs: Pairs, arm: int) -> tuple[float, float]:
     """A quantile (ms) and its standard error, clustered.
 
     Source: Deng, Knoblich, Lu 2018: ranks around the quantile, times the root of the design effect
@@ -530,15 +632,15 @@ def _quantile(sketch: Sketch, level: float, cells: list[Cell]) -> tuple[float, f
     low = (sketch.quantile(max(0.0, level - reach)) or 0.0) * (1 - LATENCY_SKETCH_ALPHA)
     high = (sketch.quantile(min(1.0, level + reach)) or 0.0) * (1 + LATENCY_SKETCH_ALPHA)
     error = (high - low) / (2 * _Z)
-    return value, error * math.sqrt(_latency_effect(value, cells))
+    return value, error * math.sqrt(_latency_effect(value, pairs, arm))
 
 
-def _latency_effect(value_ms: float, cells: list[Cell]) -> float:
+def _latency_effect(value_ms: float, pairs: Pairs, arm: int) -> float:
     """The design effect of being slow, or one trial per unit where no threshold says."""
+    cells = pairs.cells(arm)
     thresholds = sorted({ms for cell in cells for ms in cell.latency_over if ms > 0})
     for ms in sorted(thresholds, key=lambda ms: abs(math.log(ms / max(value_ms, 1e-9)))):
-        over = np.stack([c.latency_over.get(ms, np.zeros_like(c.requests)) for c in cells])
-        effect = design_effect(over, np.stack([c.requests for c in cells]))
+        effect = pairs.sums(ms)[arm].design_effect()
         if effect is not None:
             return effect
     units = sum(cell.units << cell.unit_sample_shift for cell in cells)
@@ -580,13 +682,13 @@ def _sample_ratio(
     yield SampleRatioLook(epoch, stratum, float(evidence.log_e), units, shares)
 
 
-def _losses(name: str, pairs: list[Pair]) -> list[LossLook]:
+def _losses(name: str, pairs: Pairs) -> list[LossLook]:
     """Labels that are missing in one arm more than in the other, clustered by bucket."""
     if not pairs:
         return []
-    y_c, n_c, y_t, n_t = _stacked(pairs, _labels)
-    whole = bucketed_difference(y_c, n_c, y_t, n_t)
-    arms = _arm(y_c, n_c, whole.control), _arm(y_t, n_t, whole.treatment)
+    control, candidate = pairs.sums(_LABELS)
+    whole = candidate.minus(control)
+    arms = _arm(control, whole.control), _arm(candidate, whole.treatment)
     if not (whole.strata and all(map(_believed, arms)) and whole.variance > 0):
         return []
     log_e = 0.0

@@ -34,6 +34,39 @@ class BucketedDifference(NamedTuple):
 NOTHING = BucketedDifference(float("nan"), float("nan"), float("nan"), float("nan"), 0.0, 0)
 
 
+# Which strata: in a row (copies nothing), or by number.
+Rows = slice | npt.NDArray[np.intp]
+
+
+class BucketSums(NamedTuple):
+    """One arm's sums by bucket and stratum, and what follows from them stratum by stratum.
+
+    Whoever asks about the whole and about parts of it computes this once, and takes rows of it.
+
+    n: Denominators, shape (strata, buckets). y_total, n_total: Numerators and denominators over the
+    buckets. rates: y_total / n_total, 0 without a denominator. left: y - rate x n by bucket.
+    """
+
+    n: FloatArray
+    y_total: FloatArray
+    n_total: FloatArray
+    rates: FloatArray
+    left: FloatArray
+
+    def of(self, strata: Rows) -> BucketSums:
+        """Some of the strata."""
+        n, y_total, n_total, rates, left = self
+        return BucketSums(n[strata], y_total[strata], n_total[strata], rates[strata], left[strata])
+
+    def minus(self, control: BucketSums) -> BucketedDifference:
+        """`bucketed_difference` of this arm and `control`, of the same strata and buckets."""
+        return _difference(control, self)
+
+    def design_effect(self) -> float | None:
+        """`design_effect` when the numerators count events, 0 <= y <= n."""
+        return _design_effect(self)
+
+
 def bucketed_difference(
     control_y: npt.ArrayLike,
     control_n: npt.ArrayLike,
@@ -68,28 +101,54 @@ def bucketed_difference(
     (Tukey 1958; google/meterstick): B / (B - 1) sum_b (sum_s w_s (e_tsb / N_ts - e_csb / N_cs))^2,
     e = y - R n. O(strata x buckets).
     """
-    y_c, n_c = check("control_y", control_y), check("control_n", control_n, ge=0)
-    y_t, n_t = check("treatment_y", treatment_y), check("treatment_n", treatment_n, ge=0)
-    if y_c.ndim != 2 or y_c.shape[1] < 2 or {n_c.shape, y_t.shape, n_t.shape} != {y_c.shape}:
-        raise ValueError(f"treatment_n has shape {n_t.shape}, must be (strata, >= 2 buckets)")
-    total_c, total_t = n_c.sum(axis=1), n_t.sum(axis=1)
-    both = (total_c > 0) & (total_t > 0)
+    control = _sums("control_y", control_y, "control_n", control_n)
+    treatment = _sums("treatment_y", treatment_y, "treatment_n", treatment_n)
+    if treatment.n.shape != control.n.shape:
+        raise ValueError(f"treatment_n has shape {treatment.n.shape}, must be {control.n.shape}")
+    return treatment.minus(control)
+
+
+def bucket_sums(y: npt.ArrayLike, n: npt.ArrayLike) -> BucketSums:
+    """One arm's sums, checked once for all questions about them.
+
+    Args:
+        y: Numerators, shape (strata, buckets), at least 2 buckets.
+        n: Denominators, >= 0, the same shape.
+
+    Raises:
+        ValueError: Another shape, or a negative or not finite number.
+    """
+    return _sums("y", y, "n", n)
+
+
+def _sums(y_name: str, y: npt.ArrayLike, n_name: str, n: npt.ArrayLike) -> BucketSums:
+    numerators, trials = check(y_name, y), check(n_name, n, ge=0)
+    if numerators.ndim != 2 or numerators.shape[1] < 2 or trials.shape != numerators.shape:
+        raise ValueError(f"{n_name} has shape {trials.shape}, must be (strata, >= 2 buckets)")
+    y_total, n_total = numerators.sum(axis=1), trials.sum(axis=1)
+    rates = y_total / np.where(n_total > 0, n_total, 1.0)
+    left = rates[:, None] * trials
+    np.subtract(numerators, left, out=left)  # fresh memory costs more than the subtraction
+    return BucketSums(trials, y_total, n_total, rates, left)
+
+
+def _difference(control: BucketSums, treatment: BucketSums) -> BucketedDifference:
+    both = (control.n_total > 0) & (treatment.n_total > 0)
     if not both.any():
         return NOTHING
     if not both.all():
-        y_c, n_c, y_t, n_t = y_c[both], n_c[both], y_t[both], n_t[both]
-        total_c, total_t = total_c[both], total_t[both]
+        control, treatment = (arm.of(np.flatnonzero(both)) for arm in (control, treatment))
+    total_c, total_t = control.n_total, treatment.n_total
     harmonic = total_c * total_t / (total_c + total_t)
     weights = harmonic / harmonic.sum()
-    (rate_c, left_c), (rate_t, left_t) = _residuals(y_c, n_c), _residuals(y_t, n_t)
-    influence_c, influence_t = weights / total_c @ left_c, weights / total_t @ left_t
+    influence_c, influence_t = weights / total_c @ control.left, weights / total_t @ treatment.left
     spread = float(np.sum((influence_t - influence_c) ** 2))
     if total_t.sum() < total_c.sum():
-        spread += max(0.0, _lent(left_c, total_c, total_t, weights) - _square(influence_t))
+        spread += max(0.0, _lent(control.left, total_c, total_t, weights) - _square(influence_t))
     elif total_c.sum() < total_t.sum():
-        spread += max(0.0, _lent(left_t, total_t, total_c, weights) - _square(influence_c))
-    buckets = y_c.shape[1]
-    mean_c, mean_t = float(weights @ rate_c), float(weights @ rate_t)
+        spread += max(0.0, _lent(treatment.left, total_t, total_c, weights) - _square(influence_c))
+    buckets = control.left.shape[1]
+    mean_c, mean_t = float(weights @ control.rates), float(weights @ treatment.rates)
     return BucketedDifference(
         mean_t - mean_c,
         buckets / (buckets - 1) * spread,
@@ -98,12 +157,6 @@ def bucketed_difference(
         4.0 * float(harmonic.sum()),
         len(weights),
     )
-
-
-def _residuals(y: FloatArray, n: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Rates of the strata, and what each bucket has beyond them, shape (strata, buckets)."""
-    rates = y.sum(axis=1) / n.sum(axis=1)
-    return rates, y - rates[:, None] * n
 
 
 def _lent(
@@ -143,16 +196,19 @@ def design_effect(y: npt.ArrayLike, n: npt.ArrayLike) -> float | None:
     trials = np.atleast_2d(check("n", n, ge=0))
     if events.shape != trials.shape or events.shape[1] < 2:
         raise ValueError(f"n has shape {trials.shape}, must be {events.shape}, >= 2 buckets")
-    total = float(trials.sum())
-    x = float(events.sum())
-    if min(x, total - x) < 10:
+    return _sums("y", events, "n", trials).design_effect()
+
+
+def _design_effect(arm: BucketSums) -> float | None:
+    x = float(arm.y_total.sum())
+    if min(x, float(arm.n_total.sum()) - x) < 10:
         return None
-    per = trials.sum(axis=1)
-    kept = per > 0
-    events, trials, per = events[kept], trials[kept], per[kept]
-    rates = events.sum(axis=1) / per
-    left = (events - rates[:, None] * trials).sum(axis=0)
-    buckets = events.shape[1]
-    clustered = buckets / (buckets - 1) * float(left @ left)
+    kept = arm.n_total > 0
+    per, rates, left = arm.n_total, arm.rates, arm.left
+    if not kept.all():
+        per, rates, left = per[kept], rates[kept], left[kept]
+    influence = left.sum(axis=0)
+    buckets = len(influence)
+    clustered = buckets / (buckets - 1) * float(influence @ influence)
     plain = float(np.sum(per * rates * (1 - rates)))
     return max(1.0, clustered / plain) if plain > 0 else None

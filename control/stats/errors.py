@@ -19,6 +19,7 @@ Direction = Literal["higher_is_better", "lower_is_better"]
 # Fourth powers of what lies between are numbers still: nothing overflows on the way.
 LARGEST: Final = 1e60
 SMALLEST: Final = 1e-60
+_SMALL_KINDS: Final = "biu"  # arrays of 64 bits at most: finite, and below the largest
 _NUMERIC_KINDS: Final = "biufO"  # O: integers beyond 64 bits
 
 
@@ -67,8 +68,9 @@ def check(
     array = numbers(name, value)
     if array.ndim == 0 and _within(float(array), gt, ge, lt, le, whole):
         return array
-    require(name, array, np.isfinite(array), "finite")
-    require(name, array, np.abs(array) <= LARGEST, "at most 1e60 in magnitude")
+    if getattr(value, "dtype", array.dtype).kind not in _SMALL_KINDS:
+        require(name, array, np.isfinite(array), "finite")
+        require(name, array, np.abs(array) <= LARGEST, "at most 1e60 in magnitude")
     if gt is not None:
         require(name, array, array > gt, f"> {gt:g}")
     if gt == 0:

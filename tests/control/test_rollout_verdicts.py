@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from control.rollout.results import fill, standing_of
 from control.rollout.run import Run
 from control.rollout.seen import Seen
 from control.rollout.words import Action, Reason, State, Verdict
+from control.stats.confseq import Sequence, asymptotic_sequence
 from tests.control import rollout_worlds as worlds
 from tests.control.cell_worlds import CONTROL, V2, Arm, both, cells
 from turnout.v1alpha1.experiment_pb2 import TABLE_ROW_PROMOTE
@@ -98,6 +100,23 @@ def test_looks_hold_the_truth_when_all_metrics_are_asked() -> None:
         (look,) = looks.of(metric, V2)
         assert look.low is not None
         assert look.low > 0
+
+
+def test_looks_ask_for_no_more_sequences_when_more_strata_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Sequence:
+        calls.append(options["alpha"])
+        return asymptotic_sequence(*arguments, **options)
+
+    monkeypatch.setattr("control.rollout.reduce.asymptotic_sequence", counted)
+    found = cells({k: arm for s in range(3) for k, arm in both(Arm(), Arm(), stratum=s).items()})
+    looks = looked(found, ab_policy(strata=("a", "b")))
+    bounded = [look for look in looks.metrics if look.method is not Method.EXACT]
+    # Two alphas each for the two-sided ones and for harm, one for what is not worse.
+    assert len(calls) <= 7 < 3 * len(bounded), calls
 
 
 def test_difference_is_not_biased_when_the_base_rate_drifts_over_a_ramp() -> None:

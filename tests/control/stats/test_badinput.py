@@ -131,6 +131,7 @@ ENTRIES: Final = (
         },
         ALL,
     ),
+    Entry(bucketed.bucket_sums, {"y": [[1.0, 2.0], [3.0, 2.0]], "n": [[4.0, 5.0], [6.0, 6.0]]}),
     Entry(bucketed.design_effect, {"y": [9.0, 8.0, 7.0], "n": [30.0, 20.0, 20.0]}),
     Entry(
         cdfseq.dkw_radius,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from control.stats.bucketed import NOTHING, bucketed_difference
+from control.stats.bucketed import NOTHING, bucket_sums, bucketed_difference, design_effect
 from control.stats.clusters import Clusters, bucket_jackknife
 
 BUCKETS = 256
@@ -85,3 +85,17 @@ def test_bucketed_difference_refuses_what_is_no_sum(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bucketed_difference(*given)
+
+
+@pytest.mark.parametrize("rows", [slice(1, 3), np.array([0, 3]), np.array([2])])
+def test_sums_of_some_strata_answer_like_those_strata_alone_when_taken_from_the_whole(
+    rows: slice | np.ndarray,
+) -> None:
+    parts = [(arm(40, 0.05 * k, k), arm(4 * k, 0.3, 9 - k)) for k in (1, 2, 3, 4)]
+    y_c, n_c, y_t, n_t = (
+        np.vstack([part[side][at] for part in parts]) for side in (0, 1) for at in (0, 1)
+    )
+    control, treatment = bucket_sums(y_c, n_c), bucket_sums(y_t, n_t)
+    found = treatment.of(rows).minus(control.of(rows))
+    assert found == bucketed_difference(y_c[rows], n_c[rows], y_t[rows], n_t[rows])
+    assert treatment.of(rows).design_effect() == design_effect(y_t[rows], n_t[rows])
