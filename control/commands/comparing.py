@@ -45,13 +45,26 @@ def print_comparisons(found: ExperimentResults) -> None:
     if not found.comparisons:
         return
     rows = [comparison_row(item) for item in found.comparisons]
-    confidence = percent(found.comparisons[0].confidence)
-    print_line(f"\nMetrics ({confidence} confidence sequences: valid however often you look)")
+    print_line(f"\nMetrics ({levels(found.comparisons)}: valid however often you look)")
     strata = any(item.stratum for item in found.comparisons)
     kept = [i for i, name in enumerate(COLUMNS) if strata or name != "STRATUM"]
     print_table([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows])
     for line in beside(found):
         print_line(line)
+
+
+def levels(items: Iterable[Comparison]) -> str:
+    """At which levels the sequences hold: candidates share alpha, and so do a metric's strata."""
+    rows = list(items)
+    whole = [item.confidence for item in rows if not item.stratum]
+    parts = [item.confidence for item in rows if item.stratum]
+    said = f"{percent((whole or parts)[0])} confidence sequences"
+    if len({item.variant for item in rows}) > 1:
+        said += " of each candidate"
+    if whole and parts:
+        said += f", of a stratum {percent(parts[0])} so that all strata of a metric together hold "
+        said += percent(whole[0])
+    return said
 
 
 def beside(found: ExperimentResults) -> Iterator[str]:

@@ -293,6 +293,11 @@ def primary_alpha(policy: Policy) -> float:
     return min(steps, default=SAFE_ALPHA)
 
 
+def strata_of(policy: Policy) -> int:
+    """How many strata share a question's alpha: those declared and the rest; 1 without any."""
+    return len(policy.strata) + 1
+
+
 def guardrails(policy: Policy) -> tuple[GuardrailPolicy, ...]:
     """Every metric that a verdict looks at, once: guardrails, checks without one, the primary."""
     found = {guardrail.metric: guardrail for guardrail in policy.guardrails}
@@ -356,8 +361,8 @@ def _strata(question: Question, pairs: Pairs, policy: Policy) -> list[Found]:
             question.metric,
             question.variant,
             name,
-            question.alpha / len(names),
-            question.harm_alpha / len(names),
+            question.alpha / strata_of(policy),
+            question.harm_alpha / strata_of(policy),
             question.margin,
             question.slo_ms,
         )

@@ -19,7 +19,7 @@ from control.rollout.entries import ExperimentEntry
 from control.rollout.judging import CandidateVerdict
 from control.rollout.looks import ArmLook, Looks, Method, MetricLook
 from control.rollout.policy import Policy
-from control.rollout.reduce import guardrails, primary_alpha
+from control.rollout.reduce import guardrails, primary_alpha, strata_of
 from control.rollout.run import Run
 from turnout.v1alpha1 import experiment_service_pb2 as api
 
@@ -52,9 +52,9 @@ def fill(
     found = _verdicts(judged, names, policy, run, now_ms)
     message.sentence = first_sentence(entry, found)
     message.verdicts.extend(views.verdict_message(verdict) for verdict in found)
-    confidence = 1 - primary_alpha(policy)
+    alpha = primary_alpha(policy) / max(1, len(names))
     message.comparisons.extend(
-        _comparison(look, policy, confidence)
+        _comparison(look, policy, 1 - (alpha / strata_of(policy) if look.stratum else alpha))
         for look in looks.metrics
         if look.control.n or look.candidate.n
     )

@@ -246,7 +246,7 @@ def test_results_begin_with_the_verdict_when_there_is_one(
             api.Comparison(
                 metric="accuracy", variant="v2", stratum="new", higher_is_better=True,
                 control=api.ArmValue(n=910, value=0.85), candidate=api.ArmValue(n=900, value=0.95),
-                difference=0.1, low=0.05, high=0.15, confidence=0.95, standing=api.STANDING_BETTER,
+                difference=0.1, low=0.05, high=0.15, confidence=0.975, standing=api.STANDING_BETTER,
             ),
             api.Comparison(
                 metric="latency_p95", variant="v2", slo=Duration(nanos=200_000_000),
@@ -272,7 +272,8 @@ def test_results_begin_with_the_verdict_when_there_is_one(
         "note: less than a week",
         "",
         "",
-        "Metrics (95 % confidence sequences: valid however often you look)",
+        "Metrics (95 % confidence sequences, of a stratum 97.5 % so that all strata of a metric "
+        "together hold 95 %: valid however often you look)",
         "METRIC VARIANT STRATUM CONTROL (N) CANDIDATE (N) DIFFERENCE SEQUENCE STANDING N NEEDED",
         "accuracy v2 new 85 % (910) 95 % (900) +10 % [+5 %, +15 %] better",
         "latency_p95 > 200 ms v2 all 2 % (5) - (4) unclear 12,300",
@@ -280,6 +281,24 @@ def test_results_begin_with_the_verdict_when_there_is_one(
         "Time of day: 1 hour seen; the arms' shares of an hour differ by at most 0 %",
         "Throughput (the split's, not judged): control 12/s, v2 3.25/s",
     ]
+
+
+def test_results_say_one_level_when_there_are_no_strata(capsys: pytest.CaptureFixture[str]) -> None:
+    one = api.Comparison(metric="accuracy", variant="v2", confidence=0.99)
+    comparing.print_comparisons(api.ExperimentResults(comparisons=[one]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "Metrics (99 % confidence sequences: valid however often you look)"
+
+
+def test_results_say_that_the_level_is_of_each_candidate_when_there_are_several(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = [api.Comparison(metric="f1", variant=name, confidence=0.975) for name in ("v2", "v3")]
+    comparing.print_comparisons(api.ExperimentResults(comparisons=both))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == (
+        "Metrics (97.5 % confidence sequences of each candidate: valid however often you look)"
+    )
 
 
 def test_results_are_the_sum_of_epochs_when_that_is_asked(run: Run) -> None:

@@ -516,6 +516,22 @@ def test_results_say_what_the_loop_decides_when_only_a_shown_metric_is_worse() -
     assert ("latency_p95", "new") in worse
 
 
+def test_results_tell_the_level_at_which_each_sequence_holds_when_alpha_is_shared() -> None:
+    policy = ab_policy(strata=("a", "b"))
+    found = cells({k: arm for s in range(3) for k, arm in both(Arm(), Arm(), stratum=s).items()})
+    message = ExperimentResults()
+    entry = SimpleNamespace(run=worlds.started(policy), policy=policy)
+    fill(message, entry, found, looked(found, policy), now_ms=NOW_MS)  # type: ignore[arg-type]
+    levels = {(one.stratum, round(one.confidence, 6)) for one in message.comparisons}
+    shared = round(1 - 0.05 / 3, 6)
+    assert levels == {("", 0.95), ("a", shared), ("b", shared), (REST, shared)}
+    lone = next(one for one in message.comparisons if (one.metric, one.stratum) == ("accuracy", ""))
+    part = next(
+        one for one in message.comparisons if (one.metric, one.stratum) == ("accuracy", "a")
+    )
+    assert part.high - part.low > lone.high - lone.low
+
+
 def test_results_leave_the_loop_most_of_the_time_when_looks_take_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

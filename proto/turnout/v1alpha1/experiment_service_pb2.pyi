@@ -1161,6 +1161,9 @@ class Comparison(_message.Message):
     """Confidence sequence of the difference: valid however often one looks."""
     high: _builtins.float
     confidence: _builtins.float
+    """The level at which this sequence holds: 1 - alpha of the strictest `ab` step, which the candidates
+    share, and of a stratum what the strata of the metric share of that.
+    """
     margin: _builtins.float
     """The harm that is tolerated, in the metric's unit."""
     standing: Global___Standing.ValueType
