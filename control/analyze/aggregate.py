@@ -40,6 +40,7 @@ class Cell:
     n: Units with a value. missing: Units (rows) without. pairs: Moments of each pair of variables.
     weighted: The metric is value / weight: a ratio, or a mean over rows by unit. once: All weights
     are 1, so that they say nothing. offset: To be added to values. bad: Values against the rule.
+    cut: Values above the metric's cap.
     """
 
     n: int
@@ -50,6 +51,7 @@ class Cell:
     once: bool
     offset: float
     bad: int
+    cut: int = 0
 
     @property
     def value(self) -> Moments:
@@ -167,16 +169,17 @@ def _names(keys: Sequence[str]) -> tuple[list[str], str]:
 def _by_row(data: Data, plans: Sequence[Plan], keys: Sequence[str], covariate: str) -> Table:
     outputs: list[str] = ["count(*)"]
     for plan in plans:
-        variables = [f"({plan.value} - {plan.shift!r})" if plan.shift else plan.value]
+        value = plan.capped(plan.value)
+        variables = [f"({value} - {plan.shift!r})" if plan.shift else value]
         if plan.below:
             variables = [
-                f"CASE WHEN {plan.below} IS NOT NULL THEN {plan.value} END",
+                f"CASE WHEN {plan.below} IS NOT NULL THEN {value} END",
                 f"CASE WHEN {plan.value} IS NOT NULL THEN {plan.below} END",
             ]
         if covariate:
             variables.append(f"CASE WHEN {variables[0]} IS NOT NULL THEN {covariate} END")
         outputs += _sums(variables, binary=plan.binary)
-        outputs.append(_broken(plan))
+        outputs += [_broken(plan), _cut(plan, plan.value)]
     # No more keys than are needed: grouping by a constant costs as much as counting.
     used, shown = _names(keys)
     sql = (
@@ -193,8 +196,8 @@ def _by_row(data: Data, plans: Sequence[Plan], keys: Sequence[str], covariate: s
         for plan in plans:
             shape = _Shape(bool(plan.below), bool(covariate))
             part, place = numbers[place : place + shape.width], place + shape.width
-            bad, place = numbers[place], place + 1
-            found_cell = _cell(plan, shape, part, rows=rows, bad=bad, once=False)
+            (bad, cut), place = numbers[place : place + 2], place + 2
+            found_cell = _cell(plan, shape, part, rows=rows, bad=bad, cut=cut, once=False)
             cells.append(found_cell or _refuse_infinite(data, plan, covariate))
         found[v, g, k] = Group(rows, rows, tuple(cells))
     return Table(found, unassigned=unassigned)
@@ -220,22 +223,9 @@ def _by_unit(
     inner += [{_STRATUM: _STRATUM, _LOOK: f"min({_LOOK}) AS {_LOOK}"}[name] for name in used[1:]]
     outer = ["count(*)", "sum(r)"]
     for index, plan in enumerate(plans):
-        s, n, valid = f"s{index}", f"n{index}", f"c{index}"
-        value = f"{plan.value} - {plan.shift!r}" if plan.shift else plan.value
-        if plan.below:
-            both = f"{plan.value} IS NOT NULL AND {plan.below} IS NOT NULL"
-            inner.append(f"sum({plan.below}) FILTER ({both}) AS {n}")
-            value = f"CASE WHEN {plan.below} IS NOT NULL THEN {value} END"
-        else:
-            n = valid
-        # Aggregates skip NULL themselves; a FILTER takes as long as the sum.
-        inner.append(f"{'max' if plan.metric.any_of else 'sum'}({value}) AS {s}")
-        inner.append(f"count({value}) AS {valid}")
-        inner.append(f"{_broken(plan)} AS m{index}")
-        variables = [s] if plan.single else [s, f"CASE WHEN {valid} > 0 THEN {n} END"]
-        if covariate:
-            variables.append(f"CASE WHEN {valid} > 0 THEN x END")
-        outer += [*_sums(variables), f"max({valid})", f"sum(m{index})"]
+        of_plan = _unit_outputs(plan, index, covariate=bool(covariate))
+        inner += of_plan[0]
+        outer += of_plan[1]
     if covariate:
         inner.append(f"avg({covariate}) AS x")
     where = f"{unit} IS NOT NULL AND {variant} IS NOT NULL"
@@ -263,13 +253,40 @@ def _by_unit(
         for plan in plans:
             shape = _Shape(not plan.single, bool(covariate))
             part, place = numbers[place : place + shape.width], place + shape.width
-            (most, bad), place = numbers[place : place + 2], place + 2
+            (most, bad, cut), place = numbers[place : place + 3], place + 3
             once = not plan.below and most == 1
-            found_cell = _cell(plan, shape, part, rows=units, bad=bad, once=once)
+            found_cell = _cell(plan, shape, part, rows=units, bad=bad, cut=cut, once=once)
             cells.append(found_cell or _refuse_infinite(data, plan, covariate))
         found[arms[arm], g, k] = Group(int(seen), units, tuple(cells))
     unitless = 0 if without_flips else sum(rows_of.values()) - counted
     return Table(found, flipped, unassigned, unitless)
+
+
+def _unit_outputs(plan: Plan, index: int, *, covariate: bool) -> tuple[list[str], list[str]]:
+    """Of one metric: what is counted per unit, and what over units."""
+    s, n, valid = f"s{index}", f"n{index}", f"c{index}"
+    by_row = plan.value if plan.summed else plan.capped(plan.value)
+    value = f"{by_row} - {plan.shift!r}" if plan.shift else by_row
+    inner = []
+    if plan.below:
+        both = f"{plan.value} IS NOT NULL AND {plan.below} IS NOT NULL"
+        inner.append(f"sum({plan.below}) FILTER ({both}) AS {n}")
+        value = f"CASE WHEN {plan.below} IS NOT NULL THEN {value} END"
+    else:
+        n = valid
+    # Aggregates skip NULL themselves; a FILTER takes as long as the sum.
+    inner.append(f"{'max' if plan.metric.any_of else 'sum'}({value}) AS {s}")
+    inner.append(f"count({value}) AS {valid}")
+    inner.append(f"{_broken(plan)} AS m{index}")
+    cut = _cut(plan, s)
+    if plan.metric.cap is not None and not plan.summed:
+        inner.append(f"{_cut(plan, plan.value)} AS u{index}")
+        cut = f"sum(u{index})"
+    of_unit = plan.capped(s) if plan.summed else s
+    variables = [of_unit] if plan.single else [of_unit, f"CASE WHEN {valid} > 0 THEN {n} END"]
+    if covariate:
+        variables.append(f"CASE WHEN {valid} > 0 THEN x END")
+    return inner, [*_sums(variables), f"max({valid})", f"sum(m{index})", cut]
 
 
 def _rows_of(data: Data, column: str) -> dict[str | None, int]:
@@ -294,6 +311,12 @@ def _mask(arms: Mapping[int, str]) -> str:
 def _broken(plan: Plan) -> str:
     """Rows against the rule; count_if would count in 16 bytes per unit."""
     return f"count(CASE WHEN NOT ({plan.must}) THEN 1 END)" if plan.must else "0"
+
+
+def _cut(plan: Plan, value: str) -> str:
+    """Values above the cap, if there is one."""
+    over = plan.over(value)
+    return f"count(CASE WHEN {over} THEN 1 END)" if over else "0"
 
 
 def _sums(variables: Sequence[str], *, binary: bool = False) -> list[str]:
@@ -329,6 +352,7 @@ def _cell(
     *,
     rows: int,
     bad: int,
+    cut: int,
     once: bool,
 ) -> Cell | None:
     """None: a number is not finite."""
@@ -342,9 +366,8 @@ def _cell(
         (i, j): _pair(n, means[i], means[j], spread[i, i], spread[j, j], spread[i, j])
         for i, j in spread
     }
-    return Cell(
-        n, rows - n, pairs, shape.weighted, shape.covariate, once, plan.shift, int(bad or 0)
-    )
+    variables = (shape.weighted, shape.covariate)
+    return Cell(n, rows - n, pairs, *variables, once, plan.shift, int(bad or 0), int(cut or 0))
 
 
 def _pair(n: int, y: float, x: float, yy: float, xx: float, yx: float) -> PairMoments:
@@ -362,6 +385,7 @@ def _merge(a: Group, b: Group) -> Group:
             pairs={pair: merge_pairs(one.pairs[pair], two.pairs[pair]) for pair in one.pairs},
             once=one.once and two.once,
             bad=one.bad + two.bad,
+            cut=one.cut + two.cut,
         )
         for one, two in zip(a.cells, b.cells, strict=True)
     )

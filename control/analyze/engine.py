@@ -43,6 +43,9 @@ def analyze(
     harm: float | str = 0.0,
     lower_is_better: Sequence[str] = (),
     higher_is_better: Sequence[str] = (),
+    caps: Mapping[str, float] | None = None,
+    label_maturity_s: float = 0.0,
+    as_of: str | None = None,
     rule: Rule = "point",
     min_units: int = 100,
     final: bool = False,
@@ -81,6 +84,11 @@ def analyze(
         harm: Point effect from which a proven loss is a rollback.
         lower_is_better: Metrics of which less is better; names tell of some.
         higher_is_better: Metrics of which more is better in spite of their names.
+        caps: Metric -> what greater values count as (winsorising): of a row, or of a unit's sum
+            where that is its value (a ratio's numerator, revenue_per_user).
+        label_maturity_s: How long after an exposure (a unit's first row) its outcome is final;
+            younger ones are left out of everything. Needs `time_column`.
+        as_of: When outcomes were taken, as "2026-01-31 12:00"; the newest time by default.
         rule: "point" or "strict", see `control.stats.verdicts.Policy`.
         min_units: Of each arm, before anything is decided.
         final: No more data will come: what is open is INCONCLUSIVE.
@@ -96,8 +104,6 @@ def analyze(
         ValueError: Data or an argument of which no honest number can be made; says which.
     """
     _check_name(variant_column)
-    if threads is not None:
-        check_scalar("threads", threads, ge=1, whole=True)
     said = (label_column, prediction_column, score_column)
     question = Question(
         roles=Roles(variant_column, unit_column, strata, covariate, time_column, *said),
@@ -113,23 +119,29 @@ def analyze(
         harm=harm,
         lower_is_better=tuple(lower_is_better),
         higher_is_better=tuple(higher_is_better),
+        label_maturity_s=check_scalar("label_maturity_s", label_maturity_s, ge=0),
+        as_of=as_of,
+        caps={name: check_scalar(f"cap {name}", cap, gt=0) for name, cap in (caps or {}).items()},
         rule=rule,
         min_units=int(check_scalar("min_units", min_units, ge=2, whole=True)),
         final=final,
         positive=positive,
         series=series,
     )
-    with open_data(
-        data,
-        memory=memory,
-        threads=None if threads is None else int(threads),
-        spill=spill,
-        progress=progress,
-        variant_column=variant_column,
-        unit_column=unit_column or "",
-    ) as opened:
+    reading = _reading(variant_column, unit_column, memory, threads, spill)
+    with open_data(data, **reading, progress=progress) as opened:
         opened.drop_invalid = drop_invalid
         return Run(opened, question).answer()
+
+
+def _reading(
+    variant: str, unit: str | None, memory: str, threads: int | None, spill: str | None
+) -> dict[str, Any]:
+    """What `open_data` has to know."""
+    if threads is not None:
+        threads = int(check_scalar("threads", threads, ge=1, whole=True))
+    columns = {"variant_column": variant, "unit_column": unit or ""}
+    return {**columns, "memory": memory, "threads": threads, "spill": spill}
 
 
 def _check_name(variant_column: object) -> None:

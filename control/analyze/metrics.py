@@ -17,6 +17,7 @@ LOWER: Final = "lower_is_better"
 HIGHER: Final = "higher_is_better"
 CLASSIFIER: Final = ("accuracy", "precision", "recall", "specificity", "false_positive_rate", "f1")
 KINDS: Final = ("mean", "proportion", "count", "ratio", "quantile")
+CAPPED: Final = ("mean", "count", "ratio")
 GUESSED_MAX: Final = 20
 
 _NUMERIC: Final = re.compile(
@@ -62,7 +63,8 @@ class Metric:
     kind: "mean", "proportion", "count", "ratio", "quantile", a classifier metric's name, "auc",
     "drift"; "" is guessed from the values. column: Of the value, a ratio's numerator. denominator:
     A ratio's. q: A quantile's. total: A unit's value is the sum of its rows; any_of: it is 1 if
-    any row's is; otherwise the mean is over rows, with errors clustered by unit.
+    any row's is; otherwise the mean is over rows, with errors clustered by unit. cap: Greater
+    values (a ratio's numerator) count as this much; None = no cap.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Metric:
     guessed_direction: bool = False
     total: bool = False
     any_of: bool = False
+    cap: float | None = None
 
 
 class Roles(NamedTuple):
@@ -164,6 +167,25 @@ def parse_metrics(
             raise BadInput(f"metric: {metric.name!r}: given twice; give each metric once")
         taken[name] = replace(metric, name=name)
     return tuple(taken.values())
+
+
+def with_caps(metrics: Sequence[Metric], caps: Mapping[str, float]) -> tuple[Metric, ...]:
+    """The metrics, each with its cap; without a kind of its own a capped one is a mean.
+
+    Raises:
+        BadInput: The metric's kind has no use for one.
+    """
+    for metric in metrics:
+        if metric.name in caps and metric.kind not in ("", *CAPPED):
+            raise BadInput(
+                f"cap: {metric.name!r} is a {metric.kind}: caps are for {', '.join(CAPPED)}"
+            )
+    return tuple(
+        replace(metric, cap=caps[metric.name], kind=metric.kind or "mean")
+        if metric.name in caps
+        else metric
+        for metric in metrics
+    )
 
 
 def is_number(kind: str) -> bool:

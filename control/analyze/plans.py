@@ -48,6 +48,25 @@ class Plan:
         """Whether a unit has one value, not one per row."""
         return self.metric.total or self.metric.any_of
 
+    @property
+    def summed(self) -> bool:
+        """Whether a unit's value is the sum of its rows: then that is what a cap is of."""
+        return self.single or bool(self.below)
+
+    def capped(self, value: str) -> str:
+        """A value in SQL, not above the cap."""
+        # Of finite values: NaN and infinities are refused, not hidden. least() would take a missing
+        # value for the cap.
+        over = self.over(value)
+        if over is None:
+            return value
+        return f"CASE WHEN {over} THEN {self.metric.cap!r}::DOUBLE ELSE {value} END"
+
+    def over(self, value: str) -> str | None:
+        """The condition in SQL that a value is above the cap; None without one."""
+        cap = self.metric.cap
+        return None if cap is None else f"({value} > {cap!r}::DOUBLE AND isfinite({value}))"
+
 
 def plan_metrics(
     data: Data,

@@ -22,6 +22,9 @@ class Question:
     settings: Settings
     primary: str | None
     guardrails: Mapping[str, float]
+    caps: Mapping[str, float]
+    label_maturity_s: float
+    as_of: str | None
     minimum_effect: float | str
     equivalence: float | str | None
     harm: float | str

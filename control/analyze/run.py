@@ -28,7 +28,8 @@ from control.analyze.judging import (
     guardrail_alpha,
 )
 from control.analyze.looks import series_of, times_of
-from control.analyze.metrics import HIGHER, LOWER, Metric, Roles, parse_metrics
+from control.analyze.maturity import mature
+from control.analyze.metrics import HIGHER, LOWER, Metric, Roles, parse_metrics, with_caps
 from control.analyze.plans import VARIANTS_MAX, Plan, covariate_shift, plan_metrics
 from control.analyze.question import Question
 from control.analyze.result import Analysis, Series, Source, StratumResult, Value
@@ -61,6 +62,7 @@ class Run:
                 f"unit: column {roles.unit!r} is of type {data.columns[roles.unit]} with {merged} "
                 "values that are NaN or too large to be told apart: give units as text"
             )
+        data = self._matured(roles)
         metrics = self._metrics(roles)
         summed = [metric for metric in metrics if metric.kind not in SCANNED]
         plans = plan_metrics(data, summed, roles, positive=asked.positive)
@@ -138,6 +140,13 @@ class Run:
             )
         return Roles(**found)
 
+    def _matured(self, roles: Roles) -> Data:
+        if self.asked.label_maturity_s > 0:
+            old = mature(self.data, roles, self.asked.label_maturity_s, self.asked.as_of)
+            self.data = old[0]
+            self.warnings.append(old[1])
+        return self.data
+
     def _metrics(self, roles: Roles) -> tuple[Metric, ...]:
         asked = self.asked
         metrics = parse_metrics(asked.metrics, self.data.columns, roles)
@@ -149,6 +158,7 @@ class Run:
             ("lower_is_better", asked.lower_is_better),
             ("higher_is_better", asked.higher_is_better),
             ("guardrail", tuple(asked.guardrails)),
+            ("cap", tuple(asked.caps)),
         ):
             for name in given:
                 if name not in known:
@@ -156,7 +166,7 @@ class Run:
                         f"{option}: {name!r} is no metric here{closest(name, known)}; "
                         f"metrics: {listed(known)}"
                     )
-        return tuple(self._directed(metric) for metric in metrics)
+        return tuple(self._directed(metric) for metric in with_caps(metrics, asked.caps))
 
     def _directed(self, metric: Metric) -> Metric:
         if metric.name in self.asked.lower_is_better:
@@ -258,6 +268,7 @@ class Run:
             if any(lost.values()) and not world.partial(plan.metric):
                 said = ", ".join(f"{name} {count}" for name, count in lost.items() if count)
                 say(f"{plan.metric.name}: {what} without a value are left out: {said}")
+        self._tell_caps(whole, world)
         clustered = [
             plan.metric.name
             for index, plan in enumerate(world.plans.values())
@@ -274,6 +285,21 @@ class Run:
                 f"units have {rows / max(units - table.flipped, 1):.3g} rows on average: means are "
                 f"over rows, their errors by unit ({', '.join(clustered)})"
             )
+
+    def _tell_caps(self, whole: Mapping[str, Group], world: World) -> None:
+        by_unit = self.asked.roles.unit is not None
+        for index, plan in enumerate(world.plans.values()):
+            cap = plan.metric.cap
+            if cap is None:
+                continue
+            cells = {name: group.cells[index] for name, group in whole.items()}
+            cut = {name: cell.cut for name, cell in cells.items()}
+            what = "units' sums" if by_unit and plan.summed else "values"
+            said = "none is above it"
+            if any(cut.values()):
+                counts = ", ".join(f"{name} {count:,}" for name, count in cut.items())
+                said = f"{sum(cut.values()):,} are above it and count as that ({counts})"
+            self.warnings.append(f"{plan.metric.name}: {what} are capped at {cap:g}: {said}")
 
     def _tell_notes(self, results: Mapping[tuple[str, str], Compared]) -> None:
         for (name, variant), compared in results.items():
@@ -462,6 +488,10 @@ class Run:
         }
         for metric in world.metrics:
             settings[f"direction {metric.name}"] = metric.direction
+            if metric.cap is not None:
+                settings[f"cap {metric.name}"] = metric.cap
+        if asked.label_maturity_s > 0:
+            settings["label_maturity_s"] = asked.label_maturity_s
         return Source(
             path=self.data.path,
             rows=sum(group.rows for group in whole.values()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +89,32 @@ HigherIsBetterOption = Annotated[
     list[str] | None,
     typer.Option("--higher-is-better", metavar="METRIC", help="More of it is better."),
 ]
+CapOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cap",
+        metavar="METRIC=VALUE",
+        help="Greater values count as this much: a row's, or a unit's sum where that is its value "
+        "(a ratio's numerator, revenue_per_user). For heavy tails; chosen before the data.",
+    ),
+]
+LabelMaturityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label-maturity",
+        metavar="DURATION",
+        help="How long an outcome takes, as 7d: units whose first row is younger are left out. "
+        "Needs --time-column.",
+    ),
+]
+AsOfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of",
+        metavar="TIME",
+        help="When outcomes were taken, for --label-maturity; the newest time by default.",
+    ),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Promote only if the whole sequence is above minimum.")
 ]
@@ -155,6 +181,9 @@ def analyze(
     guardrail: GuardrailOption = None,
     lower_is_better: LowerIsBetterOption = None,
     higher_is_better: HigherIsBetterOption = None,
+    cap: CapOption = None,
+    label_maturity: LabelMaturityOption = None,
+    as_of: AsOfOption = None,
     strict: StrictOption = False,
     min_units: MinUnitsOption = 100,
     final: FinalOption = False,
@@ -200,29 +229,26 @@ def analyze(
     check_possible(html, plot)
     with refused(), progress_on_stderr(quiet=quiet) as progress:
         better = {"lower": lower_is_better or (), "higher": higher_is_better or ()}
-        found = _asked(metric or (), file or (), covariate=covariate, strata=strata, **better)
+        young = {"label_maturity_s": _seconds("--label-maturity", label_maturity)}
+        more: dict[str, Any] = {**better, **young, "caps": _shares("--cap", cap)}
+        found = _asked(metric or (), file or (), covariate=covariate, strata=strata, **more)
+        effects = {"minimum_effect": minimum_effect, "equivalence": equivalence, "harm": harm}
+        model = {"score_column": score_column, "positive": positive}
+        model |= {"label_column": label_column, "prediction_column": prediction_column}
+        rule = {"rule": "strict" if strict else "point", "final": final, "sequential": sequential}
         analysis = engine()(
             list(data),
             variant_column=variant_column,
             control=control,
             unit_column=unit_column,
-            **found,
+            **{**found, **effects, **model, **rule},
+            as_of=as_of,
             expected=_shares("--expected", expected),
-            sequential=sequential,
             alpha=alpha,
             time_column=time_column,
-            label_column=label_column,
-            prediction_column=prediction_column,
-            score_column=score_column,
-            positive=positive,
             primary=primary,
             guardrails=_shares("--guardrail", guardrail),
-            minimum_effect=minimum_effect,
-            equivalence=equivalence,
-            harm=harm,
-            rule="strict" if strict else "point",
             min_units=min_units,
-            final=final,
             tuned_for=tuned_for,
             drop_invalid=drop_invalid,
             series=html is not None or plot is not None,
@@ -241,19 +267,31 @@ def _asked(
     strata: str | None,
     lower: Sequence[str],
     higher: Sequence[str],
+    caps: Mapping[str, float],
+    label_maturity_s: float | None,
 ) -> dict[str, Any]:
     """What is asked for; `control.commands.declaring` takes a while to import, and needs files."""
     if files:
         from control.commands.declaring import asked
 
-        roles = {"covariate": covariate, "strata": strata}
-        return asked(texts, files, **roles, lower=lower, higher=higher)._asdict()
+        return asked(
+            texts,
+            files,
+            covariate=covariate,
+            strata=strata,
+            lower=lower,
+            higher=higher,
+            caps=caps,
+            label_maturity_s=label_maturity_s,
+        )._asdict()
     return {
         "metrics": tuple(texts),
         "lower_is_better": tuple(lower),
         "higher_is_better": tuple(higher),
         "covariate": covariate or None,
         "strata": strata or None,
+        "caps": caps,
+        "label_maturity_s": label_maturity_s or 0.0,
     }
 
 
@@ -364,6 +402,17 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress | None]:
 def _log_step(step: str, share: float | None) -> None:
     if share is None:
         typer.echo(f"{step} ...", err=True)
+
+
+def _seconds(option: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    from control.model import durations
+
+    found = durations.parse(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r}: must be {durations.RULE}", param_hint=option)
+    return durations.milliseconds(found) / 1e3
 
 
 def _shares(option: str, texts: Sequence[str] | None) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Declared metrics for `turnout analyze`: resource files to what its options say.
 
-Owns which part of a declaration an analysis of rows can honour. Refuses the rest by name: a cap
-that is not applied would be a number that lies.
+Owns which part of a declaration an analysis of rows can honour. Refuses the rest by name, and what
+contradicts itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,8 @@ class Asked(NamedTuple):
     higher_is_better: tuple[str, ...]
     covariate: str | None
     strata: str | None
+    caps: dict[str, float]
+    label_maturity_s: float
 
 
 def asked(
@@ -34,6 +36,8 @@ def asked(
     strata: str | None,
     lower: Sequence[str],
     higher: Sequence[str],
+    caps: Mapping[str, float],
+    label_maturity_s: float | None,
 ) -> Asked:
     """The metrics that are asked for, declared ones written out.
 
@@ -44,9 +48,11 @@ def asked(
         strata: As given; None = what the declarations say.
         lower: Metrics of which less is better, as given.
         higher: Metrics of which more is better, as given.
+        caps: As given; they overrule the declared ones.
+        label_maturity_s: As given, in seconds; None = the longest that is declared.
 
     Raises:
-        ValueError: A declaration asks for what an analysis does not do.
+        ValueError: The declarations ask for what one analysis does not do.
         InvalidFiles, Unimplemented, OSError: As `read_documents`.
     """
     documents = [document for _, document in read_documents(files)] if files else []
@@ -57,14 +63,16 @@ def asked(
     }
     names = list(texts) or list(known)
     used = [known[name] for name in names if name in known]
-    for found in used:
-        _check(found)
     return Asked(
         tuple(_written(known[name]) if name in known else name for name in names),
         (*lower, *(found.name for found in used if found.direction is Direction.LOWER)),
         (*higher, *(found.name for found in used if found.direction is Direction.HIGHER)),
         covariate or _one("covariate", (found.covariate for found in used if found.covariate)),
         strata or _one("segments", (column for found in used for column in found.segments)),
+        {found.name: found.cap for found in used if found.cap is not None} | dict(caps),
+        max((found.label_maturity_s for found in used), default=0.0)
+        if label_maturity_s is None
+        else label_maturity_s,
     )
 
 
@@ -75,16 +83,6 @@ def _written(found: Definition) -> str:
         return f"{found.name}:ratio:{found.numerator}/{found.denominator}"
     level = f":{found.quantile}" if found.quantile is not None else ""
     return f"{found.name}={found.value}:{found.kind}{level}"
-
-
-def _check(found: Definition) -> None:
-    asks = {"cap": found.cap is not None, "labelMaturity": found.label_maturity_s > 0}
-    for field, given in asks.items():
-        if given:
-            raise ValueError(
-                f"metric {found.name!r}: {field}: is not applied to rows: apply it to the data, "
-                "and leave it out here"
-            )
 
 
 def _one(field: str, columns: Iterable[str]) -> str | None:

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.control.clirunning import turnout
@@ -65,6 +66,41 @@ def test_declared_metrics_are_judged_as_they_say(data: Path) -> None:
     assert [stratum["stratum"] for stratum in json.loads(out)["strata"]] == ["DE"]
 
 
+def test_declared_cap_is_applied_unless_the_command_line_says_another(data: Path) -> None:
+    values = np.array([line.split(",")[2] for line in data.read_text().splitlines()[1:]], float)
+    treated = np.arange(len(values)) % 2 == 1
+    text = METRICS.replace("covariate: before", "cap: 22")
+    for words, cap in (((), 22.0), (("--cap", "basket-value=25"), 25.0)):
+        code, out, err = analysed(data, text, *words)
+        assert code == 0, err
+        answer = json.loads(out)
+        capped = np.minimum(values, cap)
+        means = [capped[~treated].mean(), capped[treated].mean()]
+        found = answer["metrics"][0]
+        assert [found["control"]["mean"], found["treatment"]["mean"]] == pytest.approx(means)
+        cut = [int((values[arm] > cap).sum()) for arm in (~treated, treated)]
+        arms = f"(c {cut[0]}, t {cut[1]})"
+        said = f"capped at {cap:g}: {sum(cut):,} are above it and count as that {arms}"
+        assert any(said in warning for warning in answer["warnings"])
+
+
+def test_declared_label_maturity_leaves_young_units_out(data: Path) -> None:
+    lines = data.read_text().splitlines()
+    times = [f"2026-03-{1 + place // 100:02d} 12:00:00" for place in range(len(lines) - 1)]
+    rows = [f"{line},{time}" for line, time in zip(lines[1:], times, strict=True)]
+    data.write_text("\n".join([f"{lines[0]},at", *rows]))
+    text = METRICS.replace("covariate: before", "labelMaturity: 5d")
+    for words, kept in (
+        ((), 1_500),
+        (("--as-of", "2026-03-25 12:00"), 2_000),
+        (("--label-maturity", "0s"), 2_000),
+    ):
+        code, out, err = analysed(data, text, "--time-column", "at", *words)
+        assert code == 0, err
+        found = json.loads(out)["metrics"]
+        assert {each["control"]["n"] + each["treatment"]["n"] for each in found} == {kept}
+
+
 def test_only_what_is_asked_for_is_judged(data: Path) -> None:
     code, out, err = analysed(data, METRICS, "--metric", "clicking", "--metric", "wait:mean")
     assert code == 0, err
@@ -74,8 +110,7 @@ def test_only_what_is_asked_for_is_judged(data: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("covariate: before", "cap: 30", "'basket-value': cap"),
-        ("covariate: before", "labelMaturity: 1h", "'basket-value': labelMaturity"),
+        ("covariate: before", "labelMaturity: 1h", "labelMaturity: a label maturity of 1 h needs"),
         ("[country]", "[country, wait]", "segments: country, wait"),
         ("kind: mean", "kind: median", "spec.kind"),
     ],

@@ -196,9 +196,10 @@ class MetricSpec(_message.Message):
     quantile: _builtins.float
     """Quantile only, and required there: (0, 1). Live: 0.5, 0.9, 0.95 and 0.99 of `value: latency`."""
     cap: _builtins.float
-    """Mean, ratio and count only: greater values of a unit count as this much (winsorising), so that a few
-    of them do not decide. A ratio's numerator is what is capped. Finite, > 0. Set it before the
-    experiment starts.
+    """Mean, ratio and count only: greater values count as this much (winsorising), so that a few of them do
+    not decide. A ratio's numerator is what is capped. A unit's sum is capped where that is its value (a
+    ratio's numerator); a mean or a count of units with several rows is over rows, and each row is capped.
+    Finite, > 0. Set it before the experiment starts.
     """
     covariate: _builtins.str
     """Mean, ratio and count only: a column known before the exposure, by which variance is reduced. As
@@ -219,7 +220,8 @@ class MetricSpec(_message.Message):
     @_builtins.property
     def label_maturity(self) -> _duration_pb2.Duration:
         """How long after the exposure an outcome counts as final; younger exposures are left out of what is
-        judged. 0s..2160h. Default 0s.
+        judged. An exposure is a unit's first row, without units each row. Metrics that are judged together
+        are judged by the same exposures: the longest of theirs counts. 0s..2160h. Default 0s.
         """
 
     def __init__(
