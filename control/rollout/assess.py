@@ -526,6 +526,8 @@ def _rate_check(
     else:
         verdict, reason = Verdict.UNDECIDED, Reason.LOW_POWER
         rest = f"{allowed}, not shown yet (at most {plain.percent(own.high)})"
+        if margin.relative and theirs[0] == 0:
+            rest += f"; that is 0 while {control_name} has none: it needs 1 or more"
     return Check(
         guardrail.metric, name, verdict, reason, numbers + rest, rate_c, rate_t, theirs[1], mine[1]
     )

@@ -58,6 +58,8 @@ def look_check(found: tuple[MetricLook, ...], policy: Policy, step: StepPolicy) 
         sentence += f"; {judging.number(look, allowed)} worse is allowed"
     if reason is Reason.LOW_POWER:
         sentence += ", not shown yet"
+        no_margin = judging.why_no_margin(look, policy)
+        sentence += f"; {no_margin}" if no_margin else ""
     elif reason in (Reason.NO_TRAFFIC, Reason.TOO_FEW_REQUESTS, Reason.NO_LABELS_YET):
         sentence += f"; at least {plain.count(step.minimum_requests)} each are needed"
     return Check(

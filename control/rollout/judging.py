@@ -269,7 +269,7 @@ def _said(
     shown: Mapping[tuple[str, str], MetricLook],
 ) -> CandidateVerdict:
     first = found.reasons[0]
-    reasons = tuple(_why(reason, policy, shown) for reason in found.reasons)
+    reasons = tuple(_whys(found.reasons, policy, shown))
     about = str(first.values.get("metric") or "")
     projected = [reason for reason in found.reasons if reason.code == "projected_units"]
     units = projected[0].values.get("units") if projected else None
@@ -297,6 +297,36 @@ _OPENINGS: Final = {
     Kind.CONTINUE: "{name}: undecided yet",
     Kind.INCONCLUSIVE: "{name}: no verdict in the time that was given",
 }
+
+
+def _whys(
+    reasons: tuple[Reason, ...], policy: Policy, shown: Mapping[tuple[str, str], MetricLook]
+) -> Iterator[Why]:
+    """The reasons, and why a margin is 0 where that is why a guardrail is unclear."""
+    for reason in reasons:
+        yield _why(reason, policy, shown)
+        about = str(reason.values.get("metric")), str(reason.values.get("stratum") or "")
+        if reason.code == "guardrail_unclear" and about in shown:
+            no_margin = why_no_margin(shown[about], policy)
+            if no_margin:
+                numbers = {"control_n": float(shown[about].control.n), "control_events": 0.0}
+                yield Why("no_margin", no_margin, numbers)
+
+
+def why_no_margin(look: MetricLook, policy: Policy) -> str:
+    """What is missing for a relative margin that is 0 as yet; "" when it is another margin."""
+    declared = {guard.metric: guard.maximum_harm for guard in policy.guardrails}.get(look.metric)
+    share = declared.relative if declared is not None else None
+    if not share or look.slo_ms is not None or look.margin != 0 or look.control.events != 0:
+        return ""
+    events, of = "events", "labels" if look.metric in LABEL_METRICS else "requests"
+    if look.metric == "error_rate":
+        events = "errors"
+    return (
+        f"{look.metric}: {plain.percent(share)} of {policy.control}'s is a margin of 0 while "
+        f"{policy.control} has 0 {events} in {plain.count(look.control.n)} {of}; it needs "
+        "1 or more, or an absolute maximumHarm"
+    )
 
 
 def _why(reason: Reason, policy: Policy, shown: Mapping[tuple[str, str], MetricLook]) -> Why:

@@ -162,7 +162,9 @@ def _sentence(look: MetricLook, standing: api.Standing.ValueType, policy: Policy
         api.STANDING_NOT_WORSE: "not worse",
         api.STANDING_UNCLEAR: "unclear",
     }[standing]
-    return f"{look.variant}{where} is {words}: {said}"
+    no_margin = judging.why_no_margin(look, policy) if standing == api.STANDING_UNCLEAR else ""
+    rest = f"; {no_margin}" if no_margin else ""
+    return f"{look.variant}{where} is {words}: {said}{rest}"
 
 
 def _projected(look: MetricLook, standing: api.Standing.ValueType) -> float | None:

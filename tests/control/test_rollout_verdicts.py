@@ -466,6 +466,42 @@ ONE_STRATUM = {
 }
 
 
+PERFECT = Arm(users=500, accuracy=0.75, error=0.0)
+NO_MARGIN = "error_rate: 50 % of control's is a margin of 0 while control has 0 errors in"
+
+
+def test_ab_says_what_its_margin_lacks_when_it_is_relative_and_control_has_no_errors() -> None:
+    policy = ab_policy(guardrails=(GuardrailPolicy("error_rate", Margin(relative=0.5)),))
+    found = cells(both(PERFECT, replace(PERFECT, accuracy=0.95)))
+    decision = decided(found, policy)
+    assert decision.action is Action.HOLD
+    (told,) = decision.verdicts
+    assert told.codes == ("guardrail_unclear", "no_margin")
+    control = looked(found, policy).of("error_rate", V2)[0].control
+    said = f"{NO_MARGIN} {control.n:,} requests; it needs 1 or more, or an absolute maximumHarm"
+    assert told.reasons[1].text == said
+    assert told.reasons[1].values == {"control_n": control.n, "control_events": 0.0}
+    assert said in decision.sentence
+    message = ExperimentResults()
+    entry = SimpleNamespace(run=worlds.started(policy), policy=policy)
+    fill(message, entry, found, looked(found, policy), now_ms=NOW_MS)  # type: ignore[arg-type]
+    assert any(said in one.sentence for one in message.comparisons)
+
+
+def test_stage_says_what_its_margin_lacks_when_it_is_relative_and_control_has_no_errors() -> None:
+    policy = worlds.policy(guardrails=(GuardrailPolicy("error_rate", Margin(relative=0.5)),))
+    decision = decided(cells(both(PERFECT, PERFECT)), policy)
+    assert decision.action is Action.HOLD
+    assert NO_MARGIN in decision.sentence
+
+
+def test_margin_is_not_said_to_lack_anything_when_control_has_errors() -> None:
+    policy = ab_policy(guardrails=(GuardrailPolicy("error_rate", Margin(relative=0.5)),))
+    erring = replace(PERFECT, error=0.02)
+    decision = decided(cells(both(erring, replace(erring, accuracy=0.95))), policy)
+    assert "margin of 0" not in decision.to_json()
+
+
 def test_ab_does_not_promote_and_names_the_stratum_when_one_alone_is_harmed() -> None:
     policy = ab_policy(strata=("new-merchants",))
     decision = decided(cells(ONE_STRATUM), policy)
@@ -525,11 +561,8 @@ def test_results_tell_the_level_at_which_each_sequence_holds_when_alpha_is_share
     levels = {(one.stratum, round(one.confidence, 6)) for one in message.comparisons}
     shared = round(1 - 0.05 / 3, 6)
     assert levels == {("", 0.95), ("a", shared), ("b", shared), (REST, shared)}
-    lone = next(one for one in message.comparisons if (one.metric, one.stratum) == ("accuracy", ""))
-    part = next(
-        one for one in message.comparisons if (one.metric, one.stratum) == ("accuracy", "a")
-    )
-    assert part.high - part.low > lone.high - lone.low
+    wide = {c.stratum: c.high - c.low for c in message.comparisons if c.metric == "accuracy"}
+    assert wide["a"] > wide[""]
 
 
 def test_results_leave_the_loop_most_of_the_time_when_looks_take_long(
