@@ -17,6 +17,7 @@ LOWER: Final = "lower_is_better"
 HIGHER: Final = "higher_is_better"
 CLASSIFIER: Final = ("accuracy", "precision", "recall", "specificity", "false_positive_rate", "f1")
 KINDS: Final = ("mean", "proportion", "count", "ratio", "quantile")
+_OF_MODELS: Final = (*CLASSIFIER, "auc")  # kinds that have their columns by role
 CAPPED: Final = ("mean", "count", "ratio")
 GUESSED_MAX: Final = 20
 
@@ -219,6 +220,11 @@ def _parse(text: str, columns: Mapping[str, str], roles: Roles) -> Metric:
         raise BadInput(f"metric: {text!r}: has no name; say NAME:KIND, as revenue:mean")
     if kind == "ratio":
         return _ratio(text, name, rest, columns)
+    if kind in _OF_MODELS and (column or rest):
+        raise BadInput(f"metric: {text!r}: takes no column: {kind} is of labels and predictions")
+    if kind in _OF_MODELS:
+        _require_roles(name, kind, roles)
+        return replace(_directed(kind), name=name)
     if kind and rest and kind != "quantile":
         raise BadInput(f"metric: {text!r}: nothing may follow {kind!r}")
     if name == "throughput" and name not in columns:
@@ -237,13 +243,14 @@ def _split(text: str, columns: Mapping[str, str]) -> tuple[str, str, str]:
         return text, "", ""
     parts = text.split(":")
     for place in range(len(parts) - 1, 0, -1):
-        if parts[place].strip() in KINDS:
+        if parts[place].strip() in (*KINDS, *_OF_MODELS):
             kind = parts[place].strip()
             return ":".join(parts[:place]).strip(), kind, ":".join(parts[place + 1 :]).strip()
     if len(parts) > 1:
-        known = ", ".join(KINDS)
+        known = (*KINDS, *_OF_MODELS)
         raise BadInput(
-            f"metric: {text!r}: {parts[1]!r} is no kind{closest(parts[1], KINDS)}; kinds: {known}"
+            f"metric: {text!r}: {parts[1]!r} is no kind{closest(parts[1], known)}; kinds: "
+            f"{', '.join(known)}"
         )
     return text.strip(), "", ""
 

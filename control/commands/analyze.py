@@ -20,8 +20,9 @@ EXIT_INVALID: Final = 3
 NEEDED: Final = ("duckdb", "numpy", "pyarrow", "scipy")
 
 _METRIC_HELP: Final = (
-    "NAME, NAME:mean, NAME:proportion, NAME:count, NAME:ratio:NUM/DEN, NAME:quantile:0.95, or "
-    "LABEL=COLUMN:KIND; or a built-in name, as conversion_rate. Repeatable; the first decides."
+    "NAME, NAME:mean, NAME:proportion, NAME:count, NAME:ratio:NUM/DEN, NAME:quantile:0.95, "
+    "LABEL=COLUMN:KIND or LABEL:recall; or a built-in name, as conversion_rate. Repeatable; the "
+    "first decides."
 )
 
 

@@ -78,7 +78,7 @@ def asked(
 
 def _written(found: Definition) -> str:
     if found.kind is Kind.CLASSIFIER:
-        return found.statistic
+        return f"{found.name}:{found.statistic}"
     if found.kind is Kind.RATIO:
         return f"{found.name}:ratio:{found.numerator}/{found.denominator}"
     level = f":{found.quantile}" if found.quantile is not None else ""

@@ -107,6 +107,46 @@ def test_only_what_is_asked_for_is_judged(data: Path) -> None:
     assert [metric["name"] for metric in json.loads(out)["metrics"]] == ["clicking", "wait"]
 
 
+def test_declared_classifier_has_its_declared_name_everywhere(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    lines, said = ["variant,user,truth,guess,how_sure"], {"c": [0, 0], "t": [0, 0]}
+    for user in range(2_000):
+        arm, truth = "ct"[user % 2], chance.random() < 0.4
+        sure = min(max(chance.gauss(0.4 + 0.2 * truth, 0.2), 0), 1)
+        lines.append(f"{arm},{user},{int(truth)},{int(sure > 0.5)},{sure}")
+        said[arm][0] += truth and sure > 0.5
+        said[arm][1] += truth
+    data, page = tmp_path / "rows.csv", tmp_path / "page.html"
+    data.write_text("\n".join(lines))
+    text = "\n---\n".join(
+        f"kind: Metric\nmetadata: {{name: {name}}}\n"
+        f"spec: {{kind: classifier, statistic: {statistic}}}"
+        for name, statistic in (
+            ("missed-fraud", "recall"),
+            ("false-alarms", "false_positive_rate"),
+            ("order", "auc"),
+        )
+    )
+    columns = ("--label-column", "truth", "--prediction-column", "guess", "--score-column")
+    options = (*columns, "how_sure", "--guardrail", "false-alarms=0.1", "--html", str(page))
+    code, out, err = analysed(data, text, *options)
+    assert code == 0, err
+    answer = json.loads(out)
+    assert [(found["name"], found["kind"]) for found in answer["metrics"]] == [
+        ("missed-fraud", "recall"),
+        ("false-alarms", "false_positive_rate"),
+        ("order", "auc"),
+    ]
+    found = answer["metrics"][0]
+    for arm, name in (("control", "c"), ("treatment", "t")):
+        assert found[arm] == {
+            "n": said[name][1],
+            "mean": pytest.approx(said[name][0] / said[name][1]),
+        }
+    assert "missed-fraud" in page.read_text()
+    assert "missed-fraud" in " ".join(reason["text"] for reason in answer["reasons"])
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
