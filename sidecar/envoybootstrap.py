@@ -20,7 +20,7 @@ LOGGED_HEADERS: Final = (
     contract.HEADER_SHADOW_OF,
 )
 # 2 MiB is about 4,500 entries (450 bytes each); Envoy drops what is beyond. A backlog comes as one
-# gRPC message, which must stay below the 4 MiB that gRPC servers take by default.
+# gRPC message, which must stay below what a worker takes (LOG_BYTES_MAX).
 ACCESS_LOG_BUFFER_BYTES: Final = 2 * 1024 * 1024
 ACCESS_LOG_FLUSH_S: Final = 0.5
 CONNECTIONS_MAX: Final = 50_000

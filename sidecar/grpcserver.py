@@ -25,12 +25,12 @@ from sidecar.protocol import (
     Handler,
     PeerError,
 )
-from turnout.contract import GRPC_MESSAGE_BYTES_MAX
+from sidecar.wire.limits import LOG_BYTES_MAX
 from turnout.envoy.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 # Envoy opens one stream per request: nothing here may depend on grpc's defaults for few long calls.
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", LOG_BYTES_MAX),
     ("grpc.so_reuseport", 0),
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),

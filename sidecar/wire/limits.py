@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from turnout.contract import GRPC_MESSAGE_BYTES_MAX
-
 # What Envoy's own client opens on one connection. More is refused, so that one connection cannot
 # make us hold endless half-open streams.
 STREAMS_MAX: Final = 1_024
@@ -66,7 +64,8 @@ ANSWER_S: Final = 10.0
 # Memory: the largest messages taken. Envoy sends no more than 60 KiB of headers.
 PROCESS_BYTES_MAX: Final = 64 * 1024
 HEALTH_BYTES_MAX: Final = 4 * 1024
-LOG_BYTES_MAX: Final = GRPC_MESSAGE_BYTES_MAX
+# Envoy sends a log at 2 MiB (the bootstrap's buffer), to the end of its last entry.
+LOG_BYTES_MAX: Final = 3 * 1024 * 1024
 PREFIX_BYTES: Final = 5
 # Memory of one connection: one largest message, and requests beside it.
 BUFFERED_BYTES_MAX: Final = LOG_BYTES_MAX + 2 * PROCESS_BYTES_MAX

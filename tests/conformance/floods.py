@@ -12,6 +12,7 @@ from enum import Enum
 from itertools import repeat
 from typing import Final, NamedTuple
 
+from sidecar.wire.limits import LOG_BYTES_MAX
 from tests.conformance.attacker import Attacker
 from tests.conformance.frames import (
     ACCESS_LOGS_BLOCK,
@@ -49,7 +50,6 @@ from tests.conformance.frames import (
     window_update,
 )
 from tests.integration.extproc import CHECK
-from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 
 CHUNK_BYTES: Final = 32_768
 WATCH: Final = CHECK.replace("Check", "Watch")
@@ -233,7 +233,7 @@ def _partial(stream: int) -> bytes:
 
 def _partial_log(stream: int) -> bytes:
     """A quarter of what a stream's window lets in of a log as large as is allowed."""
-    first = message(b"x" * 16_000, length=GRPC_MESSAGE_BYTES_MAX)
+    first = message(b"x" * 16_000, length=LOG_BYTES_MAX)
     body = data(stream, first) + data(stream, b"x" * 16_000)
     return open_stream(stream, ACCESS_LOGS_BLOCK) + body
 

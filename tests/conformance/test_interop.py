@@ -13,10 +13,11 @@ from typing import Final
 import grpc
 import pytest
 
+from sidecar.wire.limits import LOG_BYTES_MAX
 from tests.conformance.callers import AioCaller, Caller, SyncCaller
 from tests.conformance.servers import Server
 from tests.integration.extproc import ACCESS_LOGS, CHECK, PROCESS, entry_of, request_of
-from turnout.contract import GRPC_MESSAGE_BYTES_MAX, HEADER_VARIANT
+from turnout.contract import HEADER_VARIANT
 from turnout.envoy.access_log_pb2 import StreamAccessLogsMessage
 from turnout.envoy.ext_proc_pb2 import ProcessingResponse
 from turnout.envoy.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -119,7 +120,7 @@ def test_request_is_stamped_when_a_header_is_large(caller: Caller, size: int) ->
     assert HEADER_VARIANT in stamped(result.answers[0])
 
 
-@pytest.mark.parametrize("size", [1_000, 271_828, LOG_AFTER_OUTAGE, GRPC_MESSAGE_BYTES_MAX])
+@pytest.mark.parametrize("size", [1_000, 271_828, LOG_AFTER_OUTAGE, LOG_BYTES_MAX])
 def test_log_is_taken_when_it_is_as_large_as_allowed(caller: Caller, size: int) -> None:
     """gRPC interop: client_streaming and large_unary."""
     result = caller.call(ACCESS_LOGS, [log_of(size)] * 3)
@@ -127,7 +128,7 @@ def test_log_is_taken_when_it_is_as_large_as_allowed(caller: Caller, size: int) 
 
 
 def test_log_is_refused_when_it_is_larger_than_allowed(caller: Caller) -> None:
-    result = caller.ask(ACCESS_LOGS, log_of(GRPC_MESSAGE_BYTES_MAX + 1))
+    result = caller.ask(ACCESS_LOGS, log_of(LOG_BYTES_MAX + 1))
     assert result.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caller.call(CHECK, [b""]).code is OK
 
