@@ -278,6 +278,7 @@ class Fold:
             status=status,
             waited_ms=latency_ms,
             limit_ms=lane.limit_ms,
+            early=lane.early,
         )
         lane.units[unit_hash >> UNIT_BUCKET_SHIFT] += 1
         if lane.facts is not None and (failed or slow):
@@ -286,6 +287,7 @@ class Fold:
                 self._note_cell(
                     lane.given, lane.facts, bucket, latency_ms, failed=failed, slow=slow
                 )
+            slow = slow and not lane.early  # cold caches are what a warm-up is for
             self._note_bad(lane.given, lane.facts, unit_hash, start_ms, failed=failed, slow=slow)
 
     def exposed(self, added: int, repeated: int) -> None:
@@ -309,13 +311,14 @@ class Fold:
             counts.forced += 1
             return
         facts = self._epochs.get((experiment, epoch))
-        failed, slow = _count_entry(counts, entry, entry.latency_ms, facts)
         early, bucket = _is_early(facts, entry.start_ms), unit_hash >> UNIT_BUCKET_SHIFT
+        failed, slow = _count_entry(counts, entry, entry.latency_ms, facts, early=early)
         self._units_of(given, facts, early=early)[bucket] += 1
         if facts is not None and (failed or slow):
             if not early:
                 waited_ms = _waited_ms(entry, entry.latency_ms)
                 self._note_cell(given, facts, bucket, waited_ms, failed=failed, slow=slow)
+            slow = slow and not early
             self._note_bad(given, facts, unit_hash, entry.start_ms, failed=failed, slow=slow)
 
     def _units_of(self, given: Assignment, facts: EpochFacts | None, *, early: bool) -> Buckets:
@@ -367,7 +370,9 @@ class Fold:
         experiment, epoch, variant = parse_shadow(entry.shadow_of)
         counts = self._counts(experiment, epoch, variant, 0, ROLE_SHADOW, entry.start_ms)
         # Nobody downstream waits for a copy: its time ends with the upstream's last byte.
-        _count_entry(counts, entry, entry.upstream_ms, self._epochs.get((experiment, epoch)))
+        facts = self._epochs.get((experiment, epoch))
+        early = _is_early(facts, entry.start_ms)
+        _count_entry(counts, entry, entry.upstream_ms, facts, early=early)
 
     def _add_unstamped(self, entry: Entry) -> None:
         reason = unstamped_reason(entry)
@@ -435,7 +440,12 @@ def _limit_ms(facts: EpochFacts | None) -> float:
 
 
 def _count_entry(
-    counts: Counts, entry: Entry, latency_ms: float | None, facts: EpochFacts | None
+    counts: Counts,
+    entry: Entry,
+    latency_ms: float | None,
+    facts: EpochFacts | None,
+    *,
+    early: bool,
 ) -> tuple[bool, bool]:
     """Count one entry; whether it failed and whether it was slow."""
     failed = is_error(entry)
@@ -448,6 +458,7 @@ def _count_entry(
         status=entry.status,
         waited_ms=_waited_ms(entry, latency_ms),
         limit_ms=_limit_ms(facts),
+        early=early,
     )
     return failed, slow
 
@@ -472,8 +483,9 @@ def _count(
     status: int,
     waited_ms: float,
     limit_ms: float,
+    early: bool,
 ) -> bool:
-    """Count one request; whether it was slow."""
+    """Count one request; whether it was slow, which is no bad event in a warm-up."""
     counts.requests += 1
     if failed:
         counts.errors += 1
@@ -485,7 +497,7 @@ def _count(
         counts.add_latency(latency_ms)
     slow = waited_ms > limit_ms
     counts.slow += slow
-    if failed or slow:
+    if failed or (slow and not early):
         counts.add_bad(start_ms)
     return slow
 

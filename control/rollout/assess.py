@@ -202,7 +202,7 @@ def _harms(run: Run, policy: Policy, seen: Seen) -> tuple[Harm, ...]:
         harms += _window_rule(name, policy, seen, shadow=shadow)
     if policy.breaker is not None:
         for name, shadow in arms:
-            harms += _breaker(name, policy.breaker, seen.buckets.get(name, ()), shadow=shadow)
+            harms += _breaker(name, run, policy, seen.buckets.get(name, ()), shadow=shadow)
     return tuple(harms)
 
 
@@ -258,9 +258,12 @@ def _few_units(name: str, mine: tuple[int, int], seen: Seen) -> bool:
 
 
 def _breaker(
-    name: str, breaker: BreakerPolicy, buckets: tuple[BucketSeen, ...], *, shadow: bool
+    name: str, run: Run, policy: Policy, buckets: tuple[BucketSeen, ...], *, shadow: bool
 ) -> Iterator[Harm]:
-    judged = [_broken(bucket, breaker, shadow=shadow) for bucket in buckets]
+    breaker = policy.breaker
+    assert breaker is not None
+    warm_ms = run.epoch_start_ms + policy.warm_up_ms if policy.warm_up_ms else 0
+    judged = [_broken(bucket, breaker, warm_ms, shadow=shadow) for bucket in buckets]
     for kind in (Kind.ERROR, Kind.SLOW):
         chain, previous_s = 0, 0
         for bucket, broken in zip(buckets, judged, strict=True):
@@ -272,8 +275,13 @@ def _breaker(
                 break
 
 
-def _broken(bucket: BucketSeen, breaker: BreakerPolicy, *, shadow: bool) -> dict[Kind, float]:
-    """Limits that this bucket breaks, with the bucket's value."""
+def _broken(
+    bucket: BucketSeen, breaker: BreakerPolicy, warm_ms: int, *, shadow: bool
+) -> dict[Kind, float]:
+    """Limits that this bucket breaks, with the bucket's value.
+
+    Until `warm_ms` (Unix time) caches are cold: a bucket that begins before has only errors.
+    """
     requests = bucket.shadow_requests if shadow else bucket.requests
     errors = bucket.shadow_errors if shadow else bucket.errors
     latency = bucket.shadow_latency if shadow else bucket.latency
@@ -284,7 +292,8 @@ def _broken(bucket: BucketSeen, breaker: BreakerPolicy, *, shadow: bool) -> dict
         broken[Kind.ERROR] = errors / requests
     p99_ms = latency.quantile(0.99)
     limit_ms = breaker.latency_p99_ms
-    if limit_ms is not None and p99_ms is not None and p99_ms > limit_ms * _SKETCH_SLACK:
+    warm = bucket.start_unix_s * 1000 >= warm_ms
+    if warm and limit_ms is not None and p99_ms is not None and p99_ms > limit_ms * _SKETCH_SLACK:
         broken[Kind.SLOW] = p99_ms
     return broken
 

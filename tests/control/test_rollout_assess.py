@@ -395,6 +395,42 @@ def test_breaker_rolls_back_when_the_p99_is_above_its_limit(
     )
 
 
+# When the oldest of three buckets begins, after the epoch's start.
+EPOCH_AGE_MS = (BUCKET_S - 20) * 1000 - worlds.START_MS
+
+
+@pytest.mark.parametrize(
+    ("warm_up_ms", "shadow", "found"),
+    [
+        (EPOCH_AGE_MS, False, [(V2, Kind.SLOW)]),
+        # The warm-up ends within the oldest bucket: that one is left out, and two are too few.
+        (EPOCH_AGE_MS + 1, False, []),
+        (EPOCH_AGE_MS, True, [(V2, Kind.SLOW)]),
+        (EPOCH_AGE_MS + 1, True, []),
+        (3_600_000, False, []),
+    ],
+)
+def test_breaker_of_latency_waits_when_the_epoch_is_in_its_warm_up(
+    warm_up_ms: int, shadow: bool, found: list[tuple[str, Kind]]
+) -> None:
+    policy = worlds.policy(breaker=BreakerPolicy(latency_p99_ms=90.0), warm_up_ms=warm_up_ms)
+    seen = buckets(0, 0, 0)
+    if shadow:
+        policy = replace(policy, steps=(worlds.shadow_step(),))
+        seen = tuple(
+            BucketSeen(b.start_unix_s, shadow_requests=b.requests, shadow_latency=b.latency)
+            for b in seen
+        )
+    harms = judge(healthy(NOW_MS, buckets={V2: seen}), policy).harms
+    assert [(harm.variant, harm.kind) for harm in harms] == found
+
+
+def test_breaker_of_errors_rolls_back_when_the_epoch_is_in_its_warm_up() -> None:
+    policy = worlds.policy(breaker=BreakerPolicy(error_rate=0.5), warm_up_ms=3_600_000)
+    (harm,) = judge(healthy(NOW_MS, buckets={V2: buckets(11, 11, 11)}), policy).harms
+    assert (harm.reason, harm.kind) == (Reason.BREAKER, Kind.ERROR)
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [

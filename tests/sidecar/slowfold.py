@@ -85,6 +85,8 @@ def _fold(
                 _count_in(cell, entry, unit, facts, bad)
             for kind in bad & facts.kinds if facts else ():
                 assert facts is not None
+                if kind == BAD_EVENT_KIND_SLOW and entry.start_ms < facts.warm_until_ms:
+                    continue
                 slot = max(0, (entry.start_ms - facts.start_ms) // 60_000)
                 first = delta.first_bad.setdefault(SlotKey(name, epoch, kind, slot), FirstBad())
                 arms = first.units
@@ -143,6 +145,8 @@ def _count(
     if limit_ms is not None and waited_ms > limit_ms:
         bad.add(BAD_EVENT_KIND_SLOW)
         counts.slow += 1
-    if bad and (not counts.first_bad_ms or entry.start_ms < counts.first_bad_ms):
+    cold = facts is not None and entry.start_ms < facts.warm_until_ms
+    events = bad - {BAD_EVENT_KIND_SLOW} if cold else bad
+    if events and (not counts.first_bad_ms or entry.start_ms < counts.first_bad_ms):
         counts.first_bad_ms = entry.start_ms
     return bad

@@ -19,6 +19,7 @@ from tests.sidecar.samples import EPOCH_START_MS, build, measured, snapshot, sta
 from tests.sidecar.slowfold import fold_slowly
 from turnout.contract import ACCESS_LOG_SERVED, ACCESS_LOG_SHADOW
 from turnout.envoy.access_log_pb2 import HTTPAccessLogEntry, StreamAccessLogsMessage
+from turnout.v1alpha1.common_pb2 import BAD_EVENT_KIND_ERROR, BAD_EVENT_KIND_SLOW
 
 EPOCHS = {**build(snapshot()).epochs, **build(measured(epoch=2)).epochs}
 FLAGS = (
@@ -271,6 +272,31 @@ def test_increments_are_the_slow_ones_when_few_cells_are_dense(
     )
     assert {sum(cell.requests.values()) for cell in delta.cells.values()} == {40}
     assert {cell.warm_up for cell in delta.cells.values()} == {40}
+
+
+def test_slow_answers_are_no_bad_events_when_their_requests_began_in_the_warm_up() -> None:
+    """It ends at 12,345 ms, within a time bucket; errors are bad events from the first request."""
+    slow_ns = 400_000_000
+    delta = agree(
+        *(
+            logged(
+                stamp("v2", unit, epoch=2),
+                request_id=f"r-{unit}",
+                start_ms=EPOCH_START_MS + start_ms,
+                latency_ns=slow_ns,
+                status=status,
+            )
+            for unit, (start_ms, status) in enumerate(
+                [(1_000, 200), (12_344, 200), (12_345, 200), (12_000, 503), (2_000, 503)]
+            )
+        )
+    )
+    found = {key.kind: first.units for key, first in delta.first_bad.items()}
+    assert found == {BAD_EVENT_KIND_SLOW: {"v2": {2}}, BAD_EVENT_KIND_ERROR: {"v2": {3, 4}}}
+    # They are counted and shown as ever, and the first bad event is the first error.
+    assert sum(counts.slow for counts in delta.counts.values()) == 5
+    first = min(counts.first_bad_ms for counts in delta.counts.values())
+    assert first == EPOCH_START_MS + 2_000
 
 
 def test_request_is_in_no_cell_when_nothing_is_known_of_its_epoch() -> None:

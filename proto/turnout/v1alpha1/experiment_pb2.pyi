@@ -568,8 +568,9 @@ class Metrics(_message.Message):
     def warm_up(self) -> _duration_pb2.Duration:
         """Cold caches and fresh replicas: requests that begin earlier than this after the start of an epoch (a
         change of the split begins one) are left out of the comparison of the variants, in all of them.
-        They are counted and shown as ever, and the safety lanes, the window rule and the breakers see
-        them. 0s..1h. Default 0s.
+        They are counted and shown as ever. That they are slow is no harm either: neither the lane of slow
+        answers nor the breaker of latency counts them. Errors and wrong answers count from the first
+        request: the lanes of both, the window rule and the breaker of errors see them. 0s..1h. Default 0s.
         """
 
     def __init__(

@@ -295,7 +295,9 @@ class ExperimentPlan(_message.Message):
 
     @_builtins.property
     def warm_up(self) -> _duration_pb2.Duration:
-        """Requests that begin earlier than this after the epoch's start are in no CellDelta. 0s..1h."""
+        """Requests that begin earlier than this after the epoch's start are in no CellDelta, and none of them
+        is a bad event of kind SLOW. 0s..1h.
+        """
 
     @_builtins.property
     def latency_thresholds(self) -> _containers.RepeatedCompositeFieldContainer[_duration_pb2.Duration]:
