@@ -14,6 +14,7 @@ from control.stats.srm import srm_chi2
 
 ALPHA: Final = 0.001  # of the sequential sample ratio
 _SUM_TOLERANCE: Final = 1e-6
+_ROUNDING: Final = 0.02  # of shares that were written with few digits, as 0.33 three times
 
 
 def check_expected(
@@ -22,7 +23,8 @@ def check_expected(
     """Shares that sum to 1, for every variant of the data, and a warning or "".
 
     Raises:
-        BadInput: A share is no positive number, a variant has none, or is not in the data.
+        BadInput: A share is no positive number, a variant has none, or is not in the data; shares
+            below 1, which cannot be weights by their looks, do not sum to 1.
     """
     for name, share in expected.items():
         if not (math.isfinite(share) and share > 0):
@@ -38,6 +40,11 @@ def check_expected(
             f"expected: no share for {listed(missing)}; give one to every variant of the data"
         )
     total = math.fsum(expected.values())
+    if max(expected.values()) < 1 and abs(total - 1) > _ROUNDING:
+        raise BadInput(
+            f"expected: the shares sum to {total:g}, must sum to 1: correct them (is a variant "
+            "missing?), or give weights, as 3 and 2"
+        )
     usual = any(abs(total - whole) <= _SUM_TOLERANCE * whole for whole in (1.0, 100.0))
     said = " : ".join(f"{expected[name]:g}" for name in variants)
     warning = "" if usual else f"expected shares sum to {total:g}, not 1: taken as {said}"

@@ -54,7 +54,11 @@ CovariateOption = Annotated[
 ]
 ExpectedOption = Annotated[
     list[str] | None,
-    typer.Option("--expected", metavar="VARIANT=SHARE", help="Share of units; once per variant."),
+    typer.Option(
+        "--expected",
+        metavar="VARIANT=SHARE",
+        help="Share of units, as 0.5, or weight, as 50; once per variant.",
+    ),
 ]
 SequentialOption = Annotated[
     bool,
