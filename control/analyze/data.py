@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import duckdb
 
-from control.analyze.errors import BadInput, Unreadable
+from control.analyze.errors import BadInput, Unreadable, listed
 
 TABLE: Final = "turnout_data"
 MEMORY_DEFAULT: Final = "1GB"
@@ -299,10 +299,21 @@ def _read_csv(
     options = f"header = true, nullstr = [{nulls}], union_by_name = true"
     # All rows decide on types: a late 1.5 in a column of whole numbers would be rounded silently.
     source = f"read_csv({_list(files)}, {options}, sample_size = -1"
-    _kept(connection, f"{source})", files)
-    columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
-    if len(columns) == 1:
-        _require_fields(connection, files, next(iter(columns)))
+    headers = {file: _first_line(connection, file) for file in files}
+    if all(variant.casefold() in _fields(header) for header in headers.values()):
+        # Else DuckDB may take a row that has more values than all others for the header.
+        source += ", skip = 0"
+    try:
+        _kept(connection, f"{source})", files)
+        columns = {row[0]: row[1] for row in connection.execute(f"DESCRIBE {TABLE}").fetchall()}
+    except duckdb.Error:
+        _require_fields(connection, headers)
+        raise
+    # It makes one column of rows that do not fit their header, of the header, too.
+    whole = [each for each in map(_fields, columns) if len(each) > 1]
+    if any(variant.casefold() in each for each in whole) or (whole and len(columns) == 1):
+        _require_fields(connection, headers)
+        raise BadInput(f"{files[0]}: rows have more or fewer values than its header")
     texts = []
     for name, kind in columns.items():
         if name.casefold() == variant.casefold() and kind not in ("VARCHAR", "BIGINT"):
@@ -327,29 +338,73 @@ def _merged(column: str) -> str:
     return f"NOT abs({quoted(column)}::DOUBLE) < {WHOLE_MAX!r}"
 
 
-def _require_fields(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[str], header: str
-) -> None:
-    """Refuse rows that do not fit their header: DuckDB makes one column of both then.
+def _first_line(connection: duckdb.DuckDBPyConnection, file: str) -> str:
+    lines = connection.read_csv(
+        glob.escape(file),
+        columns={"line": "VARCHAR"},
+        sep="\x01",
+        quotechar="",
+        escapechar="",
+        header=False,
+        auto_detect=False,
+    )
+    try:
+        found = lines.limit(1).fetchall()
+    except duckdb.Error:
+        return ""  # reading all of it says why
+    return str(found[0][0] or "").removeprefix("\ufeff") if found else ""
+
+
+def _delimiter(header: str) -> str:
+    return max(DELIMITERS, key=header.count)
+
+
+def _fields(header: str) -> list[str]:
+    """The names in a header, without regard to case; one where nothing separates them."""
+    found = next(csv.reader([header], delimiter=_delimiter(header)), [])
+    return [name.strip().casefold() for name in found]
+
+
+def _require_fields(connection: duckdb.DuckDBPyConnection, headers: Mapping[str, str]) -> None:
+    """Refuse rows that do not fit their header, by file and line.
 
     Raises:
-        BadInput: The only column's name looks like a whole header.
-        duckdb.Error: The same, with the line that does not fit.
+        BadInput: There is one.
     """
-    letter = next((each for each in DELIMITERS if each in header), "")
-    if letter:
-        names = dict.fromkeys(next(csv.reader([header], delimiter=letter)), "VARCHAR")
-        for file in files:
+    for file, header in headers.items():
+        names = next(csv.reader([header], delimiter=_delimiter(header)), [])
+        if len(names) < 2:
+            continue
+        try:
             connection.read_csv(
                 glob.escape(file),
-                columns=names,
-                sep=letter,
+                columns={f"c{place}": "VARCHAR" for place in range(len(names))},
+                sep=_delimiter(header),
                 header=True,
                 quotechar='"',
                 escapechar='"',
                 auto_detect=False,
             ).aggregate("count(*)").fetchall()
-        raise BadInput(f"{files[0]}: rows have more or fewer values than its header: {header!r}")
+        except duckdb.Error as error:
+            raise BadInput(_ragged(file, str(error), names) or _first(error)) from error
+
+
+def _ragged(file: str, said: str, names: Sequence[str]) -> str:
+    """DuckDB's words on a line that does not fit its header, with what to do; "" if it is not."""
+    line, found = re.search(r"CSV Error on Line: (\d+)", said), re.search(r"Found: (\d+)", said)
+    if line is None:
+        return ""
+    cut = "correct or remove the line; if it is the last one, the file may be cut off: get it again"
+    if "unterminated quote" in said:
+        return f"{file}: line {line[1]}: a quote is opened and never closed: {cut}"
+    if found is None:
+        return ""
+    # Of a line that is too long DuckDB does not count all values.
+    more = int(found[1]) > len(names)
+    has = "more values than" if more else f"{found[1]} of"
+    return (
+        f"{file}: line {line[1]} has {has} the {len(names)} of its header ({listed(names)}): {cut}"
+    )
 
 
 def _read_json(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> None:
@@ -407,6 +462,7 @@ def _first(error: BaseException) -> str:
     for rest in (
         "LINE 1:",
         "Possible ",
+        "The search space",
     ):  # our SQL, DuckDB's options
         said = said.partition(rest)[0]
     lines = [line.strip() for line in said.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -142,6 +143,11 @@ def test_metric_is_refused_when_the_data_do_not_have_it(says: str, metric: str) 
             "expected: control=-1: a share must be above 0",
             {"expected": {"control": -1, "treatment": 2}},
         ),
+        (
+            r"expected: the shares sum to 0\.8, must sum to 1: correct them .* or give weights",
+            {"expected": {"control": 0.5, "treatment": 0.3}},
+        ),
+        (r"the shares sum to 1\.4, must", {"expected": {"control": 0.7, "treatment": 0.7}}),
         ("expected: control=nan", {"expected": {"control": math.nan, "treatment": 1}}),
         ("expected: no share for 'treatment'", {"expected": {"control": 1.0}}),
         ("'treatmnt': no such variant in the data; did you mean", {"expected": {"treatmnt": 1}}),
@@ -202,11 +208,58 @@ def test_file_is_refused_when_it_is_not_what_its_name_says(tmp_path: Path) -> No
     refused("data == int, must be a path", 3, "x")
 
 
-@pytest.mark.parametrize("row", ["c,1,9", "c"])
-def test_line_is_told_when_it_does_not_fit_the_header(row: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_before", [2, 100, 30_000])
+@pytest.mark.parametrize("rows_after", [0, 100])
+@pytest.mark.parametrize(
+    ("row", "has"),
+    [
+        ("c,1,9", "has more values than the 2 of its header"),
+        ("c,1,9,9,9", "has more values than the 2 of its header"),
+        ("c", "has 1 of the 2 of its header"),
+        ('"c', "a quote is opened and never closed"),
+    ],
+)
+def test_line_is_told_when_it_does_not_fit_the_header(
+    rows_before: int, rows_after: int, row: str, has: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("\n".join(["variant,x", *["c,1", "t,2"] * 50, row, *["c,1", "t,2"] * 50, ""]))
-    refused(r"a.csv: cannot be read: .*Line: 102 .*Number of Columns: 2 Found: [13]$", str(path))
+    before, after = (["c,1", "t,2"] * (count // 2) for count in (rows_before, rows_after))
+    path.write_text("\n".join(["variant,x", *before, row, *after]))
+    refused(rf"a.csv: line {rows_before + 2}:? {has}.*correct or remove the line", str(path))
+
+
+def test_file_is_told_when_only_the_second_has_a_line_that_does_not_fit(tmp_path: Path) -> None:
+    good, bad = tmp_path / "a.csv", tmp_path / "b.csv.gz"
+    good.write_text("variant,x\nc,1\nt,2\n")
+    bad.write_bytes(gzip.compress(b"variant,x\nc,1\nt,2\nc,1,5\n"))
+    refused(r"b.csv.gz: line 4 has more values", [str(good), str(bad)])
+
+
+@pytest.mark.parametrize(
+    ("shares", "note"),
+    [
+        ((0.5, 0.5), ""),
+        ((50, 50), ""),
+        ((1, 1), "expected shares sum to 2, not 1: taken as 1 : 1"),
+        ((1, 0.5), "expected shares sum to 1.5, not 1: taken as 1 : 0.5"),
+        ((0.33, 0.66), "expected shares sum to 0.99, not 1: taken as 0.33 : 0.66"),
+    ],
+)
+def test_expected_shares_may_be_weights(shares: tuple[float, float], note: str) -> None:
+    expected = dict(zip(("control", "treatment"), shares, strict=True))
+    answer = ask(rows(), "clicks", expected=expected)
+    assert answer.srm is not None
+    found = answer.srm.expected
+    assert found["control"] / found["treatment"] == pytest.approx(shares[0] / shares[1])
+    assert [each for each in answer.warnings if "expected" in each] == [note] * bool(note)
+
+
+def test_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "\n".join(["orders of March", "", "variant,x", *["control,1", "treatment,2"] * 50])
+    )
+    assert first(str(path), "x").difference == 1.0
 
 
 def test_types_are_told_when_a_column_of_a_file_or_frame_mixes_them(tmp_path: Path) -> None:
