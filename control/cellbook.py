@@ -106,6 +106,28 @@ def fault_of_cell(delta: CellDelta) -> str:
     return ""
 
 
+def excess_of_cell(delta: CellDelta) -> tuple[str, int, int] | None:
+    """Where part of a bucket's requests is more than all of them: field, value, requests.
+
+    Args:
+        delta: It has no `fault_of_cell`.
+    """
+    named = [("errors", delta.errors), ("slow", delta.slow)]
+    named += [(f"over[{place}].requests", over.requests) for place, over in enumerate(delta.over)]
+    parts = [(name, table) for name, table in named if table.counts]
+    if not parts:
+        return None
+    requests = np.zeros(UNIT_BUCKETS, np.int64)
+    _add(requests, delta.requests)
+    for name, table in parts:
+        buckets, counts = np.frombuffer(table.buckets, "<u2"), np.array(table.counts, np.int64)
+        excess = counts > requests[buckets]
+        if excess.any():
+            at = int(np.argmax(excess))
+            return f"{name}[{buckets[at]}]", int(counts[at]), int(requests[buckets[at]])
+    return None
+
+
 def fault_of_units(delta: UnitDelta) -> str:
     """Why these are no units; empty when they are."""
     if len(delta.unit_hashes) % _HASH_BYTES or delta.sample_shift > UNIT_SAMPLE_SHIFT_MAX:

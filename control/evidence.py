@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from control.cellbook import CellBook, fault_of_cell, fault_of_units
+from control.cellbook import CellBook, excess_of_cell, fault_of_cell, fault_of_units
 from control.cellbytes import Array, Frozen, pack, unpack
 from control.findings import KINDS, Findings
 from control.outcomes import Joined
@@ -76,6 +76,20 @@ _BESIDE: Final = (
 
 class InvalidDelta(ValueError):
     """A delta that no sidecar of ours sends; nothing of it was taken."""
+
+
+class ImpossibleCounts(InvalidDelta):
+    """Counts that no requests could have come to.
+
+    Attributes:
+        field: Of the batch: "cells[0].errors[17]".
+        value: What is there.
+        rule: What must hold, to follow "must be".
+    """
+
+    def __init__(self, field: str, value: int, rule: str) -> None:
+        self.field, self.value, self.rule = field, value, rule
+        super().__init__(f"{field} == {value}, must be {rule}")
 
 
 class CorruptEvidence(ValueError):
@@ -143,6 +157,37 @@ def _check_count(count: CountDelta) -> None:
         raise InvalidDelta("latency bin out of range")
     if any(getattr(count, name) > COUNT_MAX for name in COUNTED) or count.first_bad_unix_ms < 0:
         raise InvalidDelta("a count out of range")
+
+
+def check_counts(batch: DeltaBatch) -> None:
+    """Refuses counts that contradict each other, before they are stored.
+
+    Apart from `check`, which what is stored passes again when it is replayed: an older version
+    stored what this one refuses.
+
+    Args:
+        batch: It passed `check`.
+
+    Raises:
+        ImpossibleCounts: Part of the requests is more than all of them.
+    """
+    for place, count in enumerate(batch.counts):
+        ended = count.errors + count.client_cancelled + count.client_errors
+        timed = sum(count.latency_counts) + count.latency_zero
+        for name, value in (
+            ("errors", count.errors),
+            ("slow", count.slow),
+            ("errors + client_cancelled + client_errors", ended),
+            ("latency_counts + latency_zero", timed),
+        ):
+            if value > count.requests:
+                field = f"counts[{place}].{name}"
+                raise ImpossibleCounts(field, value, f"<= requests == {count.requests}")
+    for place, cell in enumerate(batch.cells):
+        if found := excess_of_cell(cell):
+            name, value, requests = found
+            rule = f"<= requests == {requests} of this bucket"
+            raise ImpossibleCounts(f"cells[{place}].{name}", value, rule)
 
 
 def _check_key(experiment: str, variant: str) -> None:

@@ -18,7 +18,7 @@ import json
 import struct
 from typing import Final, Self
 
-from control.evidence import CorruptEvidence, Evidence, FrozenEvidence, check
+from control.evidence import CorruptEvidence, Evidence, FrozenEvidence, check, check_counts
 from control.ingest import SpanFact
 from control.outcomes import Joiner, facts_of_outcomes, facts_of_spans, pack_facts, unpack_facts
 from control.store.base import (
@@ -163,6 +163,7 @@ class Journal:
         check(batch)
         if self.evidence.has_delta(batch.instance_id, batch.seq):
             return False
+        check_counts(batch)
         entry = self._entry(
             JournalKind.DELTA,
             batch.SerializeToString(deterministic=True),

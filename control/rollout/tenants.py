@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from control import views
-from control.evidence import InvalidDelta
+from control.evidence import ImpossibleCounts, InvalidDelta
 from control.ingest import SpanFact
 from control.journal import Journal
 from control.refusals import Fault, Refused, invalid, shorten
@@ -110,6 +110,9 @@ class Tenants:
             if not done:
                 self._look_ahead(tenant, batch, now_ms)
             await storing
+        except ImpossibleCounts as error:
+            fault = Fault(f"deltas.{error.field}", str(error.value), f"must be {error.rule}")
+            raise invalid([fault]) from error
         except InvalidDelta as error:
             raise invalid([Fault("deltas", shorten(batch.instance_id), str(error))]) from error
         except StoreUnavailable as error:

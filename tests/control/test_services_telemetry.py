@@ -288,6 +288,19 @@ async def test_stream_is_refused_when_it_does_not_begin_with_hello(api: Api) -> 
     assert code is CODE.INVALID_ARGUMENT
 
 
+async def test_stream_is_refused_with_field_and_rule_when_a_delta_has_more_errors_than_requests(
+    api: Api,
+) -> None:
+    count = config.CountDelta(
+        experiment="e", variant="v", role=config.ROLE_SERVED, requests=2, errors=3
+    )
+    bad = config.StreamRequest(deltas=config.DeltaBatch(instance_id="i", seq=1, counts=[count]))
+    code, error = await ended(api, config.StreamRequest(hello=HELLO), bad)
+    assert code is CODE.INVALID_ARGUMENT
+    rule = "must be <= requests == 2 (is 3)"
+    assert violations(error) == {"deltas.counts[0].errors": rule}
+
+
 async def test_no_snapshot_is_pushed_when_the_tenant_never_had_one(api: Api) -> None:
     """An empty one would take a sidecar's last good configuration away."""
     async with FakeSidecar(api.channel, applied_version=7) as sidecar:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from control.evidence import InvalidDelta
+from control.evidence import ImpossibleCounts, InvalidDelta
 from control.ingest import SpanFact, request_hash
 from control.journal import CHECKPOINT_EVERY_MS, Book, Journal
 from control.store.base import Checkpoint, JournalKind, StoreOpenError, StoreUnavailable
@@ -17,11 +17,12 @@ from tests.control.deltas import (
     EPOCH_START_MS,
     START_MS,
     batch,
+    cell,
     count,
     exposures,
     first_bad,
 )
-from turnout.v1alpha1.config_service_pb2 import DeltaBatch
+from turnout.v1alpha1.config_service_pb2 import ROLE_SERVED, CountDelta, DeltaBatch
 from turnout.v1alpha1.outcome_service_pb2 import Outcome
 
 TRACE = b"\x05" * 16
@@ -149,6 +150,68 @@ async def test_nothing_is_stored_or_counted_when_a_delta_is_invalid(tmp_path: Pa
         await journal.add_delta(batch(1, counts=[count("")]), START_MS)
     assert journal.to_bytes() == before
     assert await store.read_journal("t") == []
+    await store.close()
+
+
+FIVE = {3: 5, 900: 2}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            batch(1, counts=[count(), count(requests=5, errors=6)]),
+            "counts[1].errors == 6, must be <= requests == 5",
+        ),
+        (
+            batch(1, counts=[count(requests=5, latency={7: 4, 9: 2})]),
+            "counts[0].latency_counts + latency_zero == 6, must be <= requests == 5",
+        ),
+        (
+            batch(1, counts=[CountDelta(experiment="e", variant="v", role=ROLE_SERVED, slow=1)]),
+            "counts[0].slow == 1, must be <= requests == 0",
+        ),
+        (
+            batch(1, cells=[cell("v2", FIVE), cell("v2", FIVE, errors={3: 5, 900: 3})]),
+            "cells[1].errors[900] == 3, must be <= requests == 2 of this bucket",
+        ),
+        (
+            batch(1, cells=[cell("v2", FIVE, slow={4: 1})]),
+            "cells[0].slow[4] == 1, must be <= requests == 0 of this bucket",
+        ),
+        (
+            batch(1, cells=[cell("v2", FIVE, over={200.0: {3: 5}, 250.0: {900: 7}})]),
+            "cells[0].over[1].requests[900] == 7, must be <= requests == 2 of this bucket",
+        ),
+    ],
+)
+async def test_delta_is_refused_whole_when_part_of_its_requests_is_more_than_all(
+    wrong: DeltaBatch, message: str, tmp_path: Path
+) -> None:
+    store = await SqliteStore.open(f"sqlite:{tmp_path / 's.db'}")
+    journal = await Journal.recover(store, "t")
+    before = journal.to_bytes()
+    with pytest.raises(ImpossibleCounts) as caught:
+        await journal.add_delta(wrong, START_MS)
+    assert str(caught.value) == message
+    assert journal.to_bytes() == before
+    assert await store.read_journal("t") == []
+    await store.close()
+
+
+async def test_journal_is_recovered_when_an_older_version_stored_impossible_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await SqliteStore.open(f"sqlite:{tmp_path / 's.db'}")
+    journal = await Journal.recover(store, "t")
+    odd = batch(1, counts=[count(requests=5, errors=6)])
+    with monkeypatch.context() as older:
+        older.setattr("control.journal.check_counts", lambda _: None)
+        await journal.add_delta(odd, START_MS)
+    again = await Journal.recover(store, "t")
+    assert again.to_bytes() == journal.to_bytes()
+    # Sent again, as its acknowledgement was lost: known, and so no longer refused.
+    assert not await again.add_delta(odd, START_MS)
     await store.close()
 
 
