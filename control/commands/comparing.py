@@ -23,6 +23,13 @@ COLUMNS: Final = (
     "N NEEDED",
 )
 
+# Rows that act alike are told as what they do; names of the API and of records stay.
+ROW_WORDS: Final = {
+    "WARMING_UP": "CONTINUE (warm-up)",
+    "KEEP_CONTROL_WORSE": "KEEP CONTROL (worse)",
+    "KEEP_CONTROL_FUTILE": "KEEP CONTROL (futile)",
+}
+
 
 def print_verdicts(found: ExperimentResults) -> None:
     """What there is to know, in a sentence, and the decision table's rows."""
@@ -126,7 +133,8 @@ def comparison_row(item: Comparison) -> tuple[object, ...]:
 
 
 def _row(verdict: CandidateVerdict) -> str:
-    return str(enum_text(verdict.DESCRIPTOR.fields_by_name["row"], verdict.row))
+    row = str(enum_text(verdict.DESCRIPTOR.fields_by_name["row"], verdict.row))
+    return ROW_WORDS.get(row, row.replace("_", " "))
 
 
 def _arm(metric: str, arm: ArmValue, *, share: bool) -> str:

@@ -42,6 +42,7 @@ from turnout.v1alpha1.experiment_pb2 import (
     Experiment,
     ExperimentStatus,
     Lane,
+    TableRow,
     VariantResult,
     VerdictReason,
 )
@@ -281,6 +282,29 @@ def test_results_begin_with_the_verdict_when_there_is_one(
         "Time of day: 1 hour seen; the arms' shares of an hour differ by at most 0 %",
         "Throughput (the split's, not judged): control 12/s, v2 3.25/s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("ROLLBACK", "ROLLBACK"),
+        ("INVALID", "INVALID"),
+        ("WARMING_UP", "CONTINUE (warm-up)"),
+        ("HOLD", "HOLD"),
+        ("PROMOTE", "PROMOTE"),
+        ("KEEP_CONTROL_WORSE", "KEEP CONTROL (worse)"),
+        ("KEEP_CONTROL_FUTILE", "KEEP CONTROL (futile)"),
+        ("NO_DIFFERENCE", "NO DIFFERENCE"),
+        ("CONTINUE", "CONTINUE"),
+        ("INCONCLUSIVE", "INCONCLUSIVE"),
+    ],
+)
+def test_verdict_has_the_decision_table_s_words_when_results_are_shown(
+    row: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = CandidateVerdict(variant="v2", row=TableRow.Value(f"TABLE_ROW_{row}"))
+    comparing.print_verdicts(api.ExperimentResults(verdicts=[verdict]))
+    assert capsys.readouterr().out.splitlines()[0] == f"Verdict on v2: {words}"
 
 
 def test_results_say_one_level_when_there_are_no_strata(capsys: pytest.CaptureFixture[str]) -> None:

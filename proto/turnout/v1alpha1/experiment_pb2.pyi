@@ -147,7 +147,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_GUARDRAIL: _Reason.ValueType  # 19
     REASON_NO_SIDECARS: _Reason.ValueType  # 20
     REASON_WARMING_UP: _Reason.ValueType  # 50
-    """An `ab` step's verdicts."""
+    """An `ab` step's verdicts. The first is that of an action CONTINUE: too early for a verdict."""
     REASON_BETTER: _Reason.ValueType  # 51
     REASON_WORSE: _Reason.ValueType  # 52
     REASON_FUTILE: _Reason.ValueType  # 53
@@ -192,7 +192,7 @@ REASON_DIFFERENTIAL_LOSS: Reason.ValueType  # 18
 REASON_GUARDRAIL: Reason.ValueType  # 19
 REASON_NO_SIDECARS: Reason.ValueType  # 20
 REASON_WARMING_UP: Reason.ValueType  # 50
-"""An `ab` step's verdicts."""
+"""An `ab` step's verdicts. The first is that of an action CONTINUE: too early for a verdict."""
 REASON_BETTER: Reason.ValueType  # 51
 REASON_WORSE: Reason.ValueType  # 52
 REASON_FUTILE: Reason.ValueType  # 53
@@ -262,6 +262,7 @@ class _TableRowEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TableRow.Val
     TABLE_ROW_INVALID: _TableRow.ValueType  # 2
     """The arms cannot be compared: sample ratio, labels lost in one arm."""
     TABLE_ROW_WARMING_UP: _TableRow.ValueType  # 3
+    """CONTINUE (warm-up): too few units, events or labels for a verdict, no interval yet, or too early."""
     TABLE_ROW_HOLD: _TableRow.ValueType  # 4
     """A stratum is harmed, strata contradict each other, or a guardrail is unclear."""
     TABLE_ROW_PROMOTE: _TableRow.ValueType  # 5
@@ -280,6 +281,7 @@ TABLE_ROW_ROLLBACK: TableRow.ValueType  # 1
 TABLE_ROW_INVALID: TableRow.ValueType  # 2
 """The arms cannot be compared: sample ratio, labels lost in one arm."""
 TABLE_ROW_WARMING_UP: TableRow.ValueType  # 3
+"""CONTINUE (warm-up): too few units, events or labels for a verdict, no interval yet, or too early."""
 TABLE_ROW_HOLD: TableRow.ValueType  # 4
 """A stratum is harmed, strata contradict each other, or a guardrail is unclear."""
 TABLE_ROW_PROMOTE: TableRow.ValueType  # 5
