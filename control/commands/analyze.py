@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -302,8 +303,14 @@ def _asked(
 
 def engine() -> Callable[..., Analysis]:
     """What does the work; imported only once it is known to be there."""
-    from control.analyze.engine import analyze as judge
-
+    # What is imported stays: to look through it for garbage takes a tenth of a short run.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from control.analyze.engine import analyze as judge
+    finally:
+        if collecting:
+            gc.enable()
     return judge
 
 
