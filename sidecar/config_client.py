@@ -59,6 +59,10 @@ class Peer(Protocol):
         """Batches that were not acknowledged, oldest first."""
         ...
 
+    def rejected(self, batch: DeltaBatch, why: str) -> None:
+        """The control plane will never take this batch."""
+        ...
+
     def report(self) -> SidecarReport:
         """The sidecar's state now."""
         ...
@@ -136,6 +140,8 @@ class ConfigClient:
                     await self._stream(stub)
                 except grpc.aio.AioRpcError as error:
                     self.last_error = f"{error.code().name}: {error.details()}"
+                    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                        self._give_up(error.details() or "")
                 finally:
                     self._outgoing = None
                 _LOG.warning(
@@ -180,6 +186,13 @@ class ConfigClient:
             for task in writing:
                 task.cancel()
             await asyncio.gather(*writing, return_exceptions=True)
+
+    def _give_up(self, details: str) -> None:
+        """Let go of the batch that was refused: sent again, it would end every stream to come."""
+        for batch in self._peer.pending():
+            if f"deltas[{batch.instance_id}/{batch.seq}]" in details:
+                self._peer.rejected(batch, details)
+                return
 
     async def _keep_writing(self, call: Any, queue: asyncio.Queue[StreamRequest]) -> None:
         """Write what is queued until the stream breaks; the reader says why it broke."""

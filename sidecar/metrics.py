@@ -115,7 +115,11 @@ class _Collector(Collector):
         pending = len(supervisor.deltas.pending())
         yield _gauge("deltas_pending", "Batches without acknowledgement.", pending)
         dropped = supervisor.deltas.dropped
-        yield _counter("deltas_dropped", "Batches dropped because too many waited.", dropped)
+        yield _counter(
+            "deltas_dropped",
+            "Batches dropped: too many waited, or the control plane refused one.",
+            dropped,
+        )
 
     def _workers(self) -> Iterator[Metric]:
         workers = self._supervisor.workers

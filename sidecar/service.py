@@ -79,6 +79,7 @@ class _Peer:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self.perform = supervisor.perform
+        self.rejected = supervisor.rejected
 
     def pending(self) -> list[DeltaBatch]:
         return self._supervisor.deltas.pending()

@@ -45,6 +45,7 @@ from sidecar.workers import Workers
 from turnout import __version__
 from turnout.contract import GRPC_MESSAGE_BYTES_MAX
 from turnout.v1alpha1.config_service_pb2 import (
+    DeltaBatch,
     ExperimentGate,
     SidecarReport,
     StreamRequest,
@@ -232,6 +233,12 @@ class Supervisor:
                     self.acknowledged.set()
                 case Backoff():
                     raise AssertionError("the stream waits, nobody else does")
+
+    def rejected(self, batch: DeltaBatch, why: str) -> None:
+        """Drop a batch that the control plane refuses, and count it."""
+        self.deltas.ack(batch.instance_id, batch.seq)
+        self.deltas.dropped += 1
+        _LOG.error("a batch is dropped, the control plane refuses it: %s", why)
 
     def _apply(self, effect: Apply) -> None:
         """Workers get it now; the acknowledgement waits for them, nothing else does."""

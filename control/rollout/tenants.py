@@ -111,10 +111,10 @@ class Tenants:
                 self._look_ahead(tenant, batch, now_ms)
             await storing
         except ImpossibleCounts as error:
-            fault = Fault(f"deltas.{error.field}", str(error.value), f"must be {error.rule}")
-            raise invalid([fault]) from error
+            field = f"{_name_of(batch)}.{error.field}"
+            raise invalid([Fault(field, str(error.value), f"must be {error.rule}")]) from error
         except InvalidDelta as error:
-            raise invalid([Fault("deltas", shorten(batch.instance_id), str(error))]) from error
+            raise invalid([Fault(_name_of(batch), "", str(error))]) from error
         except StoreUnavailable as error:
             # The stream stays: a rollback may have to go out on it.
             self.unstored += 1
@@ -177,3 +177,8 @@ class Tenants:
             await self._ledger.asked(tenant.journal.checkpoint(now_ms, force=force))
         except Refused as refused:
             _log.warning("no checkpoint: %s", refused, extra={"tenant": tenant.name})
+
+
+def _name_of(batch: DeltaBatch) -> str:
+    """A batch in a refusal: by it the sidecar finds what it must not send again."""
+    return f"deltas[{shorten(batch.instance_id)}/{batch.seq}]"

@@ -298,7 +298,7 @@ async def test_stream_is_refused_with_field_and_rule_when_a_delta_has_more_error
     code, error = await ended(api, config.StreamRequest(hello=HELLO), bad)
     assert code is CODE.INVALID_ARGUMENT
     rule = "must be <= requests == 2 (is 3)"
-    assert violations(error) == {"deltas.counts[0].errors": rule}
+    assert violations(error) == {"deltas[i/1].counts[0].errors": rule}
 
 
 async def test_no_snapshot_is_pushed_when_the_tenant_never_had_one(api: Api) -> None:

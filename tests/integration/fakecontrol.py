@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import grpc.aio
@@ -47,6 +47,9 @@ class FakeControl(ConfigServiceServicer):
         self.repeats = 0
         # False: batches are kept and not acknowledged.
         self.acknowledge = True
+        # Whether a batch is refused, as one that contradicts itself; it ends the stream.
+        self.refuses: Callable[[config.DeltaBatch], bool] = lambda _: False
+        self.refused: list[tuple[str, int]] = []
         self.hellos: list[config.Hello] = []
         self.reports: list[config.SidecarReport] = []
         self._server: grpc.aio.Server | None = None
@@ -149,7 +152,12 @@ class FakeControl(ConfigServiceServicer):
         self._streams.add(outbox)
         try:
             while True:
-                yield await outbox.get()
+                response = await outbox.get()
+                if not response.WhichOneof("message"):
+                    instance, seq = self.refused[-1]
+                    details = f"deltas[{instance}/{seq}].counts[0].errors: must be <= requests"
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, details)
+                yield response
         finally:
             self._streams.discard(outbox)
             reader.cancel()
@@ -169,6 +177,10 @@ class FakeControl(ConfigServiceServicer):
                 self.acks.append(request.ack)
             elif kind == "report":
                 self.reports.append(request.report)
+            elif kind == "deltas" and self.refuses(request.deltas):
+                self.refused.append((request.deltas.instance_id, request.deltas.seq))
+                outbox.put_nowait(config.StreamResponse())
+                return
             elif kind == "deltas":
                 self._keep(request.deltas)
                 if not self.acknowledge:

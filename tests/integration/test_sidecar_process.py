@@ -265,6 +265,23 @@ async def test_deltas_are_sent_again_when_the_stream_breaks_before_the_acknowled
     assert sum(fake.total("decided").values()) == len(USERS)
 
 
+async def test_refused_batch_is_dropped_and_counted_and_others_come(
+    stage: Stage, pods: tuple[Pod, Pod]
+) -> None:
+    fake = await stage.fake_control()
+    fake.refuses = lambda batch: bool(batch.counts) and not fake.refused
+    await sidecar_of(stage, fake)
+    await served(fake, one_experiment(*pods, {"v2": 0.5}, version=1))
+    await assigned(stage)
+    await wait_for(lambda: fake.refused, "a batch is refused")
+    before = len(fake.batches)
+    await wait_for(lambda: len(fake.batches) > before + 2, "others come", timeout_s=30)
+    assert fake.refused[0] not in fake.batches
+    assert len(fake.refused) == 1
+    assert await stage.metric("turnout_sidecar_deltas_dropped_total") == 1
+    await served(fake, one_experiment(*pods, {"v2": 0.0}, version=2))
+
+
 async def test_last_counts_are_acknowledged_when_the_sidecar_stops(
     stage: Stage, pods: tuple[Pod, Pod]
 ) -> None:
