@@ -1,6 +1,6 @@
 # make demo | test | soak | bench | compiled | image | jaeger | lint | proto | format | lock | clean
 #   make demo KEEP=1           leaves the demo running and prints commands to try
-#   make demo ACTS=1,2         plays only these acts (3 to 6 expect act 2)
+#   make demo ACTS=1,2         plays only these acts (3 to 7 expect act 2)
 #   make demo JAEGER=HOST:PORT passes all spans on to this OTLP/gRPC address, such as `make jaeger`'s
 #   make test ARGS="-k split"  passes arguments on to pytest
 PYTHON ?= python3

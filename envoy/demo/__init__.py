@@ -1,1 +1,1 @@
-"""Turnout's demo: real Envoy, real models, real data, six acts. Not part of the distribution."""
+"""Turnout's demo: real Envoy, real models, real data, seven acts. Not part of the distribution."""

@@ -1,4 +1,4 @@
-"""The six acts: what is tried, and what must be true at the end of each."""
+"""The seven acts: what is tried, and what must be true at the end of each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from envoy.demo.ledger import Line
 from envoy.demo.processes import wait_for
 from envoy.demo.result import Row
 from envoy.demo.scene import Scene
+from envoy.demo.stack import TENANT
 from turnout.v1alpha1.experiment_pb2 import (
     REASON_BETTER,
     REASON_GUARDRAIL,
     REASON_LANE_WRONG,
+    REASON_STRATUM_HARM,
     Experiment,
     State,
 )
@@ -28,6 +30,8 @@ from turnout.v1alpha1.experiment_pb2 import (
 SETTLE_S: Final = 1.5
 ZERO_WITHIN_S: Final = 30.0
 COPIES_MIN: Final = 500
+# As the resource file strata.yaml calls the group of users.
+STRATUM: Final = "thin-pens"
 LOGGED_S: Final = 3.0
 WORKERS_AWAY_S: Final = 4.0
 CONTROL_AWAY_S: Final = 6.0
@@ -294,7 +298,7 @@ async def _sidecar_back(scene: Scene) -> None:
     scene.progress.event(f"the sidecar is connected again after {took_s:.1f} s")
 
 
-# -- Act 6 -----------------------------------------------------------------------------------------
+# -- Act 7 -----------------------------------------------------------------------------------------
 
 
 async def comparison(scene: Scene) -> None:
@@ -316,6 +320,56 @@ async def comparison(scene: Scene) -> None:
     )
     await _everyone_on(scene, "5")
     await scene.close()
+
+
+# -- Act 6: one stratum ----------------------------------------------------------------------------
+
+
+def _held(experiment: Experiment) -> bool:
+    return _ended(experiment) or experiment.status.last_decision.reason == REASON_STRATUM_HARM
+
+
+async def stratum(scene: Scene) -> None:
+    """v6 is better than v2 but for one group of users: held, then stopped by hand."""
+    result = scene.result
+    await _free_the_layer(scene)
+    await scene.open("strata.yaml")
+    await scene.until(_held, timeout_s=90, what="the stratum's harm")
+    held = await scene.console.get(scene.experiment)
+    sentence = held.status.last_decision.sentence
+    result.claim("v6 was held, not promoted", held.status.state == State.STATE_RUNNING)
+    result.claim(
+        "the reason names stratum and metric",
+        held.status.last_decision.reason == REASON_STRATUM_HARM
+        and "accuracy" in sentence
+        and STRATUM in sentence,
+        sentence,
+    )
+    found = await scene.console.results(scene.experiment)
+    told = {c.stratum: c for c in found.comparisons if c.metric == "accuracy"}
+    result.claim(
+        "everywhere else v6 is no worse",
+        "(rest)" in told and told["(rest)"].difference > 0,
+        f"{told['(rest)'].difference:+.3f}" if "(rest)" in told else "",
+    )
+    await _show_strata(scene)
+    if held.status.state == State.STATE_RUNNING:
+        await scene.console.stop(scene.experiment, f"held: {sentence}")
+    await _take_end(scene)
+    result.claim("it ended as STOPPED", result.final_state == "STOPPED")
+    await scene.close()
+    result.claim("v6 answered every request with 200", not result.variants["v6"].errors)
+
+
+async def _show_strata(scene: Scene) -> None:
+    """What `turnout results` says of the strata."""
+    control = ("--control", scene.stack.control_address, "--tenant", TENANT)
+    said = await scene.stack.command("results", "results", scene.experiment, *control)
+    for line in said.splitlines():
+        if line.startswith(("METRIC", "accuracy  ")) or "accuracy from" in line:
+            scene.progress.terminal.print(
+                f"  {line.rstrip()}", soft_wrap=True, markup=False, highlight=False
+            )
 
 
 async def _free_the_layer(scene: Scene) -> None:
@@ -348,5 +402,6 @@ ACTS: Final = (
     Part(broken, "canary v3", "3 canary v3: breaks", "canary-v3", "v2"),
     Part(wrong, "canary v4", "4 canary v4: is wrong", "canary-v4", "v2"),
     Part(outage, "outage", "5 control plane killed", "split-v1", "v2"),
-    Part(comparison, "ab v5", "6 A/B test v5: better", "ab-v5", "v2"),
+    Part(stratum, "ab v6", "6 A/B test v6: thin pens", "ab-v6", "v2"),
+    Part(comparison, "ab v5", "7 A/B test v5: better", "ab-v5", "v2"),
 )

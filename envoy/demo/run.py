@@ -41,7 +41,7 @@ async def _start(stack: Stack, progress: Progress) -> None:
     stack.prepare()
     progress.event("control plane")
     await stack.start_control()
-    progress.event("model pods v1 to v4 (fitted at the first start)")
+    progress.event("model pods v1 to v6 (fitted at the first start)")
     await stack.start_pods()
     await stack.apply("target.yaml")
     progress.event("Envoy and the sidecar beside it")
@@ -203,7 +203,7 @@ def main() -> int:
         "--acts",
         type=_acts,
         default=list(range(1, len(ACTS) + 1)),
-        help="only these, as 1,3 (acts 3 to 6 expect act 2)",
+        help="only these, as 1,3 (acts 3 to 7 expect act 2)",
     )
     parser.add_argument("--jaeger", default="", help="HOST:PORT (OTLP/gRPC) that gets all spans")
     parser.add_argument("--root", type=Path, default=Path(".turnout/demo"))

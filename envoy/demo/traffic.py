@@ -13,10 +13,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import grpc
+import numpy as np
 
 from envoy.demo.client import Connection
 from envoy.demo.ledger import Ledger, Line
-from envoy.demo.models import MODEL_NAME, Digits
+from envoy.demo.models import MODEL_NAME, Digits, thin
 from envoy.demo.pod import VERSION_HEADER
 from turnout import contract
 from turnout.v1alpha1.outcome_service_pb2 import Outcome, RecordOutcomesRequest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from turnout.v1alpha1.outcome_service_pb2_grpc import OutcomeServiceAsyncStub
 
 USERS: Final = 2000
+# Every fortieth user has a thin pen and sends what thin pens drew; the others send the rest.
+THIN_EVERY: Final = 40
+PEN_HEADER: Final = "x-pen"
 RATE_PER_S_MAX: Final = 200
 LABEL_DELAY_S: Final = 3.0
 CONNECTIONS: Final = 32
@@ -101,6 +105,9 @@ class Traffic:
         self._open = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._bodies = [self._body(row) for row in range(len(data.labels))]
+        drawn = thin(data.rows)
+        rows = {"thin": np.flatnonzero(drawn), "normal": np.flatnonzero(~drawn)}
+        self._rows = {pen: found.tolist() for pen, found in rows.items()}
         self._broken: BaseException | None = None
         self.ledger = Ledger()
         self.sent = 0
@@ -159,8 +166,9 @@ class Traffic:
             self._broken = task.exception()
 
     async def _one(self, ledger: Ledger) -> None:
-        user = f"user-{self._random.randrange(USERS):04d}"
-        row = self._random.randrange(len(self._bodies))
+        number = self._random.randrange(USERS)
+        user, pen = f"user-{number:04d}", "normal" if number % THIN_EVERY else "thin"
+        row = self._random.choice(self._rows[pen])
         connection = self._idle.popleft() if self._idle else Connection(self._envoy)
         sent_s = time.monotonic()
         status, variant, model, request_id, correct = 0, "", "", "", None
@@ -168,7 +176,7 @@ class Traffic:
             reply = await connection.request(
                 "POST",
                 INFER_PATH,
-                headers={"x-user-id": user, "content-type": "application/json"},
+                headers={"x-user-id": user, PEN_HEADER: pen, "content-type": "application/json"},
                 body=self._bodies[row],
                 host="digits.demo",
                 timeout_s=_TIMEOUT_S,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from envoy.demo.models import Classifier, digits, fails, fit, load
+from envoy.demo.models import Classifier, digits, fails, fit, load, thin
 
 
 def accuracy(classifier: Classifier) -> float:
@@ -35,6 +36,19 @@ def test_fifth_model_is_wrong_half_as_often_as_the_second() -> None:
 
 def test_fourth_model_is_clearly_worse() -> None:
     assert accuracy(fit("4")) < 0.7
+
+
+def test_sixth_model_is_as_good_as_the_fifth_but_for_thin_pens() -> None:
+    _, serve = digits()
+    fifth, sixth = (
+        np.array([classifier.answer(row).digit for row in serve.rows])
+        for classifier in (fit("5"), fit("6"))
+    )
+    drawn = thin(serve.rows)
+    assert 0.1 < drawn.mean() < 0.15
+    assert (fifth == sixth)[~drawn].all()
+    assert (fifth == serve.labels)[drawn].mean() > 0.95
+    assert (sixth == serve.labels)[drawn].mean() < 0.1
 
 
 def test_third_model_fails_on_at_most_a_fifth_of_the_inputs() -> None:

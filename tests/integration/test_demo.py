@@ -1,4 +1,4 @@
-"""`make demo` as a visitor runs it: all six acts, and the summary that it leaves."""
+"""`make demo` as a visitor runs it: all seven acts, and the summary that it leaves."""
 
 from __future__ import annotations
 
@@ -50,18 +50,21 @@ def test_demo_plays_every_act_as_it_must() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     acts = json.loads((ROOT / ".turnout/demo/summary.json").read_text())["acts"]
-    assert len(acts) == 6
+    assert len(acts) == 7
     assert all(set(act) == KEYS and act["ok"] for act in acts)
-    states = [act["final_state"] for act in acts]
-    assert states == ["STOPPED", "PROMOTED", "ROLLED_BACK", "ROLLED_BACK", "RUNNING", "PROMOTED"]
+    states = " ".join(act["final_state"] for act in acts)
+    assert states == "STOPPED PROMOTED ROLLED_BACK ROLLED_BACK RUNNING STOPPED PROMOTED"
     assert sum(act["requests"] for act in acts) > 10_000
     assert sum(act["failed"] for act in acts) == 0
     for act in acts[2:4]:
         assert act["seconds_to_zero"] <= ZERO_WITHIN_S
         assert act["exposed_requests"] > 0
     assert "accuracy" in acts[3]["reason"].lower()
-    assert "v5 is better: accuracy" in acts[5]["reason"]
-    for act in (acts[0], acts[1], acts[4], acts[5]):
+    assert "v5 is better: accuracy" in acts[6]["reason"]
+    assert "accuracy" in acts[5]["reason"]
+    assert "thin-pens" in acts[5]["reason"]
+    assert acts[5]["variants"]["v6"]["errors"] == 0
+    for act in (acts[0], acts[1], acts[4], acts[5], acts[6]):
         assert act["seconds_to_zero"] is None
         assert act["exposed_requests"] is None
 
