@@ -17,7 +17,7 @@ import numpy as np
 from control.analyze.aggregate import MISSING
 from control.analyze.data import Data, literal, quoted
 from control.analyze.errors import BadInput
-from control.analyze.estimate import Compared, Settings, number
+from control.analyze.estimate import TOO_FEW, UNITS_LEAST, Compared, Settings, number
 from control.analyze.metrics import Metric, Roles, is_number
 from control.analyze.plans import number_of, positive_of
 from control.analyze.result import Arm, MetricResult
@@ -126,7 +126,7 @@ class Scanner:
         if one.clustered or two.clustered:
             if variance is None:
                 return Compared(result, note="no spread, or too few values for an error")
-            return Compared(_with_sequence(result, difference, variance, settings), None, variance)
+            return _with_sequence(result, difference, variance, settings)
         ends = [
             self._sequence_ends(metric, arm, state, settings, stratum)
             for arm, state in ((control, one), (variant, two))
@@ -306,7 +306,7 @@ class Scanner:
         if not variance > 0:
             return Compared(result, note="no spread in the data")
         result = _with_interval(result, difference, variance, settings)
-        return Compared(_with_sequence(result, difference, variance, settings), None, variance)
+        return _with_sequence(result, difference, variance, settings)
 
     def _auc(self, arm: str, stratum: str | None) -> tuple[int, float, float] | None:
         """Units, area and its variance; scores are binned when they are very many."""
@@ -420,7 +420,10 @@ def _with_interval(
 
 def _with_sequence(
     result: MetricResult, difference: float, variance: float, settings: Settings
-) -> MetricResult:
+) -> Compared:
+    """No sequence below the floor: a variance of few units is no variance yet."""
+    if min(result.control.n, result.treatment.n) < UNITS_LEAST:
+        return Compared(result, None, variance, TOO_FEW)
     sequence = asymptotic_sequence(
         difference,
         variance,
@@ -428,12 +431,13 @@ def _with_sequence(
         n_star=settings.n_star,
         alpha=settings.alpha,
     )
-    return replace(
+    result = replace(
         result,
         cs_low=float(sequence.ci_low),
         cs_high=float(sequence.ci_high),
         always_valid_p=float(sequence.p_value),
     )
+    return Compared(result, None, variance)
 
 
 def _empty(metric: Metric, variant: str) -> MetricResult:
