@@ -40,7 +40,7 @@ DECISIONS: Final[Mapping[str, tuple[str, str, str]]] = {
     "INCONCLUSIVE": (
         "Undecided",
         "wait",
-        "Undecided: the data ended before they decided between {t} and {c}.",
+        "Undecided: these data do not decide between {t} and {c}.",
     ),
 }
 _KINDS: Final[Mapping[str, str]] = {

@@ -27,7 +27,7 @@ MEANS: Final = {
     "KEEP_CONTROL_WORSE": "the treatment is worse: keep control",
     "KEEP_CONTROL_FUTILE": "the treatment cannot reach the minimum effect: keep control",
     "NO_DIFFERENCE": "no difference that matters: keep control",
-    "INCONCLUSIVE": "the data are over and do not decide: keep control",
+    "INCONCLUSIVE": "these data do not decide: keep control",
 }
 
 

@@ -1,7 +1,8 @@
 """Metrics that need the distribution, not sums: quantiles, area under the curve, drift.
 
 Owns their scans. Order statistics are found exactly by counting in ever finer bins, so that no
-column is ever sorted or held in memory.
+column is sorted or held in memory; only the distinct scores of an area under the curve are sorted,
+by DuckDB, which spills them to disk.
 """
 # ruff: noqa: S608 - every name goes through `quoted`, every text through `literal`
 
@@ -22,10 +23,8 @@ from control.analyze.metrics import Metric, Roles, is_number
 from control.analyze.plans import number_of, positive_of
 from control.analyze.result import Arm, MetricResult
 from control.stats.cdfseq import quantile_ab_counts, sequence_ranks
-from control.stats.clusters import bucket_jackknife_of
 from control.stats.confseq import asymptotic_sequence
 from control.stats.drift import binned_drift
-from control.stats.errors import FloatArray
 from control.stats.means import estimate
 from control.stats.quantiles import (
     ClusterSums,
@@ -33,14 +32,11 @@ from control.stats.quantiles import (
     quantile_se,
     quantile_se_clustered,
 )
-from control.stats.ranks import auc_histogram
+from control.stats.ranks import auc_of_pairs
 
 SCANNED: Final = ("quantile", "auc", "drift")
 BINS: Final = 4096
 FETCHED_MAX: Final = 100_000  # values between two bins' ends that are ranked at once
-SCORES_MAX: Final = 20_000  # distinct scores kept apart for the area under the curve
-SCORE_BINS: Final = 10_000
-BUCKETS: Final = 64
 DRIFT_BINS: Final = 10
 CATEGORIES_MAX: Final = 50
 ERROR_ALPHA: Final = 0.05  # of the interval that a quantile's error is read from
@@ -309,7 +305,7 @@ class Scanner:
         return _with_sequence(result, difference, variance, settings)
 
     def _auc(self, arm: str, stratum: str | None) -> tuple[int, float, float] | None:
-        """Units, area and its variance; scores are binned when they are very many."""
+        """Units, area and its variance, all by the ranks of the scores and so exact."""
         roles = self.roles
         score = number_of(self.data, roles.score or "")
         positive = positive_of(self.data, roles.label or "", "label", self.positive)
@@ -319,30 +315,34 @@ class Scanner:
         )
         units = f"count(DISTINCT {quoted(roles.unit)})" if roles.unit else "count(*)"
         sql = (
-            f"SELECT count(*), {units}, approx_count_distinct({score}), min({score}), max({score}) "
+            f"SELECT count(*), {units}, min({score}), max({score}) "
             f"FROM {self.data.table} WHERE {where}"
         )
-        n, distinct_units, distinct, low, high = self.data.run("reading scores", sql)[0]
+        n, distinct_units, low, high = self.data.run("reading scores", sql)[0]
         if n == 0:
             return None
-        if not math.isfinite(high - low):
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise BadInput(
                 f"score: column {roles.score!r} has NaN or infinite values; correct or empty them, "
                 "or leave them out with --drop-invalid"
             )
-        clustered = roles.unit is not None and distinct_units != n
-        bins = SCORE_BINS // 10 if clustered else SCORE_BINS
-        bucket = f"(hash({quoted(roles.unit or '')}) % {BUCKETS})::INTEGER" if clustered else "0"
-        place = score
-        if distinct > SCORES_MAX or clustered:
-            place = f"floor(({score} - {low!r}) / {(high - low) or 1.0!r} * {bins})"
-        sql = (
-            f"SELECT {bucket} AS k, {place} AS b, count_if({positive}), count_if(NOT {positive}) "
-            f"FROM {self.data.table} WHERE {where} GROUP BY 1, 2"
+        unit = quoted(roles.unit) if roles.unit else "0"
+        scored = (
+            f"(SELECT {unit} AS u, {score} AS s, {positive} AS hit FROM {self.data.table} "
+            f"WHERE {where})"
         )
-        rows = self.data.run("reading scores", sql)
-        area = _area(rows, clustered)
-        return None if area is None else (distinct_units, *area)
+        won, positives, negatives = self.data.run("ranking scores", _pairs_sql(scored))[0]
+        if not positives or not negatives:
+            return None
+        area, se = auc_of_pairs(won / 2, positives, negatives)
+        if n == distinct_units or not roles.unit:
+            return n, area, se**2
+        sql = _by_unit_sql(scored, area, positives, negatives)
+        squares, with_positives, with_negatives = self.data.run("clustering scores", sql)[0]
+        # A class that one unit has alone has no spread over units that could be known.
+        known = min(with_positives, with_negatives) > 1
+        variance = squares * distinct_units / (distinct_units - 1) if known else 0.0
+        return distinct_units, area, variance
 
     def _drift(
         self, metric: Metric, control: str, variant: str, settings: Settings, stratum: str | None
@@ -374,35 +374,61 @@ class Scanner:
         if len(bins) < 2 or not sum(arms[0]) or not sum(arms[1]):
             return Compared(result, note="predictions are all alike: no drift can be measured")
         drift = binned_drift(arms[0], arms[1])
+        if self._repeats(y, (control, variant), stratum):
+            # What chance alone gives is known of independent rows only.
+            note = f"PSI {drift.psi:.3g} has no p-value: units have several rows, which go together"
+            return Compared(replace(result, difference=drift.psi), note=note)
         note = f"predictions differ (PSI {drift.psi:.3g} > {drift.psi_limit:.3g})"
         result = replace(result, difference=drift.psi, p_value=drift.psi_p)
         return Compared(result, note=note if drift.alarm else "")
 
+    def _repeats(self, value: str, arms: Sequence[str], stratum: str | None) -> bool:
+        """Whether a unit of an arm has more than one value."""
+        if not self.roles.unit:
+            return False
+        unit = quoted(self.roles.unit)
+        return any(
+            self.data.run(
+                "counting units",
+                f"SELECT count(*) > count(DISTINCT {unit}) FROM {self.data.table} "
+                f"WHERE {value} IS NOT NULL AND {self._where(arm, stratum)}",
+            )[0][0]
+            for arm in arms
+        )
 
-def _area(
-    rows: Sequence[tuple[int, float, int, int]], clustered: bool
-) -> tuple[float, float] | None:
-    places = {place: index for index, place in enumerate(sorted({row[1] for row in rows}))}
-    counts = np.zeros((BUCKETS if clustered else 1, 2, len(places)))
-    for bucket, place, positives, negatives in rows:
-        counts[bucket, :, places[place]] += (positives, negatives)
-    total = counts.sum(axis=0)
-    if not total.sum(axis=1).all():
-        return None
-    whole = auc_histogram(total[0], total[1])
-    if not clustered:
-        return whole.auc, whole.se**2
-    used = counts[counts.sum(axis=(1, 2)) > 0]
-    without = total - used
-    if len(used) < 2 or not without.sum(axis=2).all():
-        return whole.auc, 0.0
 
-    def areas(sums: FloatArray) -> FloatArray:
-        flat = np.asarray(sums).reshape(-1, 2, len(places))
-        return np.array([auc_histogram(each[0], each[1]).auc for each in flat])
+def _steps_sql(scored: str) -> str:
+    """Per score the positives p and negatives q of it, and those up to it, of rows (u, s, hit)."""
+    return (
+        "(SELECT s, p, q, sum(p) OVER upto AS p_upto, sum(q) OVER upto AS q_upto FROM "
+        f"(SELECT s, count_if(hit) AS p, count_if(NOT hit) AS q FROM {scored} GROUP BY s) "
+        "WINDOW upto AS (ORDER BY s ROWS UNBOUNDED PRECEDING))"
+    )
 
-    _, variance = bucket_jackknife_of(areas, used.reshape(len(used), -1))
-    return whole.auc, float(variance)
+
+def _pairs_sql(scored: str) -> str:
+    """Twice the pairs in which the positive scores higher, ties half; positives, negatives."""
+    return (
+        f"SELECT sum(p * (2 * q_upto - q))::DOUBLE, sum(p)::DOUBLE, sum(q)::DOUBLE "
+        f"FROM {_steps_sql(scored)}"
+    )
+
+
+def _by_unit_sql(scored: str, area: float, positives: float, negatives: float) -> str:
+    """Sum of the squares of what each unit adds to the area; units with either class.
+
+    Source: Obuchowski 1997, eq. 5 (structural components of DeLong et al. summed by unit).
+    """
+    return (
+        "SELECT sum(d * d), count_if(p > 0), count_if(q > 0) FROM (SELECT "
+        f"sum(CASE WHEN hit THEN ((2 * q_upto - steps.q) / {2 * negatives!r}::DOUBLE "
+        f"- {area!r}::DOUBLE) / {positives!r}::DOUBLE "
+        f"ELSE ((2 * ({positives!r}::DOUBLE - p_upto) + steps.p) / {2 * positives!r}::DOUBLE "
+        f"- {area!r}::DOUBLE) / {negatives!r}::DOUBLE END) AS d, "
+        "count_if(hit) AS p, count_if(NOT hit) AS q "
+        f"FROM {scored} AS scored JOIN {_steps_sql(scored)} AS steps ON scored.s = steps.s "
+        "GROUP BY scored.u)"
+    )
 
 
 def _with_interval(

@@ -102,11 +102,24 @@ def auc_histogram(positive: npt.ArrayLike, negative: npt.ArrayLike) -> Auc:
     tests/vectors/statcases/classifier.json (scikit-learn). O(bins).
     """
     p, n = _histograms("positive", positive, "negative", negative)
-    n_p, n_n = p.sum(), n.sum()
-    area = _pairs_won(n, p) / (n_p * n_n)
+    return auc_of_pairs(_pairs_won(n, p), float(p.sum()), float(n.sum()))
+
+
+def auc_of_pairs(won: float, positives: float, negatives: float) -> Auc:
+    """Area under the ROC curve from the pairs in which the positive scores higher, ties half.
+
+    Args:
+        won: From 0 to positives * negatives.
+        positives: Their count, at least 1.
+        negatives: As positives.
+
+    Source: as of `auc_histogram`. O(1).
+    """
+    area = won / (positives * negatives)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = area * (1 - area) + (n_p - 1) * (q1 - area**2) + (n_n - 1) * (q2 - area**2)
-    return Auc(float(area), float(np.sqrt(max(variance, 0.0) / (n_p * n_n))))
+    spread = area * (1 - area)
+    spread += (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
+    return Auc(float(area), float(np.sqrt(max(spread, 0.0) / (positives * negatives))))
 
 
 def _pairs_won(low: FloatArray, high: FloatArray) -> float:
