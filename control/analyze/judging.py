@@ -263,7 +263,19 @@ def _judge(each: Judged, options: Options, settings: Settings) -> verdicts.Verdi
         min_units=options.min_units,
         max_units=max(units, 1) if options.final else None,
     )
-    return verdicts.judge(look, policy)
+    return _undecided(verdicts.judge(look, policy), each.primary.result)
+
+
+def _undecided(verdict: verdicts.Verdict, primary: MetricResult) -> verdicts.Verdict:
+    """Drift is a distance without good or bad: more data would not make it decide."""
+    if primary.kind != "drift" or verdict.kind is not Kind.WARMING_UP:
+        return verdict
+    why = verdicts.Reason(
+        "no_deciding_metric",
+        f"{primary.name} is only measured and decides nothing: name a metric to decide by first",
+        {"metric": primary.name},
+    )
+    return verdict._replace(kind=Kind.INCONCLUSIVE, reasons=(why,))
 
 
 def _effect(result: MetricResult, direction: str, fixed: bool) -> verdicts.Effect:

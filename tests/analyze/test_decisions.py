@@ -185,16 +185,14 @@ def ramp(*, tiny: list[tuple[str, str, int]], rate: tuple[float, float] = (0.1, 
 
 @pytest.mark.parametrize("kind", ["proportion", "mean"])
 @pytest.mark.parametrize("values", [(0, 0), (1, 1), (0, 1)])
-def test_effect_is_taken_over_the_other_strata_when_one_has_no_spread(
+def test_effect_is_taken_over_all_strata_when_one_has_no_spread(
     values: tuple[int, int], kind: str
 ) -> None:
     table = ramp(tiny=[("control", "3", values[0]), ("treatment", "3", values[1])])
     assert ask(table, "converted", expected=None).decision == "PROMOTE"
     answer = ask(table, f"converted:{kind}", expected=None, strata="day")
     assert answer.decision == "CONTINUE"
-    left_out = [warning for warning in answer.warnings if "left out" in warning]
-    assert [("'day=3'" in warning) for warning in left_out] == ([True] if left_out else [])
-    assert left_out or kind == "proportion"
+    assert not any("left out" in warning for warning in answer.warnings)
 
 
 @pytest.mark.parametrize("as_guardrail", [False, True])
@@ -361,3 +359,21 @@ def test_drift_is_told_when_predictions_of_the_arms_differ() -> None:
     assert drifted.metrics[1].p_value < 1e-9
     assert any("predictions differ" in warning for warning in drifted.warnings)
     assert first(table, "prediction_drift", prediction_column="prediction").kind == "drift"
+
+
+@pytest.mark.parametrize("column", ["score", "prediction"])
+def test_drift_has_no_p_value_when_units_have_several_rows(column: str) -> None:
+    table = requests(users=2_000)
+    options = {f"{column}_column": column, "unit_column": "user_id"}
+    answer = ask(table, "prediction_drift", **options)
+    assert answer.metrics[0].difference is not None
+    assert answer.metrics[0].p_value is None
+    assert any("has no p-value: units have several rows" in text for text in answer.warnings)
+    once = pa.table(table.to_pandas().drop_duplicates("user_id"))
+    assert ask(once, "prediction_drift", **options).metrics[0].p_value is not None
+
+
+def test_nothing_is_decided_when_drift_is_all_that_is_asked() -> None:
+    answer = ask(requests(users=2_000), "prediction_drift", score_column="score")
+    assert answer.decision == "INCONCLUSIVE"
+    assert codes(answer) == ["no_deciding_metric"]
