@@ -59,6 +59,18 @@ def number(value: Any) -> Any:
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 
+def count(value: Any) -> int:
+    """A number of units as a case writes it.
+
+    Raises:
+        ValueError: It is not whole, or not finite.
+    """
+    found = float(number(value or 0))
+    if not found.is_integer():
+        raise ValueError(f"{value} is no number of units, must be whole")
+    return int(found)
+
+
 def values(given: Any) -> list[float]:
     """A list of numbers, or the integers that "range(a,b)" stands for."""
     if isinstance(given, str):
@@ -243,8 +255,8 @@ def msprt(i: Inputs) -> Outputs:
     r = confseq.msprt(
         i["diff"],
         i["sigma"],
-        n_control=int(n_control or 0),
-        n_treatment=int(n_treatment or 0),
+        n_control=count(n_control),
+        n_treatment=count(n_treatment),
         tau=i["tau"],
         alpha=alpha(i),
     )
@@ -329,12 +341,13 @@ def power_means(i: Inputs) -> Outputs:
 
 def power_props(i: Inputs) -> Outputs:
     # The source's first sample is the treatment, and `ratio` is second over first.
+    ratio = i.get("ratio", 1.0)
     n = power.power_proportions(
         i["p_control"],
         i["p_treatment"],
         alpha=alpha(i),
         power=i["power"],
-        ratio_treatment_to_control=1 / i.get("ratio", 1.0),
+        ratio_treatment_to_control=1 / ratio if ratio else math.inf,
         alternative=alternative(i),
     )
     return {"n_per_arm": n.n_treatment, "n_treatment": n.n_treatment, "n_control": n.n_control}

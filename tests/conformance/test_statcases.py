@@ -89,3 +89,24 @@ def test_runner_takes_what_else_the_schema_allows(
 ) -> None:
     case = {"kind": kind, "name": "other", "inputs": inputs, "expected": expected}
     assert not faults(case | {"rtol": 1e-9, "atol": 1e-9})
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "said"),
+    [
+        (
+            "msprt",
+            {"diff": 0.1, "sigma": 1, "tau": 1, "n_per_arm": "inf"},
+            "ValueError: inf is no number of units, must be whole",
+        ),
+        (
+            "power_props",
+            {"p_control": 0.1, "p_treatment": 0.2, "power": 0.8, "ratio": 0},
+            "ValueError: ratio_treatment_to_control == inf, must be finite",
+        ),
+    ],
+)
+def test_case_is_refused_in_words_when_its_inputs_are_out_of_range(
+    kind: str, inputs: dict[str, Any], said: str
+) -> None:
+    assert faults({"kind": kind, "name": "bad", "inputs": inputs, "expected": {}}) == [said]
