@@ -127,7 +127,7 @@ def aggregate(
         roles: Columns with a meaning of their own.
         by_stratum: Also by `roles.strata`.
         look: An SQL expression of a row's look, a small whole number; "" for none.
-        x_shift: As of `covariate_shift`.
+        x_shift: The covariate's mean over units, which units without one are given.
         without_flips: Look for units in several arms over all rows first, and leave them out.
 
     Raises:
@@ -143,8 +143,9 @@ def aggregate(
         keys.append(f"{look} AS {_LOOK}")
     covariate = ""
     if roles.covariate:
-        covariate = f"coalesce({number_of(data, roles.covariate)} - {x_shift!r}, 0.0)"
+        covariate = f"({number_of(data, roles.covariate)} - {x_shift!r})"
     if roles.unit is None:
+        covariate = covariate and f"coalesce({covariate}, 0.0)"
         return _by_row(data, plans, keys, covariate)
     return _by_unit(data, plans, roles, keys, covariate, without_flips=without_flips)
 
@@ -227,7 +228,7 @@ def _by_unit(
         inner += of_plan[0]
         outer += of_plan[1]
     if covariate:
-        inner.append(f"avg({covariate}) AS x")
+        inner.append(f"coalesce(avg({covariate}), 0.0) AS x")
     where = f"{unit} IS NOT NULL AND {variant} IS NOT NULL"
     if without_flips:
         where += (

@@ -141,7 +141,7 @@ def effect_over_strata(
     fixed: bool,
     returning: int = 0,
 ) -> MetricResult:
-    """The effect averaged over the strata that can be said, by their units.
+    """The effect averaged over the strata with values in both arms, by their units.
 
     Args:
         whole: Of all strata as if they were one, which a ramp biases; its names and units stay.
@@ -154,12 +154,13 @@ def effect_over_strata(
         No interval of one look where events are too few for a variance, or no stratum has one; no
         sequence either where a stratum has none then.
     """
-    result, usable = whole.result, [part for part in strata if comparable(part.compared)]
-    if whole.exact or not usable:
+    result = whole.result
+    usable = [part for part in strata if part.compared.result.difference is not None]
+    if whole.exact or not any(comparable(part.compared) for part in usable):
         return _by_exact_ends(result, strata)
     diffs = [part.compared.result.difference or 0.0 for part in usable]
     units = [part.units for part in usable]
-    gates = [_gate(part.compared) for part in usable]
+    gates = _cautious_gates(usable)
     own = [part.compared.variance or gate for part, gate in zip(usable, gates, strict=True)]
     effect = stratified(diffs, own, units=units)
     one_look, any_look = (
@@ -230,6 +231,31 @@ def _variance(
 def comparable(compared: Compared) -> bool:
     """Whether a stratum has a difference with a variance."""
     return compared.result.difference is not None and _gate(compared) > 0
+
+
+def _cautious_gates(parts: Sequence[Part]) -> list[float]:
+    """Variances of the strata's differences; no spread so far is not the certainty of none.
+
+    A share that is 0 or 1 in both arms gets the rule of three's bound, 3 events of n; whatever else
+    has no spread gets the largest variance of a unit in any other stratum.
+    """
+    own = [_gate(part.compared) for part in parts]
+    room = [_room(part.compared.result) for part in parts]
+    largest = max((gate / by for gate, by in zip(own, room, strict=True)), default=0.0)
+    found = []
+    for part, gate, by in zip(parts, own, room, strict=True):
+        result = part.compared.result
+        lent = largest
+        if part.compared.exact:
+            share = min(3 / (result.control.n + result.treatment.n), 0.5)
+            lent = share * (1 - share)
+        found.append(gate or lent * by)
+    return found
+
+
+def _room(result: MetricResult) -> float:
+    """Of a variance per unit: what the difference of two means has of it."""
+    return 1 / result.control.n + 1 / result.treatment.n
 
 
 def _gate(compared: Compared) -> float:

@@ -88,19 +88,6 @@ def plan_metrics(
     )
 
 
-def covariate_shift(data: Data, column: str) -> float:
-    """A constant near the covariate's mean: what units without one are given.
-
-    Raises:
-        BadInput: The column is not numeric.
-    """
-    if not (is_number(data.columns[column]) or data.columns[column] == "BOOLEAN"):
-        raise BadInput(f"covariate: {column!r} is of type {data.columns[column]}, must be numbers")
-    x = number_of(data, column)
-    sql = f"SELECT avg(x) FILTER (isfinite(x)) FROM (SELECT {x} AS x FROM {data.table} LIMIT 2048)"
-    return float(data.run("reading the first rows", sql)[0][0] or 0.0)
-
-
 def _plan(data: Data, metric: Metric, roles: Roles, positive: str | None) -> Plan:
     if metric.kind in CLASSIFIER:
         return _classifier(data, metric, roles, positive)

@@ -15,6 +15,7 @@ from control.analyze.aggregate import (
     aggregate,
     merged,
 )
+from control.analyze.covariates import Covariate, covariate_of
 from control.analyze.data import Data, merged_numbers
 from control.analyze.errors import BadInput, closest, listed, require_column
 from control.analyze.estimate import Compared, Settings
@@ -23,14 +24,13 @@ from control.analyze.judging import (
     Judged,
     Options,
     Part,
-    comparable,
     decide,
     guardrail_alpha,
 )
 from control.analyze.looks import series_of, times_of
 from control.analyze.maturity import mature
 from control.analyze.metrics import HIGHER, LOWER, Metric, Roles, parse_metrics, with_caps
-from control.analyze.plans import VARIANTS_MAX, Plan, covariate_shift, plan_metrics
+from control.analyze.plans import VARIANTS_MAX, Plan, plan_metrics
 from control.analyze.question import Question
 from control.analyze.result import Analysis, Series, Source, StratumResult, Value
 from control.analyze.shares import ALPHA, check_expected, log_evidence, sample_ratio
@@ -66,7 +66,8 @@ class Run:
         metrics = self._metrics(roles)
         summed = [metric for metric in metrics if metric.kind not in SCANNED]
         plans = plan_metrics(data, summed, roles, positive=asked.positive)
-        x_shift = covariate_shift(data, roles.covariate) if roles.covariate else 0.0
+        roles, covariate = self._covariate(roles)
+        x_shift = covariate.mean if covariate is not None else 0.0
         apart = roles.unit is None and roles.strata is not None
         table = aggregate(data, plans, roles, by_stratum=apart, x_shift=x_shift)
         whole = _by_variant(table)
@@ -77,12 +78,7 @@ class Run:
             metrics=metrics,
             control=self._control(whole),
             treatments=treatments,
-            scanner=Scanner(
-                data,
-                roles,
-                positive=asked.positive,
-                flipped=table.flipped > 0,
-            ),
+            scanner=Scanner(data, roles, positive=asked.positive, flipped=table.flipped > 0),
         )
         shares = self._shares((world.control, *treatments))
         self._tell_losses(table, whole, world)
@@ -97,6 +93,8 @@ class Run:
             self._judged(world, variant, primary, whole, strata, table, shares)
             for variant in treatments
         ]
+        if covariate is not None:
+            judged = [_with_absence(each, covariate, world.control) for each in judged]
         base = results[primary.name, treatments[0]].result.control.mean
         options = self._options(base, None if times is None else times.duration_s)
         decision = decide(judged, options, self._split(len(treatments)))
@@ -139,6 +137,27 @@ class Run:
                 "are too small: name it with --unit-column"
             )
         return Roles(**found)
+
+    def _covariate(self, roles: Roles) -> tuple[Roles, Covariate | None]:
+        """Without a covariate that differs between the arms: it cannot be from before."""
+        if roles.covariate is None:
+            return roles, None
+        name = roles.covariate
+        found = covariate_of(self.data, roles, name)
+        lost = {arm: count for arm, (count, _) in sorted(found.missing.items()) if count}
+        if lost:
+            what = "rows" if roles.unit is None else "units"
+            said = ", ".join(
+                f"{arm} {count} of {found.missing[arm][1]}" for arm, count in lost.items()
+            )
+            self.warnings.append(f"covariate {name}: {what} without one are given its mean: {said}")
+        if apart := found.differs(self.asked.control):
+            self.warnings.append(
+                f"covariate {name} differs between {self.asked.control} and {listed(apart)} beyond "
+                "chance, as what was measured before cannot: it is not applied (no CUPED)"
+            )
+            roles = roles._replace(covariate=None)
+        return roles, found
 
     def _matured(self, roles: Roles) -> Data:
         if self.asked.label_maturity_s > 0:
@@ -405,11 +424,11 @@ class Run:
         )
 
     def _tell_left_out(self, variant: str, parts: Sequence[Part]) -> None:
-        left = [part for part in parts if not comparable(part.compared)]
+        left = [part for part in parts if part.compared.result.difference is None]
         if left:
             share = sum(part.units for part in left) / sum(part.units for part in parts)
             self.warnings.append(
-                f"effect of {variant}: strata without spread or with too few units are left out "
+                f"effect of {variant}: strata without a value in an arm are left out "
                 f"({share:.3g} of the units): {listed(part.name for part in left)}"
             )
 
@@ -508,6 +527,15 @@ def _by_variant(table: Table) -> dict[str, Group]:
     for (variant, _, _), group in sorted(table.groups.items(), key=lambda item: str(item[0])):
         found.setdefault(variant, []).append(group)
     return {variant: merged(groups) for variant, groups in found.items()}
+
+
+def _with_absence(each: Judged, covariate: Covariate, control: str) -> Judged:
+    """A covariate that one arm lacks is a loss as any other."""
+    nothing = (0, 0)
+    arms = [covariate.missing.get(arm, nothing) for arm in (control, each.variant)]
+    if not (arms[0][0] + arms[1][0]):
+        return each
+    return replace(each, missing={**each.missing, "the covariate": (arms[0], arms[1])})
 
 
 def _units(groups: Mapping[str, Group], variants: Iterable[str]) -> dict[str, int]:
