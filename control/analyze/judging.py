@@ -14,9 +14,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from control.analyze.estimate import Compared, Settings
+from control.analyze.estimate import UNITS_LEAST, Compared, Settings
 from control.analyze.metrics import HIGHER
-from control.analyze.result import MetricResult, Reason
+from control.analyze.result import Arm, MetricResult, Reason
 from control.analyze.shares import ALPHA
 from control.stats import verdicts
 from control.stats.confseq import asymptotic_sequence
@@ -152,7 +152,7 @@ def effect_over_strata(
 
     Returns:
         No interval of one look where events are too few for a variance, or no stratum has one; no
-        sequence either where a stratum has none then.
+        sequence either where a stratum has none then, nor with fewer than UNITS_LEAST in an arm.
     """
     result = whole.result
     usable = [part for part in strata if part.compared.result.difference is not None]
@@ -166,12 +166,14 @@ def effect_over_strata(
     one_look, any_look = (
         _variance(effect.weights, variances, units, returning) for variances in (own, gates)
     )
-    n = sum(part.compared.result.control.n + part.compared.result.treatment.n for part in usable)
+    arms = [sum(arm.n for arm in arms) for arms in zip(*map(_arms_of, usable), strict=True)]
     se = math.sqrt(one_look)
     interval = estimate(effect.diff, se, alpha=settings.alpha)
     sequence = asymptotic_sequence(
-        effect.diff, any_look, n=n, n_star=settings.n_star, alpha=settings.alpha
+        effect.diff, any_look, n=sum(arms), n_star=settings.n_star, alpha=settings.alpha
     )
+    # Of a small arm its own errors say too little for a sequence, of the whole as of its strata.
+    told = min(arms) >= UNITS_LEAST
     ends = (interval.ci_low, interval.ci_high) if fixed else (sequence.ci_low, sequence.ci_high)
     return MetricResult(
         result.name,
@@ -185,10 +187,14 @@ def effect_over_strata(
         float(interval.ci_low),
         float(interval.ci_high),
         float(interval.p_value),
-        float(ends[0]),
-        float(ends[1]),
-        float(sequence.p_value),
+        float(ends[0]) if told or fixed else None,
+        float(ends[1]) if told or fixed else None,
+        float(sequence.p_value) if told else None,
     )
+
+
+def _arms_of(part: Part) -> tuple[Arm, Arm]:
+    return part.compared.result.control, part.compared.result.treatment
 
 
 def _by_exact_ends(result: MetricResult, strata: Sequence[Part]) -> MetricResult:
