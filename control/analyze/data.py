@@ -171,6 +171,8 @@ def _connection(
     connection = duckdb.connect()
     try:
         _set(connection, "temp_directory", directory, "--spill")
+        if memory.strip().startswith("-"):
+            raise BadInput(f"--memory: {memory!r} must be above 0, like 1GB")
         _set(connection, "memory_limit", memory, "--memory")
         if threads is not None:
             connection.execute(f"SET threads = {int(threads)}")

@@ -28,32 +28,18 @@ _ID: Final = re.compile(
     r"(^|_)(id|uuid|guid|key|hash|index)$|^unnamed|^(user|customer|session|visitor|account)$",
     re.IGNORECASE,
 )
-# Words of a column's name by which less of it is better.
-_LESS_IS_BETTER: Final = frozenset(
-    (
-        "error",
-        "errors",
-        "failed",
-        "failure",
-        "failures",
-        "latency",
-        "cost",
-        "costs",
-        "duration",
-        "timeout",
-        "timeouts",
-        "churn",
-        "bounce",
-        "bounced",
-        "refund",
-        "refunds",
-        "complaint",
-        "complaints",
-        "crash",
-        "crashes",
-        "wait",
-        "loss",
-    )
+# Words of a column's name, between underscores, by which less of it is better: faults, times, cost.
+_LESS_IS_BETTER: Final = re.compile(
+    r"(?:^|_)(?:err(?:or)?s?|fail(?:ed|ures?|s)?|timeouts?|crash(?:es|ed)?|exceptions?|[45](?:xx|\d\d)"
+    r"|latency|latencies|duration|delays?|waits?|waited|ttft|tpot|downtime|p(?:50|75|90|95|99|999)"
+    r"|(?:response|processing|load|queue|service|inference|waiting)_time|time_to_[a-z]+|ms|millis"
+    r"|costs?|loss(?:es)?|churn(?:ed)?|bounced?|bounces|refund(?:s|ed)?|complaints?|unsubscribed?"
+    r"|unsubscribes|abandon(?:ed|ment)|cancell?ations?|incidents?)(?:_|$)"
+)
+# Words that turn these round: of cost savings more is better.
+_TURNED_ROUND: Final = re.compile(
+    r"(?:^|_)(?:saved?|savings?|saves|no|non|not|without|free|less|improve(?:d|ment|ments)?|gains?"
+    r"|prevented|prevention|avoided|avoidance|reduced|reductions?|recovered|recovery|resolved)(?:_|$)"
 )
 
 
@@ -330,10 +316,11 @@ def _directed(name: str) -> Metric:
 def _of_column(name: str, kind: str, column: str) -> Metric:
     if name in BUILT_IN:
         return Metric(name, kind, column, direction=BUILT_IN[name].direction)
-    words = set(re.split(r"[^a-z]+", name.casefold()))
-    if words & _LESS_IS_BETTER:
-        return Metric(name, kind, column, direction=LOWER, guessed_direction=True)
-    return Metric(name, kind, column)
+    words = re.sub(r"[^a-z0-9]+", "_", name.casefold())
+    if not _LESS_IS_BETTER.search(words):
+        return Metric(name, kind, column)
+    direction = HIGHER if _TURNED_ROUND.search(words) else LOWER
+    return Metric(name, kind, column, direction=direction, guessed_direction=True)
 
 
 def _require_number(text: str, column: str, kind: str) -> None:

@@ -71,7 +71,7 @@ class Run:
         apart = roles.unit is None and roles.strata is not None
         table = aggregate(data, plans, roles, by_stratum=apart, x_shift=x_shift)
         whole = _by_variant(table)
-        treatments = self._treatments(whole)
+        treatments = self._treatments(whole, table.flipped)
         plans = self._kinds(plans, whole)
         world = World(
             plans={plan.metric.name: plan for plan in plans},
@@ -173,6 +173,10 @@ class Run:
             names = ", ".join(metric.name for metric in metrics)
             self.warnings.append(f"no metric named: took {names}; the first decides")
         known = [metric.name for metric in metrics]
+        if both := set(asked.lower_is_better) & set(asked.higher_is_better):
+            raise BadInput(
+                f"lower_is_better and higher_is_better: both name {listed(both)}: say one"
+            )
         for option, given in (
             ("lower_is_better", asked.lower_is_better),
             ("higher_is_better", asked.higher_is_better),
@@ -193,8 +197,10 @@ class Run:
         if metric.name in self.asked.higher_is_better:
             return replace(metric, direction=HIGHER)
         if metric.guessed_direction:
+            way, other = ("less", "higher") if metric.direction == LOWER else ("more", "lower")
             self.warnings.append(
-                f"{metric.name}: less is taken as better, by its name; else say --higher-is-better"
+                f"{metric.name}: {way} is taken as better, by its name; else say "
+                f"--{other}-is-better {metric.name}"
             )
         return metric
 
@@ -222,8 +228,13 @@ class Run:
             f"{closest(control, whole)}; variants: {listed(sorted(whole))}"
         )
 
-    def _treatments(self, whole: Mapping[str, Group]) -> tuple[str, ...]:
+    def _treatments(self, whole: Mapping[str, Group], flipped: int) -> tuple[str, ...]:
         column = self.asked.roles.variant
+        if flipped and len(whole) < 2:
+            raise BadInput(
+                f"unit: all units of a variant of column {column!r} are in another, too ({flipped} "
+                "units are in more than one): nothing can be compared; assign each unit to one"
+            )
         if not whole:
             raise BadInput(f"variant: column {column!r} is empty in every row")
         if len(whole) > VARIANTS_MAX:

@@ -232,7 +232,7 @@ def analyze(
     Exit codes: 0 whatever the decision, 1 a file cannot be read or written, 2 usage, 3 data or an
     option that no honest number can be made of.
     """  # noqa: D301 - click takes a backspace for "do not wrap"
-    check_possible(html, plot)
+    check_possible(html, plot, data)
     with refused(), progress_on_stderr(quiet=quiet) as progress:
         better = {"lower": lower_is_better or (), "higher": higher_is_better or ()}
         young = {"label_maturity_s": _seconds("--label-maturity", label_maturity)}
@@ -314,11 +314,12 @@ def engine() -> Callable[..., Analysis]:
     return judge
 
 
-def check_possible(html: Path | None, plot: Path | None) -> None:
+def check_possible(html: Path | None, plot: Path | None, data: Sequence[str]) -> None:
     """Find out before the work whether its result can be had.
 
     Raises:
-        typer.Exit, typer.BadParameter: A package or a directory is missing.
+        typer.Exit, typer.BadParameter: A package or a directory is missing, or a result would be
+            written over the data.
     """
     drawn = (("jinja2",) if html is not None else ()) + (
         ("matplotlib",) if plot is not None else ()
@@ -327,6 +328,12 @@ def check_possible(html: Path | None, plot: Path | None) -> None:
     for option, path in (("--html", html), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"no directory {path.parent}", param_hint=option)
+        if path is not None and any(_same(path, Path(name)) for name in data):
+            raise typer.BadParameter(f"{path} is the data: name another file", param_hint=option)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def deliver(analysis: Analysis, *, as_json: bool, html: Path | None, plot: Path | None) -> None:

@@ -160,6 +160,8 @@ def test_metric_is_refused_when_the_data_do_not_have_it(says: str, metric: str) 
         ("lower_is_better: 'z' is no metric here", {"lower_is_better": ["z"]}),
         ("time: column 'variant' has no times", {"time_column": "variant"}),
         ("--memory: 'lots'", {"memory": "lots"}),
+        ("--memory: '-5GB'", {"memory": "-5GB"}),
+        ("both name 'x': say one", {"lower_is_better": ["x"], "higher_is_better": ["x"]}),
         ("tuned_for == 0", {"tuned_for": 0}),
     ],
 )
@@ -177,6 +179,36 @@ def test_data_are_refused_when_they_have_one_variant_or_none_or_no_rows() -> Non
     refused("has no rows", one.slice(0, 0), "x")
     text = pa.table({"variant": ["a", "b"], "t": ["x", "y"]})
     refused("no column is a number or yes/no; .*--metric", text)
+
+
+def test_reason_is_true_when_all_units_of_a_variant_are_in_another_too() -> None:
+    twice = pa.table({"variant": ["control", "treatment"] * 9, "x": [1.0] * 18,
+                      "u": [i // 2 for i in range(18)]})  # fmt: skip
+    refused(r"are in another, too \(9 units", twice, "x", unit_column="u")
+
+
+@pytest.mark.parametrize(
+    ("name", "decision", "told"),
+    [
+        ("response_time", "ROLLBACK", "less"),
+        ("ttft_ms", "ROLLBACK", "less"),
+        ("http_5xx", "ROLLBACK", "less"),
+        ("p99_latency", "ROLLBACK", "less"),
+        ("cost_savings", "PROMOTE", "more"),
+        ("error_free", "PROMOTE", "more"),
+        ("churn_prevented", "PROMOTE", "more"),
+    ],
+)
+def test_direction_that_a_name_tells_is_said_with_what_changes_it(
+    name: str, decision: str, told: str
+) -> None:
+    values = [100.0 + i % 7 + (50.0 if i % 2 else 0.0) for i in range(2_000)]
+    found = ask(halves(values).rename_columns(["variant", name]), f"{name}:mean")
+    assert found.decision == decision
+    (warning,) = [text for text in found.warnings if "is taken as better" in text]
+    other = "higher" if told == "less" else "lower"
+    assert warning.startswith(f"{name}: {told} is taken as better")
+    assert warning.endswith(f"--{other}-is-better {name}")
 
 
 def test_nothing_is_decided_when_variants_are_as_many_as_rows() -> None:

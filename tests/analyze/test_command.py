@@ -198,6 +198,19 @@ def test_report_and_plot_are_written_beside_the_json_when_asked_for(
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize("option", ["--html", "--plot"])
+def test_data_stay_as_they_are_when_a_report_would_be_written_over_them(
+    tmp_path: Path, option: str
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("variant,x\ncontrol,1\ntreatment,2\n")
+    before = data.read_text()
+    done = run(data, *BASE, "--metric", "x:mean", option, data)
+    assert done.returncode == 2
+    assert "is the data: name another file" in " ".join(done.stderr.split())
+    assert data.read_text() == before
+
+
 def test_refusal_names_the_file_when_there_is_none(tmp_path: Path) -> None:
     done = run(tmp_path / "none.csv", *BASE)
     assert (done.returncode, done.stdout) == (1, "")
