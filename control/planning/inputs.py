@@ -14,6 +14,9 @@ DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 # Two of requests, units and requests per unit give the third; all three must agree this well.
 AGREEMENT: Final = 0.05
+# Of each of the three: nobody has more, and nothing overflows.
+TRAFFIC_LEAST: Final = 1e-9
+TRAFFIC_MOST: Final = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ def traffic_of(
     for name, value in given.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} == {value:g}, must be > 0")
+        if value is not None and not TRAFFIC_LEAST <= value <= TRAFFIC_MOST:
+            raise ValueError(f"{name} == {value:g}, must be in {TRAFFIC_LEAST:g}..{TRAFFIC_MOST:g}")
     if not 0 <= returning <= 1:
         raise ValueError(f"returning == {returning:g}, must be in 0..1")
     if requests_per_unit is not None and requests_per_unit < 1:

@@ -24,6 +24,8 @@ def test_traffic_follows_from_two_of_three_numbers() -> None:
         ((None, None, None), "the traffic is missing"),
         ((None, 100.0, None), "the traffic is missing"),
         ((0.0, None, None), "must be > 0"),
+        ((1e304, None, None), r"requests per second == 1e\+304, must be in 1e-09\.\.1e\+12"),
+        ((None, 1e-300, 10.0), "units per day == 1e-300, must be in"),
         ((1.0, 1e6, None), "more than the 86400 requests of a day"),
         ((1.0, None, 0.5), "must be >= 1"),
         ((1.0, 1_000.0, 10.0), "leave one out"),
