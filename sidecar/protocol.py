@@ -26,6 +26,8 @@ SOCKET_MODE: Final = 0o660
 WATCH_INTERVAL_S: Final = 0.25
 # A drain's first GOAWAY lets requests come that are on their way; 300 ms lost none (measured).
 GO_AWAY_S: Final = 0.3
+# Then access logs end, each after its next message: Envoy sends one twice a second.
+LOGS_S: Final = 0.6
 # After our last byte: what the peer still sends is read and thrown away, for closing with unread
 # input would reset the connection and take our last words with it.
 LINGER_S: Final = 1.0
@@ -252,6 +254,9 @@ class WireServer:
         self._for_all(lambda peer: peer.connection.go_away())
         await self._until(lambda: not self.peers, loop.time() + min(GO_AWAY_S, grace_s))
         self._for_all(lambda peer: peer.connection.go_away_at_last())
+        logs_s = min(end_s, loop.time() + LOGS_S)
+        await self._until(lambda: not any(peer.connection.logging for peer in self.peers), logs_s)
+        self._for_all(lambda peer: peer.connection.end_quiet_logs())
         await self._until(lambda: all(peer.connection.idle for peer in self.peers), end_s)
         await self._until(lambda: not self.peers, loop.time() + LAST_WORDS_S)
         self._for_all(lambda peer: peer.connection.close())

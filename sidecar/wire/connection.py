@@ -15,7 +15,8 @@ frame does. Refuses sockets, tasks and clocks. How to use it:
 `fold(stream_id, message, log_name)` starts folding one access log message; the caller says
 `connection.folded(stream_id, log_name, error)` when it is done, at once or later. `tick(now)` is
 called a few times a second, and `look_at_health()`. `go_away()` begins a drain, `go_away_at_last()`
-lets nothing new in and ends what has no end; with `idle` all calls are over; `close()`.
+lets nothing new in and ends what has no end, access logs after a message; `end_quiet_logs()` those
+that send none; with `idle` all calls are over; `close()`.
 
 `strict` is for TCP: every header block is decoded, and GET /healthz is served.
 

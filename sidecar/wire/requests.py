@@ -57,6 +57,8 @@ class Requests(Answers):
         self._healthy = healthy
         self._fold = fold
         self._strict = strict
+        # Access logs end with the message that is whole next.
+        self._ending_logs = False
 
     # -- What the shell asks -----------------------------------------------------------------------
 
@@ -115,13 +117,30 @@ class Requests(Answers):
                 self._watched[stream_id] = now
                 self._send(self._streams[stream_id], prefixed(now), None)
 
+    @property
+    def logging(self) -> bool:
+        """Whether an access log is open."""
+        return any(self._is_log(stream) for stream in self._streams.values())
+
     def end_logs(self) -> None:
-        """Ask access logs and watchers to go elsewhere; what is on its way is still folded."""
+        """Ask watchers to go elsewhere, and access logs after their next message.
+
+        Envoy throws away what it has not sent when it reads the end, up to a whole buffer: just
+        after a message there is nothing.
+        """
+        self._ending_logs = True
         for stream in list(self._streams.values()):
             if stream.method is Method.WATCH:
                 self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
-            elif stream.method is Method.ACCESS_LOGS and stream.state is StreamState.OPEN:
+
+    def end_quiet_logs(self) -> None:
+        """Ask access logs that are sending nothing; what is on its way is still folded."""
+        for stream in list(self._streams.values()):
+            if self._is_log(stream) and not stream.messages.held:
                 self._end_log(stream)
+
+    def _is_log(self, stream: Stream) -> bool:
+        return stream.method is Method.ACCESS_LOGS and stream.state is StreamState.OPEN
 
     # -- Opening -----------------------------------------------------------------------------------
 
@@ -222,6 +241,8 @@ class Requests(Answers):
             self._hold(len(message))
             stream.log.append(message)
             self._fold_next(stream)
+            if self._ending_logs and self._is_log(stream) and not stream.messages.held:
+                self._end_log(stream)
         elif stream.id not in self._watched:
             self._take_health_request(stream, message)
 

@@ -375,7 +375,11 @@ def test_open_calls_end_well_when_the_drain_ends() -> None:
     peer.answers()
     assert not peer.connection.idle
     peer.connection.go_away_at_last()
-    assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {1: "0", 5: "14"}
+    assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {5: "14"}
+    assert peer.connection.logging
+    peer.connection.end_quiet_logs()
+    assert not peer.connection.logging
+    assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {1: "0"}
     # What was on its way is folded still, until the peer has seen the end.
     peer.send(data(1, message(b"late")))
     assert peer.served.folding == [(1, b"late", "")]
@@ -386,6 +390,22 @@ def test_open_calls_end_well_when_the_drain_ends() -> None:
     peer.connection.close()
     assert {i: a["grpc-status"] for i, a in peer.answers().items()} == {3: "14"}
     assert peer.connection.closed
+
+
+def test_access_log_ends_after_a_whole_message_when_the_drain_ends() -> None:
+    """What the peer has begun to send when it reads the end would be lost with the stream."""
+    peer = Peer().send(headers(1, block_of(ACCESS_LOGS)), data(1, message(b"first")[:3]))
+    peer.answers()
+    peer.connection.go_away_at_last()
+    peer.connection.end_quiet_logs()
+    assert peer.answers() == {}
+    peer.send(data(1, message(b"first")[3:] + message(b"second")[:7]))
+    assert peer.answers() == {}
+    peer.send(data(1, message(b"second")[7:]))
+    assert peer.answers()[1]["grpc-status"] == "0"
+    assert [content for _, content, _ in peer.served.folding] == [b"first"]
+    peer.connection.folded(1, "")
+    assert [content for _, content, _ in peer.served.folding] == [b"first", b"second"]
 
 
 def test_health_is_the_handlers_while_draining() -> None:
