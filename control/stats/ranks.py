@@ -16,6 +16,7 @@ from control.stats.errors import (
     Alternative,
     FloatArray,
     check_alternative,
+    check_scalar,
     check_vector,
     require,
 )
@@ -113,8 +114,14 @@ def auc_of_pairs(won: float, positives: float, negatives: float) -> Auc:
         positives: Their count, at least 1.
         negatives: As positives.
 
+    Raises:
+        ValueError: An argument is outside its range.
+
     Source: as of `auc_histogram`. O(1).
     """
+    positives = check_scalar("positives", positives, ge=1)
+    negatives = check_scalar("negatives", negatives, ge=1)
+    won = check_scalar("won", won, ge=0, le=positives * negatives)
     area = won / (positives * negatives)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
     spread = area * (1 - area)

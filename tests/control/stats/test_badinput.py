@@ -305,6 +305,7 @@ ENTRIES: Final = (
         frozenset({"p_value"}),
     ),
     Entry(ranks.auc_histogram, {"positive": [1, 2, 3], "negative": [2, 0, 4]}),
+    Entry(ranks.auc_of_pairs, {"won": 3.0, "positives": 3, "negatives": 4}),
     Entry(ratios.ratio_variance, {"arm": PAIR}),
     Entry(ratios.ratio_delta, PAIRS | SIDED, frozenset({"rel_diff", "rel_se"})),
     Entry(
