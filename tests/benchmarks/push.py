@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tests.benchmarks import shipped
 from tests.integration.extproc import PROCESS, request_of
 from tests.integration.harness import FakeControl, Stage, one_experiment, wait_for
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
@@ -109,6 +110,7 @@ async def measure(rounds: int, seconds: int, rps: int) -> dict[str, Any]:
         v1, v2 = await stage.pod("v1"), await stage.pod("v2")
         first = one_experiment(v1, v2, {"v2": 0.5})
         fake = await stage.fake_control()
+        stage.turnout = shipped.build()
         await stage.sidecar(control=fake.address, envoy_admin=False, workers=1)
         both = [large(first, version).SerializeToString(deterministic=True) for version in (1, 2)]
         fake.push_bytes(1, both[0])
