@@ -209,6 +209,20 @@ class Tally:
                 self.failures.append(response)
 
 
+class Slow(NamedTuple):
+    """A request that took long.
+
+    Attributes:
+        sent_s: When it was sent, monotonic.
+        took_s: How long it took.
+        stamped: Whether a worker has answered in time.
+    """
+
+    sent_s: float
+    took_s: float
+    stamped: bool
+
+
 class Load:
     """Requests without end in the background, until stopped."""
 
@@ -229,8 +243,8 @@ class Load:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.tally = Tally()
-        # (when it was sent, how long it took) of those that took long; monotonic seconds.
-        self.slow: list[tuple[float, float]] = []
+        # Those that took long.
+        self.slow: list[Slow] = []
 
     def start(self) -> None:
         """Begin to send."""
@@ -255,7 +269,8 @@ class Load:
         while not self._stopping:
             index, self._next = self._next, self._next + 1
             sent_s = time.monotonic()
-            self.tally.add(await self._client.exchange(self._request(index).encode(), slot))
+            response = await self._client.exchange(self._request(index).encode(), slot)
+            self.tally.add(response)
             if (took_s := time.monotonic() - sent_s) >= SLOW_S:
-                self.slow.append((sent_s, took_s))
+                self.slow.append(Slow(sent_s, took_s, stamped=bool(response.variant)))
             await asyncio.sleep(self._pause_s)

@@ -63,7 +63,11 @@ async def test_requests_do_not_wait_for_a_worker_that_stands_still(stage: Stage)
     def left_out() -> bool:
         """Nobody has waited long for a while, though traffic has flowed."""
         now_s = time.monotonic()
-        late = [sent for sent, took in load.slow if took > DELAY_S_MAX and sent > stopped_s]
+        late = [
+            slow.sent_s
+            for slow in load.slow
+            if slow.took_s > DELAY_S_MAX and slow.sent_s > stopped_s
+        ]
         return now_s - max(late, default=stopped_s) > DELAYED_S_MAX / 3
 
     await wait_for(left_out, "nobody waits any more", timeout_s=3 * DELAYED_S_MAX)

@@ -41,6 +41,7 @@ async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> Non
         decided, requests = rig.fake.total("decided"), rig.fake.total("requests")
         return 0 <= decided.total() - requests.total() <= BROKEN_OFF + unstamped
 
+    print(await rig.envoy.stats("access_logs.grpc_access_log."))
     try:
         await wait_for(counted, "what was decided is logged", timeout_s=AGREE_S)
     finally:
