@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from sidecar.envoyfiles import CLUSTERS_FILE, FILTER_FILE, ROUTES_FILE
 from sidecar.envoyfilter import EXT_PROC
 from sidecar.envoyyaml import TYPE, Json, assignment, dump, is_ip, seconds, socket_address
+from sidecar.wire.limits import LOG_FULL_BYTES
 from turnout import contract
 
 # The access log carries these and no others, so that new units and segments need no new log.
@@ -21,7 +22,6 @@ LOGGED_HEADERS: Final = (
 )
 # 2 MiB is about 4,500 entries (450 bytes each); Envoy drops what is beyond. A backlog comes as one
 # gRPC message, which must stay below what a worker takes (LOG_BYTES_MAX).
-ACCESS_LOG_BUFFER_BYTES: Final = 2 * 1024 * 1024
 ACCESS_LOG_FLUSH_S: Final = 0.5
 CONNECTIONS_MAX: Final = 50_000
 # A list of 256 header values makes a program of 65,000 instructions. At the default limit of 100
@@ -244,7 +244,7 @@ def access_log(log_name: str, *headers: str) -> Json:
                 "log_name": log_name,
                 "transport_api_version": "V3",
                 "buffer_flush_interval": seconds(ACCESS_LOG_FLUSH_S),
-                "buffer_size_bytes": ACCESS_LOG_BUFFER_BYTES,
+                "buffer_size_bytes": LOG_FULL_BYTES,
                 "custom_tags": [{"tag": contract.ACCESS_LOG_CALL_STATUS, "value": _CALL_STATUS}],
                 "grpc_service": {
                     "envoy_grpc": {

@@ -64,8 +64,9 @@ ANSWER_S: Final = 10.0
 # Memory: the largest messages taken. Envoy sends no more than 60 KiB of headers.
 PROCESS_BYTES_MAX: Final = 64 * 1024
 HEALTH_BYTES_MAX: Final = 4 * 1024
-# Envoy sends a log at 2 MiB (the bootstrap's buffer), to the end of its last entry.
-LOG_BYTES_MAX: Final = 3 * 1024 * 1024
+# Envoy sends a log when it has so much (the bootstrap's buffer), to the end of its last entry.
+LOG_FULL_BYTES: Final = 2 * 1024 * 1024
+LOG_BYTES_MAX: Final = LOG_FULL_BYTES + 1024 * 1024
 PREFIX_BYTES: Final = 5
 # Memory of one connection: one largest message, and requests beside it.
 BUFFERED_BYTES_MAX: Final = LOG_BYTES_MAX + 2 * PROCESS_BYTES_MAX

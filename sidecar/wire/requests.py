@@ -28,6 +28,7 @@ from sidecar.wire.frames import (
 )
 from sidecar.wire.heads import Head
 from sidecar.wire.limits import (
+    LOG_FULL_BYTES,
     MESSAGE_S,
     PREFIX_BYTES,
     STREAMS_MAX,
@@ -125,8 +126,9 @@ class Requests(Answers):
     def end_logs(self) -> None:
         """Ask watchers to go elsewhere, and access logs after their next message.
 
-        Envoy throws away what it has not sent when it reads the end, up to a whole buffer: just
-        after a message there is nothing.
+        Envoy throws away what it has begun to send when it reads the end, up to a whole buffer.
+        After a message there is nothing for a while, unless it came because the buffer was full:
+        then the timer's may be next at once.
         """
         self._ending_logs = True
         for stream in list(self._streams.values()):
@@ -241,7 +243,8 @@ class Requests(Answers):
             self._hold(len(message))
             stream.log.append(message)
             self._fold_next(stream)
-            if self._ending_logs and self._is_log(stream) and not stream.messages.held:
+            quiet = len(message) < LOG_FULL_BYTES and not stream.messages.held
+            if self._ending_logs and quiet and self._is_log(stream):
                 self._end_log(stream)
         elif stream.id not in self._watched:
             self._take_health_request(stream, message)

@@ -21,7 +21,7 @@ from sidecar.wire.frames import (
     Setting,
     frame,
 )
-from sidecar.wire.limits import CONNECTION_WINDOW, STREAM_WINDOW, STREAMS_MAX
+from sidecar.wire.limits import CONNECTION_WINDOW, LOG_FULL_BYTES, STREAM_WINDOW, STREAMS_MAX
 from tests.sidecar.wire.peer import (
     ACCESS_LOGS,
     CHECK,
@@ -406,6 +406,24 @@ def test_access_log_ends_after_a_whole_message_when_the_drain_ends() -> None:
     assert [content for _, content, _ in peer.served.folding] == [b"first"]
     peer.connection.folded(1, "")
     assert [content for _, content, _ in peer.served.folding] == [b"first", b"second"]
+
+
+def test_access_log_goes_on_after_a_full_buffer_when_the_drain_ends() -> None:
+    """The next message comes with Envoy's timer, perhaps at once."""
+    full, rest = bytes(LOG_FULL_BYTES), b"what came since"
+    peer = Peer().send(headers(1, block_of(ACCESS_LOGS)))
+    peer.answers()
+    peer.connection.go_away_at_last()
+    sent = message(full)
+    for start in range(0, len(sent), FRAME_BYTES_MAX):
+        peer.send(data(1, sent[start : start + FRAME_BYTES_MAX]))
+    assert peer.answers() == {}
+    assert peer.connection.logging
+    assert [content for _, content, _ in peer.served.folding] == [full]
+    peer.connection.folded(1, "")
+    peer.send(data(1, message(rest)))
+    assert peer.answers()[1]["grpc-status"] == "0"
+    assert [content for _, content, _ in peer.served.folding] == [full, rest]
 
 
 def test_health_is_the_handlers_while_draining() -> None:
