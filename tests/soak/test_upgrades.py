@@ -15,13 +15,17 @@ pytestmark = pytest.mark.soak
 UPGRADES: Final = 20
 # wrk breaks off what is under way when it ends.
 BROKEN_OFF: Final = 32
+REST_MS: Final = 2
 
 
-async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> None:
+# A closed loop, which takes all that wrk, Envoy and the sidecar can get of two cores and leaves a
+# new sidecar to wait with the others; and one whose connections rest, at three fifths of its rate.
+@pytest.mark.parametrize("rest_ms", [0, REST_MS])
+async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage, rest_ms: int) -> None:
     rig = await Rig.open(stage)
     before = await stage.unstamped()
     stats_before = await rig.envoy.ext_proc()
-    async with Wrk(stage.port) as wrk:
+    async with Wrk(stage.port, rest_ms=rest_ms) as wrk:
         await rig.steady(2.0)
         for _ in range(UPGRADES):
             await rig.upgrade()
@@ -34,8 +38,8 @@ async def test_nothing_is_lost_when_the_sidecar_is_upgraded(stage: Stage) -> Non
     unstamped = await rig.agree(before)
     print(f"unstamped: {unstamped}, of them waited in vain: {grown['message_timeouts']}")
     assert seen.failed == 0
-    # On a machine whose cores are all busy an answer may come too late, whoever serves.
-    assert unstamped <= grown["message_timeouts"]
+    # When all cores are busy an answer may come too late, whoever serves.
+    assert unstamped <= (0 if rest_ms else grown["message_timeouts"])
 
     def counted() -> bool:
         decided, requests = rig.fake.total("decided"), rig.fake.total("requests")

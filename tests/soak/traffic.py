@@ -35,17 +35,24 @@ class Seen(NamedTuple):
 class Wrk:
     """wrk against Envoy, for as long as the context lasts."""
 
-    def __init__(self, port: int, *, connections: int = CONNECTIONS) -> None:
-        """Nothing runs before the context is entered."""
+    def __init__(self, port: int, *, connections: int = CONNECTIONS, rest_ms: int = 0) -> None:
+        """Nothing runs before the context is entered.
+
+        Args:
+            port: Envoy's.
+            connections: Each asks again when it has its answer,
+            rest_ms: and has rested for so long.
+        """
         self._url = f"http://{LOOPBACK}:{port}/"
         self._connections = connections
+        self._rest_ms = rest_ms
         self._process: asyncio.subprocess.Process | None = None
         self._report = ""
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
             *("wrk", "-t1", f"-c{self._connections}", f"-d{_FOREVER_S}s", "--latency"),
-            *("-s", str(_SCRIPT), self._url),
+            *("-s", str(_SCRIPT), self._url, "--", str(self._rest_ms)),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
