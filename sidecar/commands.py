@@ -147,8 +147,11 @@ def run(
 
 
 def _serve(options: Options) -> None:
+    from sidecar.scheduling import LONG_NS, ask_for_turns
     from sidecar.spawning import Spawned, places, spawn
 
+    # Workers have the same until they serve.
+    ask_for_turns(LONG_NS)
     # While they import what they need, so do we; what fails here is tried again and said there.
     spawned: list[Spawned] = []
     with contextlib.suppress(OSError):

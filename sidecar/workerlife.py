@@ -17,7 +17,7 @@ from typing import Final
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader
 from sidecar.ipc import FrameError, Kind, PlanReport, frame, read_frame
-from sidecar.scheduling import take_short_turns
+from sidecar.scheduling import SHORT_NS, ask_for_turns
 from sidecar.spawning import Place, Spawned, spawn
 
 _LOG = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Life:
             elif kind is Kind.APPLIED:
                 before, self.report = self.listening, PlanReport.decode(payload)
                 if self.listening and not before and self._process is not None:
-                    take_short_turns(self._process.pid)
+                    ask_for_turns(SHORT_NS, self._process.pid)
                 self._on_report()
 
 
