@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc
@@ -76,6 +77,11 @@ class GrpcServer:
         self._draining = False
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers(self._methods())
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """Nothing: gRPC does not tell why it closes a connection."""
+        return {}
 
     async def start(self) -> None:
         """Bind beside the path and rename over it, so that the path never leads nowhere."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any, Final
@@ -29,10 +29,14 @@ class Kind(IntEnum):
 
     PLAN = 1  # supervisor -> worker: a PlanOrder
     APPLIED = 2  # worker -> supervisor: a PlanReport
-    HEARTBEAT = 3  # worker -> supervisor: empty
+    HEARTBEAT = 3  # worker -> supervisor: Faults
     DELTA = 4  # worker -> supervisor: an encoded FoldDelta
     SERVE = 5  # supervisor -> worker: empty; take the socket, as soon as there is a plan
     RETIRE = 6  # supervisor -> worker: empty; another has the socket: drain, and end
+
+
+# A fault of a message rather than of its connection.
+MALFORMED_MESSAGE: Final = "malformed_message"
 
 
 class FrameError(ValueError):
@@ -122,6 +126,26 @@ class PlanOrder:
             defaults=meta["defaults"],
             transparent=meta["transparent"],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What peers have done wrong since the worker's start.
+
+    Attributes:
+        counts: Connections closed for it, by the reason in words; MALFORMED_MESSAGE are messages.
+    """
+
+    counts: Mapping[str, int]
+
+    def encode(self) -> bytes:
+        """A frame's payload; nothing when there is nothing."""
+        return json.dumps(dict(self.counts)).encode() if self.counts else b""
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Faults:
+        """Read a payload."""
+        return cls(json.loads(payload) if payload else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,14 @@ class _Collector(Collector):
         yield _counter("worker_restarts", "Worker processes replaced.", workers.restarts)
         malformed = self._supervisor.malformed_deltas
         yield _counter("worker_deltas_lost", "Workers' deltas that did not decode.", malformed)
+        faults = CounterMetricFamily(
+            _PREFIX + "peer_faults",
+            "Connections closed by their peer's fault, and malformed messages.",
+            labels=["reason"],
+        )
+        for reason, count in sorted(workers.faults().items()):
+            faults.add_metric([reason], count)
+        yield faults
 
     def _envoy(self) -> Iterator[Metric]:
         supervisor = self._supervisor

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Final, Protocol, cast
 
@@ -31,6 +32,8 @@ LOGS_S: Final = 0.6
 # After our last byte: what the peer still sends is read and thrown away, for closing with unread
 # input would reset the connection and take our last words with it.
 LINGER_S: Final = 1.0
+# Why a connection was not taken.
+TOO_MANY: Final = "too_many_connections"
 # What a peer may pour in meanwhile: without a bound it had 3.6 GB of it read, for 0.4 s of CPU.
 LINGER_BYTES: Final = 1024 * 1024
 # A client that has our GOAWAY and all answers closes by itself; one that sees both and the end of
@@ -79,6 +82,11 @@ class Server(Protocol):
         """Refuse new streams, let open ones end within `grace_s`, then close."""
         ...
 
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """Connections that were closed by their peer's fault, by reason, as far as it can tell."""
+        ...
+
 
 class _Peer(asyncio.Protocol):
     """One connection: bytes from the transport to `Connection`, and back."""
@@ -104,6 +112,7 @@ class _Peer(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio's.
         transport = cast("asyncio.Transport", transport)
         if len(self._server.peers) >= CONNECTIONS_MAX:
+            self._server.faults[TOO_MANY] += 1
             transport.abort()
             return
         self._transport = transport
@@ -184,6 +193,8 @@ class _Peer(asyncio.Protocol):
 
     def _end(self, transport: asyncio.Transport) -> None:
         self._ending = True
+        if self.connection.fault is not None:
+            self._server.faults[self.connection.fault.name.lower()] += 1
         transport.write_eof()
         transport.resume_reading()
         self._loop.call_later(LINGER_S, self.abort)
@@ -215,6 +226,7 @@ class WireServer:
         handler: What happens to the messages.
         peers: The connections that are open.
         memory: What they hold together.
+        faults: Those that were closed by their peer's fault, by HTTP/2's error or TOO_MANY.
     """
 
     def __init__(self, listen: Listen, handler: Handler) -> None:
@@ -223,6 +235,7 @@ class WireServer:
         self.handler = handler
         self.peers: set[_Peer] = set()
         self.memory = Memory()
+        self.faults: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None

@@ -35,6 +35,8 @@ class Work:
         self._answered = self.fold.answered
         self._cells = counters.cells
         self._retired = False
+        # Messages that could not be read, of requests and of access logs.
+        self.malformed = 0
 
     def process(self, request: bytes) -> bytes | None:
         """Answer one request, and count the answer."""
@@ -51,6 +53,7 @@ class Work:
                 try:
                     response, slots, tally = decide_unusual(plan, request, _random_unit, _now_s)
                 except MalformedRequest as error:
+                    self.malformed += 1
                     raise PeerError(str(error)) from error
         if slots:
             cells = self._cells
@@ -67,6 +70,7 @@ class Work:
                 # 9,000 entries in one go took 300 ms; Envoy waits 50 ms for an answer.
                 await asyncio.sleep(0)
         except MalformedMessage as error:
+            self.malformed += 1
             raise PeerError(str(error)) from error
         return log_name
 

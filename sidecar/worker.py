@@ -22,7 +22,16 @@ import uvloop
 from sidecar import deltas
 from sidecar.building import build, let_go, read
 from sidecar.counters import CounterFile
-from sidecar.ipc import FrameError, Kind, PlanOrder, PlanReport, frame, read_frame
+from sidecar.ipc import (
+    MALFORMED_MESSAGE,
+    Faults,
+    FrameError,
+    Kind,
+    PlanOrder,
+    PlanReport,
+    frame,
+    read_frame,
+)
 from sidecar.listen import Listen, ServerKind
 from sidecar.plan import InvalidSnapshot
 from sidecar.protocol import Server, make_server
@@ -89,6 +98,7 @@ class Worker:
             await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(OSError):
             self._send_delta(writer)
+            self._say_alive(writer)
             await writer.drain()
             writer.close()
             await writer.wait_closed()
@@ -175,7 +185,7 @@ class Worker:
         while True:
             self._watchdog.beat()
             if _unread(writer) < UNREAD_BYTES_MAX:
-                _say(writer, Kind.HEARTBEAT)
+                self._say_alive(writer)
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _flush(self, writer: asyncio.StreamWriter) -> None:
@@ -183,6 +193,13 @@ class Worker:
             await asyncio.sleep(FLUSH_S)
             if _unread(writer) < UNREAD_BYTES_MAX:
                 self._send_delta(writer)
+
+    def _say_alive(self, writer: asyncio.StreamWriter) -> None:
+        """And what peers have done wrong."""
+        faults = dict(self._server.faults)
+        if self._work.malformed:
+            faults[MALFORMED_MESSAGE] = self._work.malformed
+        _say(writer, Kind.HEARTBEAT, Faults(faults).encode())
 
     def _send_delta(self, writer: asyncio.StreamWriter) -> None:
         delta = self._work.fold.take()

@@ -11,12 +11,12 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from sidecar.clock import monotonic_ms
 from sidecar.counters import CounterFile, CounterReader
-from sidecar.ipc import FrameError, Kind, PlanReport, frame, read_frame
+from sidecar.ipc import Faults, FrameError, Kind, PlanReport, frame, read_frame
 from sidecar.scheduling import SHORT_NS, ask_for_turns
 from sidecar.spawning import Place, Spawned, spawn
 
@@ -54,6 +54,7 @@ class Life:
         self.decided: CounterReader | None = None
         self.report: PlanReport | None = None
         self.status: int | None = None
+        self.faults: Mapping[str, int] = {}
         # Another has its socket: its end is no fault.
         self.retiring = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -157,6 +158,9 @@ class Life:
             self._heard_ms = monotonic_ms()
             if kind is Kind.DELTA:
                 self._on_delta(payload)
+            elif kind is Kind.HEARTBEAT:
+                if payload:
+                    self.faults = Faults.decode(payload).counts
             elif kind is Kind.APPLIED:
                 before, self.report = self.listening, PlanReport.decode(payload)
                 if self.listening and not before and self._process is not None:

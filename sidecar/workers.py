@@ -76,6 +76,7 @@ class Workers:
         self._replacing = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._progress = asyncio.Event()
+        self._faults_before: Counter[str] = Counter()
         self.restarts = 0
         # How often all were replaced because somebody asked for it.
         self.replacements = 0
@@ -124,6 +125,13 @@ class Workers:
     def pids(self) -> list[int]:
         """Process ids of the running workers."""
         return [life.pid for life in self._current() if life.pid is not None]
+
+    def faults(self) -> dict[str, int]:
+        """What peers have done wrong, all workers together, dead ones too; see `ipc.Faults`."""
+        total = Counter(self._faults_before)
+        for life in self._running:
+            total.update(life.faults)
+        return dict(total)
 
     def take_decided(self, keys: Mapping[Key, int]) -> dict[Key, int]:
         """Answers given since the last call, all workers together, dead ones included."""
@@ -269,6 +277,7 @@ class Workers:
             await life.run()
         finally:
             del self._running[life]
+            self._faults_before.update(life.faults)
             self._ended.append(life)
             self._changed()
         if slot.life is not life or self._stopping.is_set():

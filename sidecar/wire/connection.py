@@ -121,6 +121,8 @@ class Connection(Handlers):
         self._steps = 0
         self.closed = False
         self.unfinished = False
+        # Why it was closed, if by the peer's fault: an error code of HTTP/2.
+        self.fault: ErrorCode | None = None
         asked = {
             Setting.MAX_CONCURRENT_STREAMS: STREAMS_MAX,
             Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
@@ -419,6 +421,7 @@ class Connection(Handlers):
 
     def _fail(self, fault: ConnectionFault) -> None:
         """Section 5.4.1."""
+        self.fault = fault.code
         self._out.append(frames.goaway(self._last_id, fault.code, fault.reason))
         # Those that waited for memory wait for nothing now: a GOAWAY is the last that is said.
         self._starved.clear()

@@ -27,6 +27,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
 from sidecar.snapshotfile import encode
 from tests.integration.client import Client, Load, Request, Response, Tally
 from tests.integration.fakecontrol import FakeControl
@@ -541,13 +544,17 @@ class Stage:
 
     async def metric(self, name: str) -> float:
         """Sum of a metric of the sidecar over its labels."""
+        return sum([sample.value for sample in await self._samples(name)])
+
+    async def metric_by(self, name: str, label: str) -> dict[str, float]:
+        """A metric of the sidecar by one label."""
+        return {sample.labels[label]: sample.value for sample in await self._samples(name)}
+
+    async def _samples(self, name: str) -> list[Sample]:
         text = await _http_get(self.metrics_port, "/metrics")
-        values = [
-            float(line.rsplit(" ", 1)[1])
-            for line in text.splitlines()
-            if line.split("{")[0].split(" ")[0] == name
-        ]
-        return sum(values)
+        lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(name))
+        families = text_string_to_metric_families(lines)
+        return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 async def _accepts(port: int) -> bool:
