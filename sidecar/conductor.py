@@ -23,6 +23,7 @@ from sidecar.envoyfiles import (
     clusters_text,
     filter_text,
     routes_text,
+    stray_local,
 )
 from sidecar.envoyfilter import forwarded_inputs
 from sidecar.gate import Gate, Routes
@@ -78,6 +79,7 @@ class Conductor:
         self._dir = envoy_dir
         self._admin = admin
         self._local = local
+        self._local_is_stray = False
         self._on_look = on_look
         self._on_step = on_step
         self._clusters: dict[str, ClusterPlan] = {}
@@ -125,6 +127,7 @@ class Conductor:
                     self._clusters[variant.cluster.cluster] = variant.cluster
         for target in self._config.snapshot.targets:
             self._clusters[target.baseline.cluster] = target.baseline
+        self._warn_of_local()
         self._gate.desire(self._config.desired())
         self.wake()
         if not self._begun:
@@ -220,6 +223,14 @@ class Conductor:
         plans = self._clusters.values()
         beside = {plan.cluster: 1 for plan in plans if plan.upstream.address == self._local}
         return {**state.healthy_hosts, **beside}
+
+    def _warn_of_local(self) -> None:
+        """Say once that the pod beside Envoy is in no resource, and again when that begins anew."""
+        snapshot = self._config.snapshot
+        stray = stray_local(snapshot, self._local) if snapshot.targets else ""
+        if stray and not self._local_is_stray:
+            _LOG.warning("--local: %s", stray)
+        self._local_is_stray = bool(stray)
 
     def _order_late(self) -> None:
         """Order after the routes, or after ROUTES_FIRST_S whatever Envoy does."""

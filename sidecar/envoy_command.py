@@ -111,4 +111,6 @@ def bootstrap_command(
     except OSError as error:
         fail(f"{error.filename or 'file'}: {error.strerror or error}", EXIT_FAILED)
     typer.echo(f"{out / 'bootstrap.yaml'}: {len(baselines.targets)} target(s)")
+    if stray := envoyfiles.stray_local(plan, local):
+        typer.echo(f"warning: --local: {stray}", err=True)
     tell_findings(out / "bootstrap.yaml", text, plan)

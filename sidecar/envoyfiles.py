@@ -25,6 +25,9 @@ UPSTREAM_IDLE_S: Final = 3.0
 # Envoy's default of 1,024 would answer 503 to a burst; the model's own limits decide.
 UPSTREAM_LIMIT: Final = 1_000_000
 
+# Of the addresses that a warning offers.
+_ADDRESSES_TOLD: Final = 5
+
 _SYSTEM_CA: Final = "/etc/ssl/certs/ca-certificates.crt"
 
 
@@ -95,6 +98,23 @@ def cluster_plans(
         found.update({v.cluster.cluster: v.cluster for v in experiment.variants})
     found.update({target.baseline.cluster: target.baseline for target in snapshot.targets})
     return [found[name] for name in sorted(found) if name]
+
+
+def stray_local(snapshot: Snapshot, local: str) -> str:
+    """What is wrong with the address of the pod beside Envoy, in words; "" = nothing.
+
+    An Envoy that intercepts for a pod that no resource names splits nothing: every request goes to
+    the pod as it came. The resources may come later, so that this warns, and refuses nothing.
+
+    Args:
+        snapshot: The resources.
+        local: HOST:PORT; "" = Envoy does not intercept.
+    """
+    known = sorted({plan.upstream.address for plan in cluster_plans(snapshot)} - {""})
+    if not local or local in known:
+        return ""
+    told = ", ".join(known[:_ADDRESSES_TOLD]) + (", ..." if len(known) > _ADDRESSES_TOLD else "")
+    return f"{local!r} is the address of no baseline or variant; they have {told or 'none'}"
 
 
 def clusters(

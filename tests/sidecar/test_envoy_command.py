@@ -149,3 +149,14 @@ def test_bootstrap_refuses_filters_that_are_no_list_of_filters(
     assert code == 3
     assert "filters.yaml: " in output
     assert not (tmp_path / "bootstrap.yaml").exists()
+
+
+def test_bootstrap_warns_of_an_intercepted_pod_when_no_resource_has_its_address(
+    tmp_path: Path, target: str
+) -> None:
+    code, output = _run(tmp_path, "-f", target, local="10.0.0.7:8080")
+    assert code == 0
+    assert "warning: --local: '10.0.0.7:8080' is the address of no baseline or variant" in output
+    assert "fraud-v1:8080" in output
+    code, output = _run(tmp_path, "-f", target, local="fraud-v1:8080")
+    assert (code, "warning" in output) == (0, False)
