@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -237,7 +238,7 @@ def analyze(
         better = {"lower": lower_is_better or (), "higher": higher_is_better or ()}
         young = {"label_maturity_s": _seconds("--label-maturity", label_maturity)}
         more: dict[str, Any] = {**better, **young, "caps": _shares("--cap", cap)}
-        found = _asked(metric or (), file or (), covariate=covariate, strata=strata, **more)
+        found, spread = _asked(metric or (), file or (), covariate=covariate, strata=strata, **more)
         effects = {"minimum_effect": minimum_effect, "equivalence": equivalence, "harm": harm}
         model = {"score_column": score_column, "positive": positive}
         model |= {"label_column": label_column, "prediction_column": prediction_column}
@@ -262,7 +263,7 @@ def analyze(
             spill=None if spill is None else str(spill),
             progress=progress,
         )
-        deliver(analysis, as_json=json, html=html, plot=plot)
+        deliver(_warned(analysis, spread), as_json=json, html=html, plot=plot)
 
 
 def _asked(
@@ -275,12 +276,15 @@ def _asked(
     higher: Sequence[str],
     caps: Mapping[str, float],
     label_maturity_s: float | None,
-) -> dict[str, Any]:
-    """What is asked for; `control.commands.declaring` takes a while to import, and needs files."""
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What is asked for, and warnings.
+
+    `control.commands.declaring` takes a while to import, and needs files.
+    """
     if files:
         from control.commands.declaring import asked
 
-        return asked(
+        found = asked(
             texts,
             files,
             covariate=covariate,
@@ -289,7 +293,8 @@ def _asked(
             higher=higher,
             caps=caps,
             label_maturity_s=label_maturity_s,
-        )._asdict()
+        )
+        return found.question._asdict(), found.warnings
     return {
         "metrics": tuple(texts),
         "lower_is_better": tuple(lower),
@@ -298,7 +303,11 @@ def _asked(
         "strata": strata or None,
         "caps": caps,
         "label_maturity_s": label_maturity_s or 0.0,
-    }
+    }, ()
+
+
+def _warned(analysis: Analysis, warnings: tuple[str, ...]) -> Analysis:
+    return replace(analysis, warnings=(*warnings, *analysis.warnings))
 
 
 def engine() -> Callable[..., Analysis]:

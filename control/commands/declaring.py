@@ -6,7 +6,7 @@ contradicts itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from control.model.metrics import Direction, Kind
 from turnout.v1alpha1.metric_pb2 import MetricSpec
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """What is asked of an analysis; see the options of these names."""
 
     metrics: tuple[str, ...]
@@ -26,6 +26,13 @@ class Asked(NamedTuple):
     strata: str | None
     caps: dict[str, float]
     label_maturity_s: float
+
+
+class Asked(NamedTuple):
+    """A question, and what to tell of it."""
+
+    question: Question
+    warnings: tuple[str, ...]
 
 
 def asked(
@@ -63,17 +70,22 @@ def asked(
     }
     names = list(texts) or list(known)
     used = [known[name] for name in names if name in known]
-    return Asked(
+    adjusted = {found.name: (found.covariate,) for found in used if found.covariate}
+    apart = {found.name: found.segments for found in used if found.segments}
+    before = _Column(covariate, ()) if covariate else _one("covariate", names, adjusted)
+    groups = _Column(strata, ()) if strata else _one("segments", names, apart)
+    question = Question(
         tuple(_written(known[name]) if name in known else name for name in names),
         (*lower, *(found.name for found in used if found.direction is Direction.LOWER)),
         (*higher, *(found.name for found in used if found.direction is Direction.HIGHER)),
-        covariate or _one("covariate", (found.covariate for found in used if found.covariate)),
-        strata or _one("segments", (column for found in used for column in found.segments)),
+        before.column,
+        groups.column,
         {found.name: found.cap for found in used if found.cap is not None} | dict(caps),
         max((found.label_maturity_s for found in used), default=0.0)
         if label_maturity_s is None
         else label_maturity_s,
     )
+    return Asked(question, before.warnings + groups.warnings)
 
 
 def _written(found: Definition) -> str:
@@ -85,11 +97,29 @@ def _written(found: Definition) -> str:
     return f"{found.name}={found.value}:{found.kind}{level}"
 
 
-def _one(field: str, columns: Iterable[str]) -> str | None:
-    found = sorted(set(columns))
+class _Column(NamedTuple):
+    """The one column that all metrics of an analysis share, None = none declares one."""
+
+    column: str | None
+    warnings: tuple[str, ...]
+
+
+def _one(field: str, names: Sequence[str], declared: Mapping[str, Sequence[str]]) -> _Column:
+    """The column that metrics declare, with a warning where it reaches others that do not.
+
+    Raises:
+        ValueError: They declare several.
+    """
+    found = sorted({column for columns in declared.values() for column in columns})
+    if not found:
+        return _Column(None, ())
     if len(found) > 1:
         raise ValueError(
             f"metrics: {field}: {', '.join(found)}: an analysis takes one; ask for these metrics "
             "one after the other, or say which by --covariate or --strata"
         )
-    return found[0] if found else None
+    others = [name for name in names if name not in declared]
+    if not others:
+        return _Column(found[0], ())
+    told = f"{field}: {found[0]}, which {', '.join(declared)} declares, is used for"
+    return _Column(found[0], (f"{told} {', '.join(others)}, too",))

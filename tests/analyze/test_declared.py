@@ -66,6 +66,22 @@ def test_declared_metrics_are_judged_as_they_say(data: Path) -> None:
     assert [stratum["stratum"] for stratum in json.loads(out)["strata"]] == ["DE"]
 
 
+def test_covariate_and_segments_are_told_when_they_reach_metrics_that_do_not_declare_them(
+    data: Path,
+) -> None:
+    def told(*words: str) -> list[str]:
+        code, out, err = analysed(data, METRICS, *words)
+        assert code == 0, err
+        return [w for w in json.loads(out)["warnings"] if "declares" in w]
+
+    assert told() == [
+        "covariate: before, which basket-value declares, is used for clicking, slowest, too",
+        "segments: country, which basket-value declares, is used for clicking, slowest, too",
+    ]
+    assert told("--metric", "basket-value") == []
+    assert len(told("--covariate", "before")) == 1
+
+
 def test_declared_cap_is_applied_unless_the_command_line_says_another(data: Path) -> None:
     values = np.array([line.split(",")[2] for line in data.read_text().splitlines()[1:]], float)
     treated = np.arange(len(values)) % 2 == 1
