@@ -26,6 +26,7 @@ from sidecar.protocol import (
     Handler,
     PeerError,
 )
+from sidecar.wire.calls import SERVICE_UNKNOWN
 from sidecar.wire.limits import LOG_BYTES_MAX
 from turnout.envoy.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -149,19 +150,23 @@ class GrpcServer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return _EMPTY
 
-    def _health(self) -> bytes:
+    def _health(self, request: bytes) -> bytes | None:
+        """What a health request is told; None = it asks about another service."""
+        if HealthCheckRequest.FromString(request).service not in ("", EXT_PROC_SERVICE):
+            return None
         serving = self._handler.healthy() and not self._draining
         status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
         return HealthCheckResponse(status=status).SerializeToString()
 
     async def _check(self, request: bytes, context: Any) -> bytes:
-        if HealthCheckRequest.FromString(request).service not in ("", EXT_PROC_SERVICE):
+        told = self._health(request)
+        if told is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return self._health()
+        return told or _EMPTY  # not reached: abort raises
 
     async def _watch(self, request: bytes, context: Any) -> None:
-        await context.write(last := await self._check(request, context))
+        await context.write(last := self._health(request) or SERVICE_UNKNOWN)
         while not self._draining:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            if (now := self._health()) != last:
+            if (now := self._health(request) or SERVICE_UNKNOWN) != last:
                 await context.write(last := now)

@@ -105,6 +105,8 @@ class _Peer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ending = False
         self._discarded = 0
+        # One of its access logs at a time asks for the server's turn: see `WireServer.turn`.
+        self._turn = asyncio.Lock()
 
     # -- Called by the loop ------------------------------------------------------------------------
 
@@ -205,7 +207,8 @@ class _Peer(asyncio.Protocol):
     async def _folding(self, stream_id: int, message: bytes, log_name: str) -> None:
         failed = None
         try:
-            log_name = await self._server.handler.access_log(message, log_name)
+            async with self._turn, self._server.turn:
+                log_name = await self._server.handler.access_log(message, log_name)
         except PeerError as error:
             failed = error
         self.connection.folded(stream_id, log_name, failed)
@@ -227,6 +230,8 @@ class WireServer:
         peers: The connections that are open.
         memory: What they hold together.
         faults: Those that were closed by their peer's fault, by HTTP/2's error or TOO_MANY.
+        turn: Who folds. A turn of the loop folds one step of one message, however many access logs
+            are open; connections take turns, whatever the number of their streams.
     """
 
     def __init__(self, listen: Listen, handler: Handler) -> None:
@@ -236,6 +241,7 @@ class WireServer:
         self.peers: set[_Peer] = set()
         self.memory = Memory()
         self.faults: Counter[str] = Counter()
+        self.turn = asyncio.Lock()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None

@@ -33,6 +33,8 @@ from sidecar.wire.limits import (
     ANSWERED_S,
     BUFFERED_BYTES_MAX,
     CLOSED_REMEMBERED,
+    EXPIRED_BURST,
+    EXPIRED_PER_S,
     FAIR_SHARE_BYTES,
     LATE_BURST,
     LATE_PER_S,
@@ -65,17 +67,20 @@ class Answers:
         self._closed: dict[int, StreamState] = {}
         self._resets = Bucket(RESETS_BURST, RESETS_PER_S)
         self._late = Bucket(LATE_BURST, LATE_PER_S)
+        self._expired = Bucket(EXPIRED_BURST, EXPIRED_PER_S)
         # Streams that were answered at the last look, and when that was.
         self._answered_then: list[int] = []
         self._looked_s = 0.0
         # Costly things done in this turn.
         self._chores = 0
-        # What we may send: on the connection, and on a new stream; what waits for more.
+        # What we may send: on the connection, and on a new stream; who waits for the connection's.
         self._window = WINDOW_DEFAULT
         self._stream_window = WINDOW_DEFAULT
         self._blocked: dict[int, Stream] = {}
         self._unsent_bytes = 0
         self._data_frames = 0
+        # Answers that are one block, without DATA.
+        self._bare_answers = 0
         # What has come and is not done with, what is promised to large messages, who waits.
         self._buffered_bytes = 0
         self._reserved_bytes = 0
@@ -103,6 +108,7 @@ class Answers:
     def _answer(self, stream: Stream, message: bytes | None) -> None:
         """One message and status 0; None = status 0 alone (Trailers-Only)."""
         if message is None:
+            self._bare_answers += 1
             self._send_block(stream.id, ONLY_OK, END_STREAM)
             self._finish(stream)
             return
@@ -171,9 +177,8 @@ class Answers:
             flags = END_STREAM if last else 0
             self._out.append(frames.frame(FrameType.DATA, flags, stream.id, part))
         if unsent:
-            if stream.id not in self._blocked:
-                self._blocked[stream.id] = stream
-                stream.answer_by_s = self._now_s + ANSWER_S
+            stream.answer_by_s = stream.answer_by_s or self._now_s + ANSWER_S
+            self._wait_for_connection(stream)
             return
         self._blocked.pop(stream.id, None)
         stream.answer_by_s = 0.0
@@ -182,12 +187,20 @@ class Answers:
                 self._send_block(stream.id, stream.trailers, END_STREAM)
             self._finish(stream)
 
+    def _wait_for_connection(self, stream: Stream) -> None:
+        """Whether what is unsent waits for the connection's window; else for the stream's own.
+
+        A peer that opens the one byte by byte must not make us look at those that need the other.
+        """
+        if stream.window > 0:
+            self._blocked[stream.id] = stream
+        else:
+            self._blocked.pop(stream.id, None)
+
     def _pump_all(self) -> None:
         """The connection's window has grown: in the order in which the streams came to wait."""
-        for stream in list(self._blocked.values()):
-            if self._window <= 0:
-                return
-            self._pump(stream)
+        while self._blocked and self._window > 0:
+            self._pump(next(iter(self._blocked.values())))
 
     def _resize_windows(self, size: int) -> None:
         """SETTINGS_INITIAL_WINDOW_SIZE moves every open stream's window (section 6.9.2)."""
@@ -197,6 +210,8 @@ class Answers:
             stream.window += change
             if stream.window > WINDOW_MAX:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflows")
+            if stream.unsent:
+                self._wait_for_connection(stream)
 
     # -- The peer's windows ------------------------------------------------------------------------
 
@@ -244,8 +259,15 @@ class Answers:
         self._reserved_bytes -= used
 
     def _feed_the_starved(self) -> None:
+        """Give memory to those that wait, in their order, until one must wait on.
+
+        All of them want much, so that it is seldom in another's way; and a peer that ends streams
+        one by one does not make us look at a thousand each time.
+        """
         for stream in list(self._starved.values()):
             self._give_window(stream)
+            if stream.id in self._starved and not stream.log:
+                return
 
     # -- Ends --------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ class Method(IntEnum):
     CHECK = 2
     WATCH = 3
     PAGE = 4  # GET /healthz, on TCP
+    PAGE_HEAD = 5  # HEAD of the same
 
 
 class Status(IntEnum):
@@ -65,8 +66,10 @@ MESSAGE_BYTES_MAX: Final = (
     HEALTH_BYTES_MAX,
     HEALTH_BYTES_MAX,
     0,
+    0,
 )
 PAGE_PATH: Final = b"/healthz"
+_PAGE_METHODS: Final = {b"GET": Method.PAGE, b"HEAD": Method.PAGE_HEAD}
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc([+;].*)?")
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -160,7 +163,10 @@ def call_of(head: Head, *, pages: bool) -> Call:
         Refused: It cannot be served; what to answer.
     """
     if pages and head.path == PAGE_PATH:
-        return Call(Method.PAGE)
+        page = _PAGE_METHODS.get(head.method)
+        if page is None:
+            raise NotGrpc(405)
+        return Call(page)
     if head.method != b"POST":
         raise NotGrpc(404 if pages else 405)
     if not _CONTENT_TYPE.fullmatch(head.content_type):
@@ -249,23 +255,28 @@ def prefixed(message: bytes) -> bytes:
     return b"\0" + WORD.pack(len(message)) + message
 
 
-def health(request: bytes) -> None:
-    """Check what a health request asks about.
+def is_ours(request: bytes) -> bool:
+    """Whether a health request asks about a service that is here.
 
     Raises:
-        Refused: Not about us, or unreadable.
+        Refused: It is unreadable.
     """
     try:
         service = HealthCheckRequest.FromString(request).service
     except DecodeError as error:
         raise Refused(Status.INVALID_ARGUMENT, "not a HealthCheckRequest") from error
-    if service not in ("", EXT_PROC_SERVICE):
-        raise Refused(Status.NOT_FOUND, "unknown service")
+    return service in ("", EXT_PROC_SERVICE)
 
 
 _SERVING: Final = HealthCheckResponse(status=HealthCheckResponse.SERVING).SerializeToString()
 _NOT_SERVING: Final = HealthCheckResponse(
     status=HealthCheckResponse.NOT_SERVING
+).SerializeToString()
+
+
+# What a Watch of another service is told, and told once: no service is added later.
+SERVICE_UNKNOWN: Final = HealthCheckResponse(
+    status=HealthCheckResponse.SERVICE_UNKNOWN
 ).SerializeToString()
 
 

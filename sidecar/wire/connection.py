@@ -116,7 +116,8 @@ class Connection(Handlers):
         self._rest = b""
         self._begin_by_s = now_s + PREFACE_S
         self._frame_since_s = now_s
-        # As `_fast` said after the last frame on the general path, which alone changes it.
+        # As `_fast` said when what it goes by last changed: after each frame on the general path,
+        # an answer that windows hold back, and a tick.
         self._fast_terms = self._fast()
         self._steps = 0
         self.closed = False
@@ -193,6 +194,7 @@ class Connection(Handlers):
             self._look_at_streams(now_s)
             self._feed_the_starved()
             self._end_answered()
+            self._fast_terms = self._fast()
         except ConnectionFault as fault:
             self._fail(fault)
 
@@ -211,12 +213,14 @@ class Connection(Handlers):
 
     def close(self) -> None:
         """End what is open; after what is to be sent, take and send nothing more."""
+        self._starved.clear()
         for stream in list(self._streams.values()):
             self._end_call(stream, Refused(Status.UNAVAILABLE, "the server ends"))
         self._end()
 
     def forget(self) -> None:
         """The transport is gone: what is not whole will never be."""
+        self._starved.clear()
         for stream in list(self._streams.values()):
             self._drop(stream)
         self._end()
@@ -323,6 +327,7 @@ class Connection(Handlers):
                 self._refuse_unreadable(stream_id, error, ended=bool(flags))
                 break
             if answer is None:
+                self._bare_answers += 1
                 out += (ONLY_START, id_bytes, ONLY_OK)
             elif (length := len(answer)) > answer_max or length + PREFIX_BYTES > self._window:
                 self._answer_slowly(stream_id, answer, ended=bool(flags))
@@ -371,6 +376,7 @@ class Connection(Handlers):
         if ended:
             stream.state = StreamState.HALF_CLOSED_REMOTE
         self._answer(stream, answer)
+        self._fast_terms = self._fast()
 
     def _take_frame(self, data: bytes, at: int, size: int) -> int:
         """Take one frame of any kind; the position behind it, or `at` if it is not whole."""
@@ -414,6 +420,8 @@ class Connection(Handlers):
             late = any(0.0 < by_s < now_s for by_s in (stream.message_by_s, stream.answer_by_s))
             if late or 0.0 < stream.expires_s < now_s:
                 slow = slow or late
+                if not late and not self._expired.take(now_s):
+                    raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "calls without time")
                 self._out.append(frames.rst_stream(stream.id, ErrorCode.CANCEL))
                 self._end_by_reset(stream.id, StreamState.CLOSED_BY_US)
         if slow and not self._streams:
@@ -422,7 +430,9 @@ class Connection(Handlers):
     def _fail(self, fault: ConnectionFault) -> None:
         """Section 5.4.1."""
         self.fault = fault.code
-        self._out.append(frames.goaway(self._last_id, fault.code, fault.reason))
+        # Never above what a GOAWAY before has named (section 6.8).
+        last_id = min(self._last_id, self._final_id)
+        self._out.append(frames.goaway(last_id, fault.code, fault.reason))
         # Those that waited for memory wait for nothing now: a GOAWAY is the last that is said.
         self._starved.clear()
         for stream in list(self._streams.values()):

@@ -40,6 +40,7 @@ from sidecar.wire.limits import (
     EMPTY_DATA_IN_A_ROW_MAX,
     HEADER_BLOCK_BYTES_MAX,
     HEADER_BLOCK_S,
+    LATE_FRAME_BYTES,
     NOISE_BASE,
     PINGS_IN_A_ROW_MAX,
     PINGS_WINDOW_S,
@@ -120,7 +121,7 @@ class Handlers(Requests):
         if self._empty_data > EMPTY_DATA_IN_A_ROW_MAX:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "empty DATA frames")
         if action is Action.RESET_CLOSED or action is Action.DISCARD:
-            self._count_late(len(payload))
+            self._count_late(max(len(payload), LATE_FRAME_BYTES))
             if action is Action.RESET_CLOSED:
                 raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "data on a closed stream")
             return
@@ -128,13 +129,13 @@ class Handlers(Requests):
         if stream is not None:
             self._take_data(stream, data, len(payload))
         else:
-            self._take_late_data(stream_id, len(payload))
+            self._take_late_data(stream_id, len(payload), ended=ended)
         if ended:
             self._on_end(stream_id)
 
-    def _take_late_data(self, stream_id: int, length: int) -> None:
-        """What the peer sent before it saw our answer."""
-        self._count_late(length)
+    def _take_late_data(self, stream_id: int, length: int, *, ended: bool) -> None:
+        """What the peer sent before it saw our answer; the end that each stream has is free."""
+        self._count_late(length if ended else max(length, LATE_FRAME_BYTES))
         self._answered[stream_id] += length
         if self._answered[stream_id] > STREAM_WINDOW:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window exceeded")
@@ -383,7 +384,7 @@ class Handlers(Requests):
 
     def _count_noise(self) -> None:
         self._noise += 1
-        if self._noise > NOISE_BASE + self._data_frames:
+        if self._noise > NOISE_BASE + self._data_frames + self._bare_answers:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "frames that say nothing")
 
 

@@ -7,7 +7,8 @@ Our SETTINGS ask for a header table of size 0. From the first block on that obey
 change the decoder, so the same bytes always mean the same, and decoding can be skipped: for a block
 seen before, and, on the fast path, for one that begins with a learned method and path
 (`83 04 <length> <path>`: :method POST, then :path, never indexed) - what follows there, like a
-trace id, differs from request to request and means nothing for a request that is whole.
+trace id, differs from request to request and means nothing for a request that is whole. So what is
+wrong with the rest of such a block is not found either; it harms nobody but its sender.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _CONNECTION_NAMES: Final = frozenset(
 )
 _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _REQUIRED: Final = (b":method", b":scheme", b":path")
+# Section 8.5: these and no others.
+_OF_CONNECT: Final = frozenset((b":method", b":authority"))
 _POST_AND_PATH: Final = b"\x83\x04"
 
 
@@ -135,11 +138,14 @@ def head_of(fields: list[tuple[bytes, bytes]]) -> Head:
             raise Malformed("two content-lengths")
         else:
             regular.setdefault(name, value)
-    if any(not pseudo.get(name) for name in _REQUIRED):
+    if pseudo.get(b":method") == b"CONNECT":
+        if pseudo.keys() != _OF_CONNECT or not pseudo[b":authority"]:
+            raise Malformed("a CONNECT has other pseudo-headers")
+    elif any(not pseudo.get(name) for name in _REQUIRED):
         raise Malformed("a pseudo-header is missing or empty")
     return Head(
         method=pseudo[b":method"],
-        path=pseudo[b":path"],
+        path=pseudo.get(b":path", b""),
         length=_length(regular.get(b"content-length")),
         content_type=regular.get(b"content-type", b""),
         encoding=regular.get(b"grpc-encoding", b""),

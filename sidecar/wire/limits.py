@@ -21,9 +21,16 @@ RESETS_PER_S: Final = 100.0
 
 # The same budget pays for calls that we must end by a status of the peer's fault.
 
-# DATA for streams that have ended: what was on its way when they did, and no more. In bytes.
+# Calls whose own time (grpc-timeout) is over, which we reset. A stall of ours ends all that are
+# open at once, and more a moment later: that is no attack.
+EXPIRED_BURST: Final = 2 * STREAMS_MAX
+EXPIRED_PER_S: Final = 1_000.0
+
+# DATA for streams that have ended: what was on its way when they did, and no more. In bytes, of
+# which a frame counts for so many at least: one of none costs us as much as one of some.
 LATE_BURST: Final = 512 * 1024
 LATE_PER_S: Final = 64 * 1024.0
+LATE_FRAME_BYTES: Final = 256
 # Streams that we have answered and the peer has not ended are reset (NO_ERROR) after so long; a
 # second reset by us before would race with the answer (grpc then reports INTERNAL).
 ANSWERED_S: Final = 5.0
@@ -52,7 +59,8 @@ EMPTY_DATA_IN_A_ROW_MAX: Final = 1
 WINDOW_UPDATES_BASE: Final = 100
 WINDOW_UPDATES_PER_DATA: Final = 10
 # PRIORITY flood (CVE-2019-9513), and all else that is allowed and says nothing: unknown types,
-# acknowledgements of nothing, resets of streams that are gone. One more for each answer.
+# acknowledgements of nothing, resets of streams that are gone. Clients reset calls whose answer is
+# on its way: one more for each answer.
 NOISE_BASE: Final = 100
 
 # Slow preface, slow header block (Slowloris), slow message, and an answer that is never read.
@@ -78,6 +86,14 @@ FAIR_SHARE_BYTES: Final = 2 * PROCESS_BYTES_MAX
 STREAM_WINDOW: Final = 2 * PROCESS_BYTES_MAX
 # The connection's window is given once and refilled at half: only streams push back.
 CONNECTION_WINDOW: Final = 2**30
+# Flood of small messages: each costs a task and its place in a queue, whatever it says. An entry of
+# an access log alone has some hundred bytes; smaller messages have a budget, as has what comes on a
+# health watch behind its request.
+CRUMB_BYTES: Final = 128
+CRUMBS_BURST: Final = 1_000
+CRUMBS_PER_S: Final = 100.0
+# What a message that waits for its turn takes beside its bytes.
+MESSAGE_OVERHEAD_BYTES: Final = 64
 # Answers that wait for the peer's window: beyond it new streams are refused.
 UNSENT_BYTES_MAX: Final = 64 * 1024
 # Ids of streams that ended oddly, so that what is still on its way can be told from a fault.

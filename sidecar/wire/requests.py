@@ -12,27 +12,34 @@ from typing import Final
 
 from sidecar.wire.answers import Answers
 from sidecar.wire.calls import (
+    SERVICE_UNKNOWN,
     Method,
     PeerError,
     Refused,
     Status,
     call_of,
-    health,
     health_answer,
+    is_ours,
     prefixed,
 )
 from sidecar.wire.frames import (
+    END_STREAM,
     ConnectionFault,
     ErrorCode,
     StreamFault,
 )
 from sidecar.wire.heads import Head
 from sidecar.wire.limits import (
+    CRUMB_BYTES,
+    CRUMBS_BURST,
+    CRUMBS_PER_S,
     LOG_FULL_BYTES,
+    MESSAGE_OVERHEAD_BYTES,
     MESSAGE_S,
     PREFIX_BYTES,
     STREAMS_MAX,
     UNSENT_BYTES_MAX,
+    Bucket,
     Memory,
 )
 from sidecar.wire.states import StreamState
@@ -60,6 +67,7 @@ class Requests(Answers):
         self._strict = strict
         # Access logs end with the message that is whole next.
         self._ending_logs = False
+        self._crumbs = Bucket(CRUMBS_BURST, CRUMBS_PER_S)
 
     # -- What the shell asks -----------------------------------------------------------------------
 
@@ -82,7 +90,7 @@ class Requests(Answers):
             error: Why the message could not be read.
         """
         stream = self._logs[stream_id]
-        self._hold(-len(stream.log.pop(0)))
+        self._hold(-_held(stream.log.pop(0)))
         stream.log_name = log_name
         stream.folding = False
         try:
@@ -95,7 +103,7 @@ class Requests(Answers):
         """One message of an access log is folded, or could not be read."""
         live = self._streams.get(stream.id) is stream
         if error is not None:
-            self._hold(-sum(map(len, stream.log)))
+            self._hold(-sum(map(_held, stream.log)))
             stream.log.clear()
         if stream.log:
             self._fold_next(stream)
@@ -114,7 +122,7 @@ class Requests(Answers):
         """Tell watchers when the health has changed."""
         for stream_id, told in list(self._watched.items()):
             now = health_answer(serving=self._healthy())
-            if now != told:
+            if now != told and told != SERVICE_UNKNOWN:
                 self._watched[stream_id] = now
                 self._send(self._streams[stream_id], prefixed(now), None)
 
@@ -187,7 +195,7 @@ class Requests(Answers):
             stream.body_left -= len(data)
             if stream.body_left < 0:
                 raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "more than content-length")
-        if stream.method is Method.PAGE or stream.trailers is not None:
+        if stream.method >= Method.PAGE or stream.trailers is not None:
             return  # Nothing is read of it, or the answer waits for its window.
         self._release(stream, len(data))
         self._hold(len(data))
@@ -240,7 +248,9 @@ class Requests(Answers):
                 return
             self._answer(stream, answer)
         elif method is Method.ACCESS_LOGS:
-            self._hold(len(message))
+            if len(message) < CRUMB_BYTES:
+                self._count_crumb()
+            self._hold(_held(message))
             stream.log.append(message)
             self._fold_next(stream)
             quiet = len(message) < LOG_FULL_BYTES and not stream.messages.held
@@ -248,14 +258,22 @@ class Requests(Answers):
                 self._end_log(stream)
         elif stream.id not in self._watched:
             self._take_health_request(stream, message)
+        else:
+            self._count_crumb()
+
+    def _count_crumb(self) -> None:
+        if not self._crumbs.take(self._now_s):
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "messages that say nothing")
 
     def _take_health_request(self, stream: Stream, message: bytes) -> None:
         try:
-            health(message)
+            ours = is_ours(message)
+            if not ours and stream.method is Method.CHECK:
+                raise Refused(Status.NOT_FOUND, "unknown service")
         except Refused as refused:
             self._refuse(stream, refused)
             return
-        answer = health_answer(serving=self._healthy())
+        answer = health_answer(serving=self._healthy()) if ours else SERVICE_UNKNOWN
         if stream.method is Method.CHECK:
             self._answer(stream, answer)
             return
@@ -278,6 +296,9 @@ class Requests(Answers):
         if stream.method is Method.PAGE:
             self._send_head(stream, _PAGE_HEAD)
             self._send(stream, _PAGE, b"")
+        elif stream.method is Method.PAGE_HEAD:
+            self._send_block(stream.id, _PAGE_HEAD, END_STREAM)
+            self._finish(stream)
         elif stream.messages.held:
             self._refuse(stream, Refused(Status.INTERNAL, "the stream ended within a message"))
         elif stream.method is Method.PROCESS:
@@ -293,3 +314,8 @@ class Requests(Answers):
             stream.folding = True
             self._logs[stream.id] = stream
             self._fold(stream.id, stream.log[0], stream.log_name)
+
+
+def _held(message: bytes) -> int:
+    """Bytes of memory that a message of an access log takes while it waits."""
+    return len(message) + MESSAGE_OVERHEAD_BYTES

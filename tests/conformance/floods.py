@@ -246,6 +246,22 @@ def _partial_logs(attacker: Attacker) -> None:
     attacker.idle(0.5)
 
 
+def _crumbs(stream: int) -> bytes:
+    """An access log of 128 KiB in messages of two bytes."""
+    full = message(b"\x12\0") * (FRAME_BYTES_MAX // 7)
+    return open_stream(stream, ACCESS_LOGS_BLOCK) + data(stream, full) * 8
+
+
+def _entries(attacker: Attacker) -> None:
+    """Access logs on 500 streams, each message one entry of its own."""
+    attacker.open()
+    entry = b"\x12\x81\x01\x0a\x7f" + b"\x1a\x7d\x2a\x7b" + b"x" * 123
+    full = message(entry) * (FRAME_BYTES_MAX // (len(entry) + 5))
+    streams = range(FIRST, FIRST + 1_000, 2)
+    attacker.write(b"".join(open_stream(s, ACCESS_LOGS_BLOCK) for s in streams))
+    attacker.flood(chunks(data(s, full) for _ in range(7) for s in streams))
+
+
 def _huge(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + data(stream, message(b"x" * 100, length=2**32 - 1))
 
@@ -367,5 +383,17 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("slow message", dripped(data(FIRST, REQUEST), first=OPENED), S, MESSAGE_S),
     ("half a message", hold(OPENED + data(FIRST, REQUEST[:20])), S, MESSAGE_S),
     ("half a frame", hold(OPENED + head(100, DATA, 0, FIRST) + REQUEST[:20]), S, MESSAGE_S),
+    # Small things, each cheap to send.
+    ("DATA of one byte on a stream that ended",
+     again(data(FIRST, b"x"), first=OPENED + rst(FIRST)), C, 0),
+    ("empty DATA that ends a stream that was reset",
+     again(data(FIRST, b"", flags=END_STREAM), first=OPENED + window_update(FIRST, 0)), C, 0),
+    ("empty access-log messages",
+     again(data(FIRST, message(b"") * 3_000), first=open_stream(FIRST, ACCESS_LOGS_BLOCK)), C, 0),
+    ("small access-log messages on every stream", per_stream(_crumbs), C, 0),
+    ("messages on a health watch",
+     again(data(FIRST, message(b"") * 3_000), first=open_stream(FIRST, request_block(WATCH))),
+     C, 0),
+    ("access-log entries on 500 streams", _entries, End.WORK, 0),
 )  # fmt: skip
 ATTACKS: Final = tuple(Attack(i, *one) for i, one in enumerate(_LIST, start=1))

@@ -61,6 +61,7 @@ def test_method_is_served_by_its_exact_path(path: bytes, served: bool) -> None:
     ("block", "status"),
     [
         (plain((b":method", b"PUT"), POST[1], (b":path", PROCESS), GRPC), "405"),
+        (plain((b":method", b"CONNECT"), (b":authority", b"a:1")), "405"),  # section 8.5
         (plain(*POST, (b":path", PROCESS)), "415"),
         (plain(*POST, (b":path", PROCESS), (b"content-type", b"text/plain")), "415"),
         (plain(*POST, (b":path", PROCESS), (b"content-type", b"application/grpcx")), "415"),
@@ -151,6 +152,16 @@ def test_health_is_told() -> None:
     assert status_of(Peer().send(request(1, known, path=CHECK))) == "0"
     assert status_of(Peer().send(request(1, b"\x0a\x01x", path=CHECK))) == "5"
     assert status_of(Peer().send(request(1, b"\xff", path=CHECK))) == "3"
+
+
+def test_watch_of_an_unknown_service_waits_and_is_told_nothing_else() -> None:
+    """As health.proto asks: the service may come later, a client must not try again and again."""
+    peer = Peer().send(request(1, b"\x0a\x01x", path=WATCH, end=True))
+    assert [f.payload for f in peer.read() if f.kind is FrameType.DATA] == [message(b"\x08\x03")]
+    peer.served.is_healthy = False
+    peer.connection.look_at_health()
+    assert peer.read() == []
+    assert not peer.connection.idle
 
 
 def test_watcher_is_told_when_health_changes_and_only_then() -> None:

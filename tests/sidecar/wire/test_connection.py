@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.wire import frames
+from sidecar.wire.connection import Connection
 from sidecar.wire.frames import (
     ACK,
     END_HEADERS,
@@ -22,6 +23,7 @@ from sidecar.wire.frames import (
     frame,
 )
 from sidecar.wire.limits import CONNECTION_WINDOW, LOG_FULL_BYTES, STREAM_WINDOW, STREAMS_MAX
+from sidecar.wire.streams import Stream
 from tests.sidecar.wire.peer import (
     ACCESS_LOGS,
     CHECK,
@@ -346,6 +348,34 @@ def test_stream_is_reset_when_its_window_is_exceeded() -> None:
     assert peer.resets() == {3: ErrorCode.FLOW_CONTROL_ERROR}
 
 
+def test_only_answers_that_wait_for_the_connection_are_looked_at_when_its_window_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five hundred that wait for their streams' windows cost nothing for each WINDOW_UPDATE."""
+    peer = Peer().send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    for stream_id in range(1, 1_001, 2):
+        peer.send(request(stream_id, b"x", shrink=stream_id == 1))
+    looks: list[int] = []
+    pump = Connection._pump
+
+    def look(connection: Connection, stream: Stream) -> None:
+        looks.append(stream.id)
+        pump(connection, stream)
+
+    monkeypatch.setattr(Connection, "_pump", look)
+    for _ in range(50):
+        peer.send(frames.window_update(0, 1))
+    assert looks == []
+    peer.send(frames.window_update(5, 1))
+    assert looks == [5]
+    looks.clear()
+    # All of them may go on now, and what they send is whole.
+    peer.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 100}))
+    assert len(looks) == 500
+    sent = b"".join(f.payload for f in peer.read() if f.kind is FrameType.DATA)
+    assert len(sent) == 500 * len(message(b"x"))
+
+
 # -- Draining (section 6.8) ------------------------------------------------------------------------
 
 
@@ -363,6 +393,15 @@ def test_drain_serves_what_is_on_its_way_and_refuses_what_comes_after() -> None:
     assert peer.resets() == {5: ErrorCode.REFUSED_STREAM}
     assert peer.served.processed == [b"on its way", b"begun before"]
     assert peer.connection.idle
+
+
+def test_last_goaway_names_no_higher_stream_when_the_connection_fails_in_a_drain() -> None:
+    peer = Peer().send(request(1, b"served"))
+    peer.connection.go_away()
+    peer.connection.go_away_at_last()
+    peer.send(request(3, b"too late"), data(0, b"a fault"))
+    named = [WORD.unpack_from(f.payload)[0] for f in peer.read() if f.kind is FrameType.GOAWAY]
+    assert named == [STREAM_ID_MAX, 1, 1]
 
 
 def test_open_calls_end_well_when_the_drain_ends() -> None:
@@ -445,6 +484,17 @@ def test_page_is_there_on_tcp_only() -> None:
         assert peer.answers()[1][":status"] == status
     peer = Peer(strict=True).send(open_get(1, b"/other"))
     assert peer.answers()[1][":status"] == "404"
+
+
+def test_page_has_no_body_for_head_and_is_refused_to_other_methods() -> None:
+    for method, status in ((b"HEAD", "200"), (b"DELETE", "405"), (b"POST", "405")):
+        fields = ((b":method", method), (b":scheme", b"http"), (b":path", b"/healthz"))
+        peer = Peer(strict=True).send(headers(1, plain(*fields), END_HEADERS | END_STREAM))
+        frames_sent = peer.read()
+        assert [f.kind for f in frames_sent if f.stream_id] == [FrameType.HEADERS]
+        assert peer.connection.idle
+        peer = Peer(strict=True).send(headers(1, plain(*fields), END_HEADERS | END_STREAM))
+        assert peer.answers()[1][":status"] == status
 
 
 # -- HPACK -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sidecar.wire import frames
+from sidecar.wire.connection import Connection
 from sidecar.wire.frames import (
     END_HEADERS,
     END_STREAM,
@@ -23,9 +24,14 @@ from sidecar.wire.limits import (
     CHORES_PER_TURN,
     CONTINUATIONS_MAX,
     CONTROL_REPLIES_MAX,
+    CRUMB_BYTES,
+    CRUMBS_BURST,
+    EXPIRED_BURST,
     HEADER_BLOCK_S,
     LATE_BURST,
+    LATE_FRAME_BYTES,
     LOG_BYTES_MAX,
+    MESSAGE_OVERHEAD_BYTES,
     MESSAGE_S,
     NOISE_BASE,
     PINGS_IN_A_ROW_MAX,
@@ -38,15 +44,18 @@ from sidecar.wire.limits import (
     SETTINGS_MAX,
     STEPS_PER_TURN,
     STREAM_WINDOW,
+    STREAMS_MAX,
     UNSENT_BYTES_MAX,
     WINDOW_UPDATES_BASE,
     Bucket,
     Memory,
     Window,
 )
+from sidecar.wire.streams import Stream
 from tests.sidecar.wire.peer import (
     ACCESS_LOGS,
     PROCESS,
+    WATCH,
     Peer,
     block_of,
     data,
@@ -90,6 +99,31 @@ def test_resets_are_free_when_the_stream_was_answered() -> None:
         peer.send(request(i, b"x", shrink=i == 1), frames.rst_stream(i, 2))
     assert peer.resets() == {}
     assert len(peer.served.processed) == 2_500
+
+
+def test_resets_are_free_when_the_answer_is_on_its_way() -> None:
+    """A client that has ended its half and cancels: the reset crosses the answer, of any kind."""
+    peer = Peer()
+    for i in range(1, 5_001, 2):
+        content = b"none" if i % 4 == 1 else b"x"
+        peer.send(request(i, content, shrink=i == 1, end=True), frames.rst_stream(i, 8))
+    assert not peer.connection.closed
+
+
+def test_connection_ends_when_calls_have_no_time_again_and_again() -> None:
+    """All that are open may run out of time at once; more and more of them is an attack."""
+    peer = Peer()
+    block = block_of(PROCESS, (b"grpc-timeout", b"1n"))
+    ends = 0
+    for stream_id in range(1, 2 * EXPIRED_BURST + 1_001, 2):
+        peer.send(headers(stream_id, block))
+        if stream_id % 1_000 == 999:
+            peer.pass_time(0.001)
+            if peer.connection.closed:
+                break
+            ends += len(peer.resets())
+    assert EXPIRED_BURST - 500 < ends <= EXPIRED_BURST
+    assert peer.connection.fault is CALM
 
 
 def test_resets_are_free_when_they_are_rare() -> None:
@@ -372,6 +406,25 @@ def test_streams_are_refused_when_answers_are_not_let_through() -> None:
     assert len(peer.served.processed) == count
 
 
+@pytest.mark.parametrize(
+    ("content", "cap"),
+    [(b"x", STREAMS_MAX - 1), (b"long" + b"x" * 196, UNSENT_BYTES_MAX // 20_000 + 1)],
+)
+def test_streams_are_refused_when_answers_are_not_let_through_on_the_fast_path(
+    content: bytes, cap: int
+) -> None:
+    """Each request in a read of its own: the caps are looked up behind each."""
+    peer = Peer().send(headers(1, block_of(ACCESS_LOGS)), request(3, b"x", shrink=False))
+    peer.send(frames.rst_stream(3, ErrorCode.NO_ERROR))
+    peer.send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    peer.read()
+    refused = 5 + 2 * cap
+    for stream_id in range(5, refused + 2, 2):
+        peer.send(request(stream_id, content, shrink=False, end=True))
+    assert peer.resets() == {refused: ErrorCode.REFUSED_STREAM}
+    assert len(peer.served.processed) == 1 + cap
+
+
 # -- Fairness --------------------------------------------------------------------------------------
 
 
@@ -405,6 +458,85 @@ def test_connection_ends_when_data_comes_for_streams_that_have_ended() -> None:
         late = data(1, b"x" * FRAME_BYTES_MAX)
         assert count_until_closed(peer, *[late] * 100) == LATE_BURST // FRAME_BYTES_MAX
         assert peer.goaway() is CALM
+
+
+@pytest.mark.parametrize(("part", "flags"), [(b"x", 0), (b"", END_STREAM)])
+def test_connection_ends_when_data_for_streams_that_have_ended_comes_in_small_frames(
+    part: bytes, flags: int
+) -> None:
+    peer = Peer().send(opened(1), frames.window_update(1, 0))
+    most = LATE_BURST // LATE_FRAME_BYTES
+    assert count_until_closed(peer, *[data(1, part, flags)] * 2 * most) == most
+    assert peer.goaway() is CALM
+
+
+def test_end_of_an_answered_stream_is_free() -> None:
+    """Clients other than Envoy end their half after the answer, one empty frame for each."""
+    peer = Peer()
+    for place in range(2 * LATE_BURST // LATE_FRAME_BYTES):
+        stream_id = 2 * place + 1
+        peer.send(request(stream_id, b"x", shrink=not place), data(stream_id, b"", END_STREAM))
+        assert not peer.connection.closed
+
+
+@pytest.mark.parametrize("path", [ACCESS_LOGS, WATCH])
+def test_connection_ends_when_messages_say_nothing(path: bytes) -> None:
+    """Many in each frame: a frame is no measure of what it costs."""
+    peer = Peer().send(headers(1, block_of(path)))
+    per_frame = 100
+    some = data(1, message(b"") * per_frame)
+    taken = count_until_closed(peer, *[some] * CRUMBS_BURST)
+    assert taken == CRUMBS_BURST // per_frame
+    assert peer.goaway() is CALM
+
+
+def test_access_log_of_single_entries_is_no_flood() -> None:
+    """An Envoy that does not buffer sends each entry as a message."""
+    peer = Peer().send(headers(1, block_of(ACCESS_LOGS)))
+    for _ in range(3 * CRUMBS_BURST):
+        peer.send(data(1, message(b"x" * CRUMB_BYTES)))
+        peer.connection.folded(1, "log")
+    assert not peer.connection.closed
+    assert len(peer.served.folding) == 3 * CRUMBS_BURST
+
+
+def test_messages_that_wait_are_counted_with_what_each_takes_beside_its_bytes() -> None:
+    memory = Memory()
+    peer = Peer(memory=memory).send(headers(1, block_of(ACCESS_LOGS)))
+    peer.send(data(1, message(b"") * 10))
+    assert memory.held_bytes == 10 * MESSAGE_OVERHEAD_BYTES
+    for left in range(9, -1, -1):
+        peer.connection.folded(1, "")
+        assert memory.held_bytes == left * MESSAGE_OVERHEAD_BYTES
+
+
+def test_who_waits_for_memory_is_looked_at_once_when_a_thousand_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Streams that end one after the other do not make us look at all others each time."""
+    peer = Peer()
+    peer.send(headers(1, block_of(ACCESS_LOGS)), data(1, prefix(LOG_BYTES_MAX)))
+    waiting = range(3, 1_000, 2)
+    for stream_id in waiting:
+        begun = data(stream_id, prefix(LOG_BYTES_MAX))
+        peer.send(headers(stream_id, block_of(ACCESS_LOGS, shrink=False)), begun)
+    looks: list[int] = []
+    give = Connection._give_window
+
+    def look(connection: Connection, stream: Stream) -> None:
+        looks.append(stream.id)
+        give(connection, stream)
+
+    monkeypatch.setattr(Connection, "_give_window", look)
+    peer.send(frames.rst_stream(1, ErrorCode.CANCEL))
+    assert looks == [3, 5]  # one is given what another leaves, the next must wait on
+    looks.clear()
+    for stream_id in range(7, 207, 2):
+        peer.send(frames.rst_stream(stream_id, ErrorCode.CANCEL))
+    assert len(looks) == 100
+    looks.clear()
+    peer.connection.forget()
+    assert not looks
 
 
 def test_connection_ends_when_a_frame_is_slow() -> None:
