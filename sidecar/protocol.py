@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Final, Protocol, cast
@@ -105,8 +105,9 @@ class _Peer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ending = False
         self._discarded = 0
-        # One of its access logs at a time asks for the server's turn: see `WireServer.turn`.
-        self._turn = asyncio.Lock()
+        # Access-log messages in the order in which they came: one a stream at most.
+        self._to_fold: deque[tuple[int, bytes, str]] = deque()
+        self._folding = False
 
     # -- Called by the loop ------------------------------------------------------------------------
 
@@ -202,18 +203,30 @@ class _Peer(asyncio.Protocol):
         self._loop.call_later(LINGER_S, self.abort)
 
     def _fold(self, stream_id: int, message: bytes, log_name: str) -> None:
-        self._server.spawn(self._folding(stream_id, message, log_name))
+        self._to_fold.append((stream_id, message, log_name))
+        if not self._folding:
+            self._folding = True
+            self._server.spawn(self._fold_all())
 
-    async def _folding(self, stream_id: int, message: bytes, log_name: str) -> None:
+    async def _fold_all(self) -> None:
+        try:
+            while self._to_fold:
+                await self._fold_next(*self._to_fold.popleft())
+                # Also when nobody else waits for a turn: requests come first.
+                await asyncio.sleep(0)
+        finally:
+            self._folding = False
+        self._let_go()
+
+    async def _fold_next(self, stream_id: int, message: bytes, log_name: str) -> None:
         failed = None
         try:
-            async with self._turn, self._server.turn:
+            async with self._server.turn:
                 log_name = await self._server.handler.access_log(message, log_name)
         except PeerError as error:
             failed = error
         self.connection.folded(stream_id, log_name, failed)
         self.flush()
-        self._let_go()
 
     def _let_go(self) -> None:
         """When all is over, free the memory now."""

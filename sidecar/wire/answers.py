@@ -33,6 +33,7 @@ from sidecar.wire.limits import (
     ANSWERED_S,
     BUFFERED_BYTES_MAX,
     CLOSED_REMEMBERED,
+    DATA_BYTES_MIN,
     EXPIRED_BURST,
     EXPIRED_PER_S,
     FAIR_SHARE_BYTES,
@@ -172,7 +173,8 @@ class Answers:
             self._window -= len(part)
             stream.window -= len(part)
             self._unsent_bytes -= len(part)
-            self._data_frames += 1
+            if not unsent or len(part) >= DATA_BYTES_MIN:
+                self._data_frames += 1
             last = not unsent and stream.trailers == b""
             flags = END_STREAM if last else 0
             self._out.append(frames.frame(FrameType.DATA, flags, stream.id, part))

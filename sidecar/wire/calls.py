@@ -69,7 +69,8 @@ MESSAGE_BYTES_MAX: Final = (
     0,
 )
 PAGE_PATH: Final = b"/healthz"
-_PAGE_METHODS: Final = {b"GET": Method.PAGE, b"HEAD": Method.PAGE_HEAD}
+# h2spec posts to the page that it gets.
+_PAGE_METHODS: Final = {b"GET": Method.PAGE, b"POST": Method.PAGE, b"HEAD": Method.PAGE_HEAD}
 _CONTENT_TYPE: Final = re.compile(rb"application/grpc([+;].*)?")
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}

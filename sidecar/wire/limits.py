@@ -55,9 +55,11 @@ CONTROL_REPLIES_MAX: Final = 100
 # Empty frames (CVE-2019-9518): a DATA frame without data and without END_STREAM says nothing.
 EMPTY_DATA_IN_A_ROW_MAX: Final = 1
 # WINDOW_UPDATE flood (CVE-2019-9511's cousin), counted as Envoy does: so many for each DATA frame
-# that we have sent.
+# that we have sent. One that a small window cut to fewer bytes than DATA_BYTES_MIN earns nothing,
+# or who opens windows byte by byte could do so for ever.
 WINDOW_UPDATES_BASE: Final = 100
 WINDOW_UPDATES_PER_DATA: Final = 10
+DATA_BYTES_MIN: Final = 64
 # PRIORITY flood (CVE-2019-9513), and all else that is allowed and says nothing: unknown types,
 # acknowledgements of nothing, resets of streams that are gone. Clients reset calls whose answer is
 # on its way: one more for each answer.

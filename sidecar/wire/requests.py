@@ -197,6 +197,11 @@ class Requests(Answers):
                 raise StreamFault(stream.id, ErrorCode.PROTOCOL_ERROR, "more than content-length")
         if stream.method >= Method.PAGE or stream.trailers is not None:
             return  # Nothing is read of it, or the answer waits for its window.
+        # Whole messages of a log are kept until they are folded, so that these are refused before.
+        full = self._is_too_much(self._buffered_bytes + len(data), len(data))
+        if full and stream.method is Method.ACCESS_LOGS:
+            self._refuse_full(stream)
+            return
         self._release(stream, len(data))
         self._hold(len(data))
         stream.messages.add(data)
@@ -230,13 +235,15 @@ class Requests(Answers):
             stream.messages.clear()
             return
         if self._is_too_much(self._buffered_bytes, 0):
-            refused = Refused(Status.RESOURCE_EXHAUSTED, "too much is unfinished")
-            self._refuse(stream, refused)
+            self._refuse_full(stream)
             return
         if stream.messages.held and not stream.message_by_s:
             stream.message_by_s = self._now_s + MESSAGE_S
         if stream.method is Method.ACCESS_LOGS:
             self._give_window(stream)
+
+    def _refuse_full(self, stream: Stream) -> None:
+        self._refuse(stream, Refused(Status.RESOURCE_EXHAUSTED, "too much is unfinished"))
 
     def _take_message(self, stream: Stream, message: bytes) -> None:
         method = stream.method

@@ -262,6 +262,21 @@ def _entries(attacker: Attacker) -> None:
     attacker.flood(chunks(data(s, full) for _ in range(7) for s in streams))
 
 
+def _trickle(attacker: Attacker) -> None:
+    """Answers that wait for their streams' windows, beside a connection's that opens and opens."""
+    attacker.open(NO_WINDOW)
+    streams = range(FIRST, FIRST + 1_000, 2)
+    attacker.write(b"".join(map(_asked, streams)))
+    bits = (window_update(s, 1) + window_update(0, 1) * 9 for _ in repeat(0) for s in streams)
+    attacker.flood(chunks(bits))
+
+
+def _one_by_one(attacker: Attacker) -> None:
+    """Where reads end must not matter."""
+    attacker.open(NO_WINDOW)
+    attacker.flood(_asked(stream) for stream in odd())
+
+
 def _huge(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + data(stream, message(b"x" * 100, length=2**32 - 1))
 
@@ -394,6 +409,10 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
     ("messages on a health watch",
      again(data(FIRST, message(b"") * 3_000), first=open_stream(FIRST, request_block(WATCH))),
      C, 0),
+    ("windows opened byte by byte", _trickle, C, 0),
+    ("calls without time",
+     per_stream(lambda s: _open(s, (b"grpc-timeout", b"1n")) + data(s, REQUEST[:20])), C, 0),
+    ("requests without window, each in a write of its own", _one_by_one, End.HELD, 0),
     ("access-log entries on 500 streams", _entries, End.WORK, 0),
 )  # fmt: skip
 ATTACKS: Final = tuple(Attack(i, *one) for i, one in enumerate(_LIST, start=1))

@@ -479,6 +479,15 @@ def test_end_of_an_answered_stream_is_free() -> None:
         assert not peer.connection.closed
 
 
+def test_connection_ends_when_windows_are_opened_byte_by_byte() -> None:
+    """What they let out earns no further ones; the last byte of an answer does."""
+    peer = Peer().send(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    peer.send(request(1, b"x" * 1_000))
+    one = frames.window_update(1, 1) + frames.window_update(0, 1)
+    assert count_until_closed(peer, *[one] * 1_000) == WINDOW_UPDATES_BASE // 2
+    assert peer.goaway() is CALM
+
+
 @pytest.mark.parametrize("path", [ACCESS_LOGS, WATCH])
 def test_connection_ends_when_messages_say_nothing(path: bytes) -> None:
     """Many in each frame: a frame is no measure of what it costs."""
