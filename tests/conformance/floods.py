@@ -277,6 +277,14 @@ def _one_by_one(attacker: Attacker) -> None:
     attacker.flood(_asked(stream) for stream in odd())
 
 
+def _dribble(stream: int) -> bytes:
+    """A message as large as is allowed, a byte in each frame."""
+    body = message(b"x" * 60_000)
+    return open_stream(stream, PROCESS_BLOCK) + b"".join(
+        data(stream, body[at : at + 1]) for at in range(len(body))
+    )
+
+
 def _huge(stream: int) -> bytes:
     return open_stream(stream, PROCESS_BLOCK) + data(stream, message(b"x" * 100, length=2**32 - 1))
 
@@ -410,6 +418,7 @@ _LIST: Final[tuple[tuple[str, Callable[[Attacker], None], End, float], ...]] = (
      again(data(FIRST, message(b"") * 3_000), first=open_stream(FIRST, request_block(WATCH))),
      C, 0),
     ("windows opened byte by byte", _trickle, C, 0),
+    ("messages sent byte by byte", per_stream(_dribble), End.WORK, 0),
     ("calls without time",
      per_stream(lambda s: _open(s, (b"grpc-timeout", b"1n")) + data(s, REQUEST[:20])), C, 0),
     ("requests without window, each in a write of its own", _one_by_one, End.HELD, 0),
