@@ -22,7 +22,7 @@ from sidecar.wire.limits import CONNECTIONS_MAX, PREFACE_S
 from tests.integration.extproc import ACCESS_LOGS, WorkerClient
 from tests.integration.waiting import wait_for
 from tests.sidecar.wire.peer import ACCESS_LOGS as LOGS
-from tests.sidecar.wire.peer import Frame, block_of, frames_of, headers, request
+from tests.sidecar.wire.peer import Frame, block_of, data, frames_of, headers, message, request
 from turnout.envoy.ext_proc_pb2 import ProcessingResponse
 from turnout.envoy.health_pb2 import HealthCheckRequest
 
@@ -224,6 +224,46 @@ async def test_request_is_answered_while_a_log_is_folded(
         assert await client.process(b"hello") == {"x": ""}
         echo.may_fold.set()
         await logging
+
+
+class Slow(Echo):
+    """Folds in several steps, and counts how many are at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_once = self.at_once_most = 0
+
+    async def access_log(self, message: bytes, log_name: str) -> str:
+        self.at_once += 1
+        self.at_once_most = max(self.at_once_most, self.at_once)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        log_name = await super().access_log(message, log_name)
+        self.at_once -= 1
+        return log_name
+
+
+async def test_connections_take_turns_when_one_has_many_logs(path: Path) -> None:
+    """A hundred streams of one connection count as one, and one message is folded at a time."""
+    slow = Slow()
+    slow.may_fold.clear()
+    server = WireServer(Listen(path), slow)
+    await server.start()
+    streams = range(1, 201, 2)
+    opened = [headers(s, block_of(LOGS, shrink=s == 1)) for s in streams]
+    many = await Raw.connect(path, HELLO, *opened, *[data(s, message(b"many")) for s in streams])
+    await many.until(FrameType.SETTINGS)
+    await wait_for(lambda: slow.at_once == 1, "a message is being folded")
+    one = await Raw.connect(path, HELLO, opened[0], data(1, message(b"one")))
+    await one.until(FrameType.SETTINGS)
+    await wait_for(lambda: len(server._tasks) == 2, "both have something to fold")
+    slow.may_fold.set()
+    await wait_for(lambda: len(slow.folded) == 101, "all is folded")
+    assert slow.folded.index(b"one") <= 2
+    assert slow.at_once_most == 1
+    for raw in (many, one):
+        raw.close()
+    await server.drain(0)
 
 
 async def test_log_is_folded_though_its_connection_is_gone(
