@@ -17,8 +17,10 @@ from sidecar.predicates import Headers, Test, all_of, among, any_of, compile_all
 from turnout.contract import MODEL_NAME_HEADERS, MODEL_VERSION_HEADERS
 from turnout.v1alpha1.snapshot_pb2 import TargetPlan
 
-# Combinations of host, method and path that are remembered, about 0.5 KB each.
+# Combinations of host, method and path that are remembered, about 0.5 KB each. Longer ones are not:
+# anybody may send paths of 60 KB, each another.
 REMEMBERED_MAX: Final = 1_024
+REMEMBERED_BYTES_MAX: Final = 512
 
 _Rank = tuple[bool, bool, int, int, bool, str]
 
@@ -67,9 +69,10 @@ class Matcher(Generic[T]):
         found = self._known.get(key)
         if found is None:
             found = tuple(self._find(_without_port(authority).lower(), method, path))
-            if len(self._known) >= REMEMBERED_MAX:
-                self._known.clear()
-            self._known[key] = found
+            if len(authority) + len(path) <= REMEMBERED_BYTES_MAX:
+                if len(self._known) >= REMEMBERED_MAX:
+                    self._known.clear()
+                self._known[key] = found
         return found
 
     def _find(self, host: bytes, method: bytes | None, path: bytes) -> list[Candidate[T]]:

@@ -22,6 +22,7 @@ from turnout.envoy.ext_proc_pb2 import HttpHeaders, ProcessingRequest
 
 # Each remembers this many at most, and then begins anew.
 PAGES_MAX: Final = 1_024  # about 1 KB each
+PAGE_BYTES_MAX: Final = 1_024  # a longer one is looked up each time
 HEADS_MAX: Final = 4_096  # 0.2 KB
 NAMES_MAX: Final = 512
 TAILS_MAX: Final = 64
@@ -233,7 +234,8 @@ class Decoder:
             if values.keys() != {":authority", ":method", ":path"}:
                 return None
             page = page_of(self._matcher, values)
-            _remember(self._pages, PAGES_MAX, data[at:after], page)
+            if after - at <= PAGE_BYTES_MAX:
+                _remember(self._pages, PAGES_MAX, data[at:after], page)
         return page, after
 
     def _entry(self, data: bytes, at: int, end: int) -> tuple[str, bytes, int] | None:

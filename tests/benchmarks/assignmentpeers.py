@@ -92,7 +92,7 @@ def flagd() -> Callable[[str], Any]:
     path = Path(tempfile.mkdtemp(prefix="t")) / "flags.json"
     path.write_text(json.dumps({"flags": {"fraud-v2": flag}}))
     provider = FlagdProvider(resolver_type=ResolverType.FILE, offline_flag_source_path=str(path))
-    api.set_provider(provider)
+    api.set_provider_and_wait(provider)
     client = api.get_client()
 
     def evaluate(user: str) -> Any:

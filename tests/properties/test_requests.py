@@ -6,7 +6,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.plan import Plan
-from sidecar.requests import Decoder, MalformedRequest, Page, page_of, read_headers
+from sidecar.requests import PAGE_BYTES_MAX, Decoder, MalformedRequest, Page, page_of, read_headers
 from tests.sidecar.samples import build, request, snapshot, target
 from turnout.envoy.ext_proc_pb2 import ProcessingRequest
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
@@ -135,6 +135,16 @@ def test_the_quick_way_reads_what_envoy_writes() -> None:
     assert agree(recorded)
     for length in (1, 90, 120, 127, 128, 129, 2_000):
         assert agree(ordinary(b"u" * length)), length
+
+
+def test_long_pages_are_read_and_not_remembered() -> None:
+    decoder = Decoder(plan().matcher)
+    for number in range(10):
+        path = b"/v2/%d?" % number + b"q" * PAGE_BYTES_MAX
+        found = decoder.quick(request(path=path))
+        assert found is not None
+        assert found[0].path == path
+    assert not decoder._pages
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.envoymatch import matches, target_hosts, targets_in_order
 from sidecar.envoyyaml import Json
-from sidecar.matching import REMEMBERED_MAX
+from sidecar.matching import REMEMBERED_BYTES_MAX, REMEMBERED_MAX
 from sidecar.plan import Plan
 from tests.sidecar.samples import build, target
 from turnout.v1alpha1.common_pb2 import Predicate
@@ -181,3 +181,11 @@ def test_candidates_that_are_remembered_are_bounded() -> None:
     for number in range(3 * REMEMBERED_MAX):
         assert matched(plan, b"x", b"/v2/%d" % number) == "fraud"
     assert len(plan.matcher._known) <= REMEMBERED_MAX
+
+
+def test_candidates_of_long_paths_are_found_and_not_remembered() -> None:
+    """Anybody may send a thousand paths of 60 KB, each another."""
+    plan = plan_of(target())
+    for number in range(10):
+        assert matched(plan, b"x", b"/v2/%d/" % number + b"p" * REMEMBERED_BYTES_MAX) == "fraud"
+    assert not plan.matcher._known
