@@ -183,6 +183,11 @@ class Door:
         self._busy = False
         self._given = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody is taking over, and has not said "end" yet."""
+        return self._busy and not self._given
+
     async def open(self) -> None:
         """Listen, in the place of whoever did before."""
         if self._path is None:
@@ -221,6 +226,9 @@ class Door:
             _say(writer, {"ok": False, "why": str(error)})
         except (EOFError, OSError, TimeoutError, KeyError, TypeError, ValueError) as error:
             _LOG.warning("a sidecar that wanted to take over went away: %s", error or "no answer")
+        except asyncio.CancelledError:
+            # The loop ends, as this sidecar was told to stop. asyncio would log a traceback.
+            _LOG.warning("this sidecar ends: the one that takes over goes on without it")
         finally:
             writer.close()
 

@@ -37,6 +37,9 @@ _LOG = logging.getLogger(__name__)
 LAST_ACK_S: Final = 3.0
 # Its workers drain for 1.2 s each, or are killed after 4; then it writes its last counts.
 PREDECESSOR_END_S: Final = 15.0
+# How long one that is told to stop serves on for another that is taking over: half of the time
+# that Kubernetes gives by default.
+SUCCESSOR_S: Final = 15.0
 _LOCK_S: Final = 5.0
 _RETRY_S: Final = 0.05
 
@@ -105,6 +108,7 @@ class _Service:
         self._collecting: asyncio.Task[None] | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
+        self._hurry = False
         self._closed = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -115,6 +119,7 @@ class _Service:
         if not await self._unless_stopped(self._start()):
             return
         await self._stop.wait()
+        await self._let_successor_in()
         await self._supervisor.stop()
         self._supervisor.collect(last=True)
         if self._client is not None and not self._supervisor.handed_over:
@@ -137,8 +142,19 @@ class _Service:
         await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """Stop as soon as possible."""
+        """Stop as soon as possible; a second time: whoever is taking over."""
+        self._hurry = self._stop.is_set()
         self._stop.set()
+
+    async def _let_successor_in(self) -> None:
+        """Serve until another has taken over, if one is about to: else nobody would meanwhile."""
+        if not self._door.busy:
+            return
+        _LOG.info("told to stop while another sidecar takes over: this one serves until then")
+        for _ in range(int(SUCCESSOR_S / _RETRY_S)):
+            if not self._door.busy or self._hurry:
+                return
+            await asyncio.sleep(_RETRY_S)
 
     async def _start(self) -> None:
         predecessor = await self._find()

@@ -107,6 +107,18 @@ async def ended(sidecar: Sidecar) -> None:
     await wait_for(lambda: not sidecar.running, "it ends by itself")
 
 
+async def talking(sidecar: Sidecar, times: int) -> None:
+    """Wait until another asks for the so manieth time."""
+    ready = "gets ready to take over"
+    await wait_for(lambda: sidecar.output().count(ready) >= times, "the two talk")
+
+
+async def told_to_stop(sidecar: Sidecar, times: int) -> None:
+    """Wait until one that another takes over from has been told to stop."""
+    said = "told to stop while another"
+    await wait_for(lambda: sidecar.output().count(said) >= times, "it waits")
+
+
 async def replaced(sidecar: Sidecar, before: list[int]) -> None:
     """Wait until other workers are there, and only they."""
     await wait_for(
@@ -163,6 +175,41 @@ async def test_stand_alone_sidecar_is_replaced_under_traffic_without_a_gap(stage
     tally = await load.stop()
     assert tally.failed == 0, tally.failures
     assert tally.unstamped <= await stage.message_timeouts()
+
+
+async def test_nothing_is_lost_when_the_old_one_is_told_to_stop_while_another_takes_over(
+    stage: Stage,
+) -> None:
+    """`start` of the one and `stop` of the other, a moment apart."""
+    fake, sidecar, load, before = await started(stage)
+    for talks in range(1, ROUNDS + 1):
+        new = await stage.sidecar(control=fake.address)
+        await talking(sidecar, talks)
+        os.kill(sidecar.pid, signal.SIGTERM)
+        await ended(sidecar)
+        assert await sidecar.stop() == 0
+        await flows(load)
+        assert new.running
+        sidecar = new
+    await nothing_is_lost(stage, fake, load, before)
+
+
+async def test_old_sidecar_stops_when_it_is_told_twice_or_the_new_one_goes(stage: Stage) -> None:
+    v1 = await stage.pod("v1")
+    for times, twice in enumerate((True, False), start=1):
+        sidecar = await stage.sidecar(snapshot=one_target(v1))
+        await stage.workers_serve()
+        writer = await Stranger(stage).freeze()
+        os.kill(sidecar.pid, signal.SIGTERM)
+        await told_to_stop(sidecar, times)
+        assert sidecar.running
+        if twice:
+            os.kill(sidecar.pid, signal.SIGTERM)
+        else:
+            writer.close()
+        await ended(sidecar)
+        assert await sidecar.stop() == 0
+        writer.close()
 
 
 class Stranger:
