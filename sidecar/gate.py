@@ -250,9 +250,15 @@ class Gate:
         return {name: sorted(clusters) for name, clusters in sorted(self._latched.items())}
 
     def pending(self) -> bool:
-        """Whether something waits for Envoy or for time: look often."""
+        """Whether something waits for Envoy or for time: look often, and at everything.
+
+        Also before the first routes, and while Envoy finds no worker: a restarted sidecar's first
+        look sees workers of the one before that had said they were going.
+        """
         waits = len(self.open_gates()) < len(self._desired.enrolments)
-        return waits or self._headers_coming is not None or self.routes() != self._routes
+        waits = waits or self._headers_coming is not None or not self._workers_reached()
+        unrouted = self._routes is None and bool(self._desired.baselines)
+        return waits or unrouted or self.routes() != self._routes
 
     # -- Details -----------------------------------------------------------------------------------
 

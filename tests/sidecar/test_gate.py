@@ -128,6 +128,21 @@ def test_filter_is_off_while_envoy_has_no_healthy_worker() -> None:
     assert routes.enabled == OPEN
 
 
+def test_envoy_is_looked_at_often_until_it_has_found_the_workers_of_a_restarted_sidecar() -> None:
+    """What is read seldom may be of the moment at which the one before said that it went."""
+    envoy = Envoy(remembered=running().gate.latches())
+    envoy.desire(DESIRED)
+    assert envoy.gate.pending()  # nothing is known
+    envoy.healthy = {"b": 1, "c": 1, WORKERS_CLUSTER: 0}
+    assert envoy.step() is None
+    assert envoy.gate.pending()
+    envoy.healthy = {"b": 1, "c": 1, WORKERS_CLUSTER: 2}
+    routes = envoy.step()
+    assert routes is not None
+    assert routes.enabled == OPEN
+    assert not envoy.gate.pending()
+
+
 def test_gate_waits_for_envoy_to_forward_a_new_header() -> None:
     envoy = running()
     second = Enrolment("f", 1, frozenset({"b"}), HEADERS | {"x-country"})
