@@ -82,6 +82,8 @@ def bootstrap_command(
     otlp_host, otlp_port = address_of(otlp, "--otlp") if otlp else ("", 0)
     if local:
         address_of(local, "--local")
+    if not node:
+        raise typer.BadParameter("must not be empty: Envoy needs a node id", param_hint="--node")
     directory = envoy_dir.resolve()
     options = BootstrapOptions(
         listen_host=host,

@@ -40,9 +40,10 @@ class EnvoyDir:
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 self._read(name)
         except (OSError, UnicodeDecodeError) as error:
-            raise EnvoyDirError(f"Envoy's directory {path} cannot be used: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise _unusable(path, f"{why}: {getattr(error, 'filename', None) or name}") from error
         if not os.access(path, os.W_OK | os.X_OK):
-            raise EnvoyDirError(f"Envoy's directory {path} cannot be used: this user may not write")
+            raise _unusable(path, "this user may not write there")
 
     def write(self, name: str, text: str) -> bool:
         """Give a file this text; whether it had another before.
@@ -85,3 +86,8 @@ class EnvoyDir:
         except FileNotFoundError:
             return (0, 0)
         return (status.st_ino, status.st_mtime_ns)
+
+
+def _unusable(path: Path, why: str) -> EnvoyDirError:
+    remedy = "--envoy-dir must be a directory that this user may write, of this sidecar alone"
+    return EnvoyDirError(f"Envoy's directory {path} cannot be used: {why}; {remedy}")

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from sidecar import envoyfiles
 from sidecar.snapshotcheck import validate
 from sidecar.snapshotfile import CorruptSnapshot, decode
+from sidecar.sockets import SOCKET_PATH_BYTES_MAX as WORKER_PATH_BYTES_MAX
 from turnout.v1alpha1.snapshot_pb2 import Snapshot
 
 SNAPSHOT_BUILDERS: Final = "turnout.snapshots"
@@ -107,7 +108,7 @@ def address_of(text: str, option: str) -> tuple[str, int]:
 
 
 def socket_of(text: str, option: str, *, suffix: str = "") -> str:
-    """The absolute path in unix:PATH; a suffix that will be added to it must fit too.
+    """The absolute path in unix:PATH; with a suffix it is the workers', which that is added to.
 
     Raises:
         typer.BadParameter: It is not, or too long for a socket.
@@ -116,8 +117,10 @@ def socket_of(text: str, option: str, *, suffix: str = "") -> str:
     if path == text or not path:
         raise typer.BadParameter(f"{text!r} is not unix:PATH", param_hint=option)
     absolute = str(Path(path).absolute())
-    if len((absolute + suffix).encode()) > SOCKET_PATH_BYTES_MAX:
-        raise typer.BadParameter("the socket's path is too long", param_hint=option)
+    most = (WORKER_PATH_BYTES_MAX if suffix else SOCKET_PATH_BYTES_MAX) - len(suffix)
+    if (size := len(absolute.encode())) > most:
+        rule = f"{absolute!r} has {size} bytes, at most {most} fit: choose a shorter path"
+        raise typer.BadParameter(rule, param_hint=option)
     return absolute
 
 

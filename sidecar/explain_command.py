@@ -273,7 +273,8 @@ def _from_file(place: Path) -> Snapshot:
             snapshot.tombstones.extend(buried.tombstones)
         return snapshot
     except OSError as error:
-        _fail(f"{file}: {error.strerror or error}", EXIT_FAILED)
+        hint = ": a sidecar that serves a file keeps none here: name that file" * place.is_dir()
+        _fail(f"{file}: {error.strerror or error}{hint}", EXIT_FAILED)
     except (CorruptSnapshot, DecodeError) as error:
         _fail(
             f"{file}: no snapshot file: {error}; `turnout snapshot build` makes one", EXIT_INVALID

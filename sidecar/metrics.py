@@ -125,7 +125,11 @@ class _Collector(Collector):
         workers = self._supervisor.workers
         yield _gauge("workers", "Workers that should run.", workers.count)
         yield _gauge("workers_ready", "Workers that serve a plan.", workers.ready)
-        yield _counter("worker_restarts", "Worker processes replaced.", workers.restarts)
+        yield _counter(
+            "worker_restarts",
+            "Worker processes started again after they ended by themselves.",
+            workers.restarts,
+        )
         malformed = self._supervisor.malformed_deltas
         yield _counter("worker_deltas_lost", "Workers' deltas that did not decode.", malformed)
         faults = CounterMetricFamily(

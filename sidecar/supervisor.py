@@ -206,7 +206,8 @@ class Supervisor:
             key = self.config.key or (self.state.own_key() if self.state else new_key())
             effects = self.subscription.loaded(payload, key, (), now_ms=monotonic_ms())
         except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}") from error
+            why = error.strerror or error
+            raise FileError(f"--snapshot {path}: {why}: `turnout snapshot` writes one") from error
         except CorruptSnapshot as error:
             raise FileError(f"{path} is not a snapshot file: {error}") from error
         except InvalidSnapshot as error:

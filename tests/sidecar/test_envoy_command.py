@@ -93,10 +93,12 @@ def test_bootstrap_refuses_files_that_are_invalid_or_missing(tmp_path: Path) -> 
         ("listen", "127.0.0.1:99999"),
         ("sidecar", "/tmp/w"),
         ("sidecar", "unix:/tmp/" + "w" * 101),
+        ("sidecar", "unix:/tmp/" + "w" * 84),  # with .0 one more than a sidecar takes
         ("admin", "127.0.0.1:9901"),
         ("otlp", "collector"),
         ("sampling", "101"),
         ("workers", "0"),
+        ("node", ""),
     ],
 )
 def test_bootstrap_refuses_an_option_when_it_is_malformed(
