@@ -24,8 +24,8 @@ JWT_AUTHN_NAMESPACE: Final = "envoy.filters.http.jwt_authn"
 JWT_DEFAULT_HEADER: Final = "authorization"
 # A longer token is not read; Envoy takes 60 KiB of headers by default.
 JWT_BYTES_MAX: Final = 65_536
-# Beyond it a Struct's numbers, which are doubles, are not exact.
-INTEGER_MAX: Final = 2**53
+# Beyond it a Struct's numbers, which are doubles, are not exact: 2**53 may have been 2**53 + 1.
+INTEGER_MAX: Final = 2**53 - 1
 _BLANKS: Final = rb"[ \t\n\r\x0b\x0c]*"
 _SESSION_ID: Final = re.compile(rb"[0-9a-f]{%d}\Z" % SESSION_ID_HEX_DIGITS)
 _SURROGATE: Final = re.compile(f"[{chr(0xD800)}-{chr(0xDFFF)}]")
@@ -138,9 +138,13 @@ class CookieSource:
 
     def take(self, request: Request, random_unit: Callable[[], bytes]) -> Taken:
         """The cookie's value."""
+        values = self.values(request)
+        return Taken(values[0], several=len(values) > 1) if values else _NOTHING
+
+    def values(self, request: Request) -> list[bytes]:
+        """All values of the cookie, in the order in which they came."""
         cookies = request.headers.get("cookie")
-        values = self._find(cookies) if cookies else None
-        return Taken(values[0].strip(), several=len(values) > 1) if values else _NOTHING
+        return [value.strip() for value in self._find(cookies)] if cookies else []
 
     def describe(self) -> str:
         """In words."""
@@ -159,9 +163,11 @@ class SessionSource:
 
     def take(self, request: Request, random_unit: Callable[[], bytes]) -> Taken:
         """The session's id, or a new one."""
-        found = self._cookie.take(request, random_unit)
-        if _SESSION_ID.match(found.value):
-            return found
+        values = self._cookie.values(request)
+        for value in values:
+            # One that is not ours may stand before it: of a longer path, which ours cannot replace.
+            if _SESSION_ID.match(value):
+                return Taken(value, several=len(values) > 1)
         return Taken(random_unit().hex().encode(), issued=True)
 
     def describe(self) -> str:

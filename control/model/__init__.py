@@ -21,7 +21,7 @@ from control.model.defaults import (
 )
 from control.model.documents import API_VERSION, Document, Kind, load_yaml, read_yaml
 from control.model.experiments import validate_experiment
-from control.model.holdouts import validate_holdout
+from control.model.holdouts import check_held_salts, validate_holdout
 from control.model.layers import layer_name, layer_order, reserved, same_unit
 from control.model.metrics import (
     BUILT_IN,
@@ -56,6 +56,7 @@ __all__ = [
     "bad_event_kinds",
     "candidates",
     "check_documents",
+    "check_held_salts",
     "check_labels",
     "check_rivals",
     "definition",

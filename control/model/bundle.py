@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from control.model.documents import Document
 from control.model.experiments import validate_experiment
-from control.model.holdouts import validate_holdout
+from control.model.holdouts import check_held_salts, validate_holdout
 from control.model.layers import layer_name, reserved, same_unit
 from control.model.metrics import KnownMetrics, validate_metric
 from control.model.rules import check_labels
@@ -92,22 +92,30 @@ def _own_rules(
         )
     elif isinstance(document.spec, HoldoutSpec):
         found = validate_holdout(owner, document.spec)
+        found += check_held_salts(document.spec, _experiments_of(documents, owner, tenant))
     elif isinstance(document.spec, MetricSpec):
         found = validate_metric(owner, document.name, document.spec)
     else:
         target = _target_of(documents, document, tenant)
         siblings = {
-            other.name: other.spec
-            for other in documents
-            if isinstance(other.spec, ExperimentSpec)
-            and other.name != document.name
-            and (other.tenant or tenant) == owner
-            and other.spec.target == document.spec.target
+            name: spec
+            for name, spec in _experiments_of(documents, owner, tenant).items()
+            if name != document.name and spec.target == document.spec.target
         }
         metrics = _metrics_of(documents, owner, tenant, whole=whole)
         found = validate_experiment(owner, document.name, document.spec, target, siblings, metrics)
     found += check_labels(document.labels, "metadata.labels")
     return [item._replace(field=_METADATA.get(item.field, item.field)) for item in found]
+
+
+def _experiments_of(
+    documents: Sequence[Document], owner: str, tenant: str
+) -> dict[str, ExperimentSpec]:
+    return {
+        other.name: other.spec
+        for other in documents
+        if isinstance(other.spec, ExperimentSpec) and (other.tenant or tenant) == owner
+    }
 
 
 def _targets_before(

@@ -60,6 +60,21 @@ def check_layer(
     if name != LAYER_MODELS:
         _check_no_routing(report, spec, name)
     _check_keys(report, spec, name, siblings)
+    _check_salts(report, spec, name, siblings)
+
+
+def _check_salts(
+    report: Report, spec: ExperimentSpec, name: str, siblings: Mapping[str, ExperimentSpec]
+) -> None:
+    """Layers are independent of one another only by their experiments' salts."""
+    for other, sibling in sorted(siblings.items()):
+        if spec.salt and sibling.salt == spec.salt and layer_name(sibling) != name:
+            rule = (
+                f'experiment "{other}" in layer {layer_name(sibling)} has it: who gets a variant '
+                "of the one would get the same of the other; leave it out to get one of its own"
+            )
+            report.add("spec.salt", spec.salt, rule)
+            return
 
 
 def check_layer_variant(report: Report, path: str, spec: ExperimentSpec, variant: Variant) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import re2
 
-from control.model.rules import check_header, check_number, check_salt, check_text
+from control.model.rules import check_header, check_salt, check_share, check_text
 from control.model.violations import Report
 from turnout.v1alpha1.common_pb2 import NumberRange, Percentage, Predicate
 
@@ -189,7 +189,7 @@ def _check_percentage(report: Report, path: str, percentage: Percentage, use: Us
     if use.salt and percentage.salt == use.salt:
         rule = "must not be the experiment's own salt: one variant would lose its units"
         report.add(f"{path}.salt", percentage.salt, rule)
-    check_number(report, f"{path}.fraction", percentage.fraction, 0, 1)
+    check_share(report, f"{path}.fraction", percentage.fraction, 1)
     if percentage.buckets:
         rule = "is made from fraction; leave it out"
         report.add(f"{path}.buckets", percentage.buckets, rule)

@@ -17,10 +17,11 @@ from google.protobuf.duration_pb2 import Duration
 from control.model import durations
 from control.model.names import LABEL_RULE, header_fault, is_label
 from control.model.violations import Report, Violation, join
-from turnout.contract import CLUSTER_PREFIX
+from turnout.contract import BUCKET_COUNT, CLUSTER_PREFIX
 from turnout.v1alpha1.common_pb2 import Model, Upstream
 
 LABELS_MAX: Final = 32
+SHARE_MIN: Final = 1 / BUCKET_COUNT
 LABEL_BYTES_MAX: Final = 63
 MODEL_ID_BYTES_MAX: Final = 128
 MODEL_VERSION_BYTES_MAX: Final = 64
@@ -186,6 +187,12 @@ def _check_cluster(report: Report, path: str, upstream: Upstream) -> None:
     ):
         if given:
             report.add(f"{path}.{field}", "set", "is the existing cluster's own; leave it out")
+
+
+def check_share(report: Report, path: str, value: float, high: float) -> None:
+    """A share of units: none, or one bucket at least; less would be none without a word."""
+    if check_number(report, path, value, 0, high) and 0 < value < SHARE_MIN:
+        report.add(path, value, f"must be 0, or at least {SHARE_MIN:g}: one of {BUCKET_COUNT:,}")
 
 
 def check_path(report: Report, path: str, value: str) -> None:

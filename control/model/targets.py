@@ -25,6 +25,7 @@ from control.model.rules import (
 )
 from control.model.violations import Report, Violation
 from turnout.contract import RESOURCE_BYTES_MAX
+from turnout.v1alpha1.common_pb2 import Predicate
 from turnout.v1alpha1.target_pb2 import RequestMatch, TargetSpec
 
 HOSTS_MAX: Final = 32
@@ -98,9 +99,21 @@ def check_rivals(name: str, spec: TargetSpec, rivals: Mapping[str, TargetSpec]) 
 
 def _beyond_hosts(match: RequestMatch) -> tuple[object, ...]:
     """What must hold besides the host; the order in which it is written does not matter."""
-    headers = frozenset(item.SerializeToString(deterministic=True) for item in match.headers)
+    headers = frozenset(_in_one_form(item) for item in match.headers)
     model = match.model_name, match.model_version
     return match.path_prefix, frozenset(match.methods), headers, model
+
+
+def _in_one_form(predicate: Predicate) -> bytes:
+    """The same bytes for what means the same: one value is `equals`, several have one order."""
+    one = Predicate()
+    one.CopyFrom(predicate)
+    values = sorted(set(one.in_values)) or ([one.equals] if one.HasField("equals") else [])
+    if values:
+        one.ClearField("equals")
+        del one.in_values[:]
+        one.in_values.extend(values)
+    return one.SerializeToString(deterministic=True)
 
 
 def _check_match(report: Report, path: str, match: RequestMatch) -> None:
@@ -113,6 +126,9 @@ def _check_match(report: Report, path: str, match: RequestMatch) -> None:
     check_unique(report, f"{path}.hosts", match.hosts[:HOSTS_MAX])
     if match.path_prefix:
         check_path(report, f"{path}.pathPrefix", match.path_prefix)
+        if not {".", ".."}.isdisjoint(match.path_prefix.split("/")):
+            rule = "must not have . or .. in it: Envoy resolves them before it looks"
+            report.add(f"{path}.pathPrefix", match.path_prefix, rule)
     if len(match.methods) > METHODS_MAX:
         report.add(f"{path}.methods", f"{len(match.methods)} methods", f"at most {METHODS_MAX}")
     for index, method in enumerate(match.methods[:METHODS_MAX]):

@@ -25,6 +25,8 @@ UNIT_VALUE_BYTES_MAX: Final = 256
 
 _SESSION_ID: Final = re.compile(rf"[0-9a-f]{{{SESSION_ID_HEX_DIGITS}}}")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# RFC 6265bis section 4.1.3; the cookie that we issue also has to work over plain HTTP.
+_SECURE_PREFIXES: Final = ("__host-", "__secure-")
 _SOURCES: Final = "header, cookie, random, jwtClaim, session, queryParameter"
 
 
@@ -87,6 +89,9 @@ def _check_claim(report: Report, path: str, claim: JwtClaim) -> None:
 def _check_session(report: Report, path: str, session: Session) -> None:
     if session.cookie:
         check_cookie(report, f"{path}.cookie", session.cookie)
+        if session.cookie.lower().startswith(_SECURE_PREFIXES):
+            rule = "must not begin with __Host- or __Secure-: no browser keeps it without Secure"
+            report.add(f"{path}.cookie", session.cookie, rule)
     if session.HasField("max_age"):
         here = f"{path}.maxAge"
         good = check_duration(report, here, session.max_age, MINUTE, SESSION_AGE_MAX)

@@ -6,7 +6,7 @@ started with. Refuses to judge a spec by itself: `control.model` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from control import model, views
@@ -15,6 +15,8 @@ from control.rollout.controller import Controller, check_etag
 from control.rollout.effects import Call
 from control.rollout.entries import HoldoutEntry, new_holdout, sealed_holdout
 from control.rollout.tenant import Mutation, Tenant
+from control.rollout.words import State
+from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 from turnout.v1alpha1.experiment_service_pb2 import Holdout, HoldoutSpec
 
 
@@ -63,9 +65,9 @@ class Holdouts:
             check_etag(current.name, etag, current.etag)
             wanted = change(current).spec
             faults = model.validate_holdout(tenant.name, wanted)
-            if faults:
-                raise invalid([Fault(fault.field, fault.value, fault.rule) for fault in faults])
+            _check(faults)
             after = self._changed(tenant, wanted)
+            _check(model.check_held_salts(after.spec, _experiments(tenant)))
             if validate_only or after == tenant.holdout:
                 return views.holdout_message(tenant.name, after)
             message = await self._controller.commit(
@@ -89,3 +91,18 @@ class Holdouts:
             return before
         resource = replace(before.resource, revision=before.resource.revision + 1)
         return sealed_holdout(HoldoutEntry(resource, spec), now_ms)
+
+
+def _check(violations: Iterable[model.Violation]) -> None:
+    faults = [Fault(found.field, found.value, found.rule) for found in violations]
+    if faults:
+        raise invalid(faults)
+
+
+def _experiments(tenant: Tenant) -> dict[str, ExperimentSpec]:
+    """Those that have not ended."""
+    return {
+        entry.name: entry.spec
+        for entry in tenant.experiments.values()
+        if entry.run.live or entry.run.state is State.DRAFT
+    }

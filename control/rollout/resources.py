@@ -352,6 +352,8 @@ class Resources:
             tenant.name, name, sent, target.spec if target else None, siblings, known
         )
         missing = model.unimplemented_experiment(sent, known)
+        if tenant.holdout is not None:
+            faults += model.check_held_salts(tenant.holdout.spec, {name: sent})
         _check([*faults, *model.check_labels(labels)], missing)
         if target is None:
             message = f"target {sent.target} does not exist"

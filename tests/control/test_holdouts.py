@@ -59,6 +59,7 @@ async def test_update_is_refused_when_it_is_wrong_or_late(api: Api) -> None:
         (0.51, {}, CODE.INVALID_ARGUMENT),
         (-0.1, {}, CODE.INVALID_ARGUMENT),
         (float("nan"), {}, CODE.INVALID_ARGUMENT),
+        (1e-9, {}, CODE.INVALID_ARGUMENT),
         (0.1, {"salt": "x" * 65}, CODE.INVALID_ARGUMENT),
         (0.1, {"salt": "salt"}, CODE.FAILED_PRECONDITION),
         (0.1, {"etag": first.etag}, CODE.ABORTED),
@@ -124,6 +125,34 @@ async def test_plan_has_no_holdout_when_the_fraction_is_zero(
     await update(api, 0)
     await api.start(experiment(PARAMETERS_SPEC))
     assert not (await sidecar.plan()).HasField("holdout")
+
+
+async def test_salt_is_refused_when_an_experiment_has_it_whichever_comes_first(api: Api) -> None:
+    """All who are held out would be of its first candidate."""
+    await api.create_target()
+    await update(api, 0.05, salt="held")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await api.create(experiment(PARAMETERS_SPEC + "\nsalt: held"), "a")
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+    assert 'salt of experiment "a"' in violations(refused.value)["spec.salt"]
+    await api.create(experiment(PARAMETERS_SPEC + "\nsalt: own"), "a")
+
+
+async def test_experiments_salt_is_refused_when_the_holdout_comes_later(api: Api) -> None:
+    await api.create_target()
+    await api.create(experiment(PARAMETERS_SPEC + "\nsalt: own"), "a")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await update(api, 0.05, salt="own")
+    assert refused.value.code() is CODE.INVALID_ARGUMENT
+    assert "spec.salt" in violations(refused.value)
+    assert (await get(api)).spec == HoldoutSpec()
+
+
+def test_files_are_refused_when_holdout_and_experiment_have_one_salt() -> None:
+    salted = EXPERIMENT.replace("target: fraud", "target: fraud\n  salt: same", 1)
+    held = "\nkind: Holdout\nmetadata: {tenant: risk}\nspec: {fraction: 0.1, salt: same}\n"
+    found = violations_of(f"{TARGET}---{salted}---{held}")
+    assert [(item.field, item.value) for item in found] == [("spec.salt", "same")]
 
 
 # -- Files and commands ----------------------------------------------------------------------------

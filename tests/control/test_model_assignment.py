@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,8 @@ def test_two_layers_are_good_together_when_their_parameters_differ() -> None:
         ("{cookie: 'a b'}", ".cookie", "cookie name"),
         (f"{{queryParameter: {'q' * 65}}}", ".queryParameter", "at most 64 bytes"),
         ("{session: {cookie: 'a;b'}}", ".session.cookie", "cookie name"),
+        ("{session: {cookie: __Host-id}}", ".session.cookie", "without Secure"),
+        ("{session: {cookie: __secure-id}}", ".session.cookie", "without Secure"),
         ("{session: {maxAge: 59s}}", ".session.maxAge", "at least 1m"),
         ("{session: {maxAge: 366d}}", ".session.maxAge", "at most 365d"),
         ("{session: {maxAge: 60.5s}}", ".session.maxAge", "whole seconds"),
@@ -179,6 +182,7 @@ def test_unit_is_refused_by_field_and_rule_when_it_is_wrong(
         ("{regex: a}", "", "exactly one of header, percentage"),
         ("{percentage: {fraction: 0.1}}", ".percentage.salt", "1 to 64"),
         ("{percentage: {salt: a, fraction: 1.1}}", ".percentage.fraction", "at most 1"),
+        ("{percentage: {salt: a, fraction: 1.0e-9}}", ".percentage.fraction", "at least 1e-06"),
         (
             "{percentage: {salt: a, fraction: 0.1, buckets: 1}}",
             ".percentage.buckets",
@@ -301,6 +305,17 @@ def test_both_are_refused_when_two_layers_set_the_same_parameter() -> None:
     assert (
         "experiment scoring in layer scoring of this target sets x-param-threshold" in found[0].rule
     )
+
+
+def test_both_are_refused_when_two_layers_have_one_salt() -> None:
+    """They would not be independent: v2 of the one is v2 of the other for every user."""
+    one, other = (
+        re.sub("\n  salt: .*", "", text).replace("target: fraud", "target: fraud\n  salt: same")
+        for text in (EXPERIMENT, SCORING)
+    )
+    found = violations_of(f"{TARGET}---{one}---{other}")
+    assert [(item.field, item.value) for item in found] == [("spec.salt", "same")] * 2
+    assert "leave it out to get one of its own" in found[0].rule
 
 
 def test_second_is_refused_when_the_first_has_too_much_of_the_layer() -> None:

@@ -599,6 +599,18 @@ def test_target_is_refused_when_the_order_of_methods_and_headers_differs() -> No
     assert len(violations_of(_second_target(one) + "---" + _third_target(two))) == 1
 
 
+@pytest.mark.parametrize(("one", "two"), [("in: [p, q]", "in: [q, p]"), ("in: [p]", "equals: p")])
+def test_target_is_refused_when_its_headers_say_the_same_in_other_words(one: str, two: str) -> None:
+    first, second = (f"{{headers: [{{header: a, {leaf}}}]}}" for leaf in (one, two))
+    assert len(violations_of(_second_target(first) + "---" + _third_target(second))) == 1
+
+
+@pytest.mark.parametrize("path", ["/a/../b", "/..", "/a/./b", "/a/."])
+def test_target_is_refused_when_no_path_that_envoy_has_resolved_begins_so(path: str) -> None:
+    (found,) = violations_of(_second_target(f"{{pathPrefix: {path}}}"))
+    assert (found.field, found.value) == ("spec.match.pathPrefix", path)
+
+
 @pytest.mark.parametrize(
     "match",
     [

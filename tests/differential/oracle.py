@@ -360,11 +360,10 @@ def of(found: list[bytes]) -> Found:
 def session(world: World, unit: Unit, cookie_headers: list[bytes]) -> Found:
     """The session's cookie, or a fresh one."""
     name = unit.session.cookie or SESSION_COOKIE
-    found = of(values.cookies(cookie_headers, name.encode()))
-    if len(found.value) == SESSION_ID_HEX_DIGITS and all(
-        letter in values.HEX.encode() for letter in found.value
-    ):
-        return found
+    given = values.cookies(cookie_headers, name.encode())
+    for value in given:
+        if len(value) == SESSION_ID_HEX_DIGITS and not set(value) - set(values.HEX.encode()):
+            return Found(value, len(given) > 1)
     seconds = unit.session.max_age.seconds or SESSION_SECONDS
     fresh = world.chance.hex()
     text = f"{name}={fresh}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax"

@@ -212,7 +212,7 @@ def claim_text(value: Any) -> bytes:
             return value.encode("utf-8")
         except UnicodeEncodeError:  # half a surrogate pair is no text
             return b""
-    if isinstance(value, int | float) and -(2**53) <= value <= 2**53 and value % 1 == 0:
+    if isinstance(value, int | float) and -(2**53) < value < 2**53 and value % 1 == 0:
         return str(Decimal(int(value))).encode()
     return b""
 

@@ -63,6 +63,20 @@ def test_session_is_the_cookies_when_it_has_our_form() -> None:
     assert take(named, cookie=b"turnout-session=x; sid=" + good) == Taken(good)
 
 
+def test_session_is_the_first_of_our_form_when_another_stands_before_it() -> None:
+    """A stray one of a longer path comes first, and ours can never replace it."""
+    source = source_of(Unit(session=Session()))
+    good, other = b"0123456789abcdef" * 2, b"f" * 32
+    for cookies in ((b"bad", good), (good, b"bad"), (b"", b"bad", good, other)):
+        cookie = b"; ".join(b"turnout-session=" + value for value in cookies)
+        assert take(source, cookie=cookie) == Taken(good, several=True)
+    found = source.take(
+        Request({"cookie": b"turnout-session=a; turnout-session=b"}, None, b"/", b""),
+        lambda: bytes(16),
+    )
+    assert found == Taken(b"0" * 32, issued=True)
+
+
 @pytest.mark.parametrize("cookie", [b"", b"turnout-session=0123", b"turnout-session=" + b"G" * 32])
 def test_session_is_issued_when_there_is_none_of_our_form(cookie: bytes) -> None:
     source = source_of(Unit(session=Session()))
@@ -78,7 +92,8 @@ CLAIMS: list[tuple[str, Any, bytes]] = [
     ("sub", {"sub": 12345}, b"12345"),
     ("sub", {"sub": -1}, b"-1"),
     ("sub", {"sub": 5.0}, b"5"),
-    ("sub", {"sub": 2**53}, b"9007199254740992"),
+    ("sub", {"sub": 2**53 - 1}, b"9007199254740991"),
+    ("sub", {"sub": 2**53}, b""),  # as a double it is 2**53 + 1, too
     ("sub", {"sub": 2**54}, b""),
     ("sub", {"sub": 5.5}, b""),
     ("sub", {"sub": True}, b"true"),
