@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 # What is counted beside the outcome; bits.
 DUPLICATE_UNIT: Final = 1  # several values of the unit: the first was taken
-INVALID_TOKEN: Final = 2  # a force token that gives nothing here: ignored
+INVALID_TOKEN: Final = 2  # a force token that is not good, or names what does not serve: ignored
 
 
 class Outcome(IntEnum):

@@ -351,7 +351,9 @@ Global___Unit: _TypeAlias = Unit  # noqa: Y015
 
 @_typing.final
 class JwtClaim(_message.Message):
-    """A claim of a JSON Web Token: a string, an integer or a boolean; everything else is no unit."""
+    """A claim of a JSON Web Token: a string, an integer below 2^53 (larger ones are read as
+    another), or a boolean; everything else is no unit.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
