@@ -42,6 +42,7 @@ PREDECESSOR_END_S: Final = 15.0
 SUCCESSOR_S: Final = 15.0
 _LOCK_S: Final = 5.0
 _RETRY_S: Final = 0.05
+_METRICS_RETRY_S: Final = 2.0
 
 
 def serve(options: Options, spawned: Sequence[Spawned] = ()) -> None:
@@ -107,6 +108,7 @@ class _Service:
         self._leading: asyncio.Task[None] | None = None
         self._collecting: asyncio.Task[None] | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._measuring: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._hurry = False
         self._closed = asyncio.Event()
@@ -131,6 +133,7 @@ class _Service:
         """Let go of everything, whatever was reached."""
         await self._cease()
         await _ended(self._collecting)
+        await _ended(self._measuring)
         if self._metrics is not None:
             self._metrics.close()
         self._door.close()
@@ -214,7 +217,7 @@ class _Service:
         self._lead()
         await predecessor.end(PREDECESSOR_END_S)
         await self._own_soon()
-        self._measure()
+        self._measuring = asyncio.create_task(self._measure_soon())
         _LOG.info("taken over from the sidecar before this one")
 
     def _load(self, *, strict: bool = False) -> None:
@@ -224,18 +227,38 @@ class _Service:
             self._supervisor.load_state(strict=strict)
 
     async def _own_soon(self) -> None:
-        """Own what the one before lets go of; its last process may still hold it for a moment."""
+        """Own what the one before lets go of; its last process may still hold it for a moment.
+
+        However long that is: this one serves, and nobody else does.
+        """
         from sidecar.disk import StateError
 
         deadline_ms = monotonic_ms() + int(_LOCK_S * 1000)
+        said = False
         while True:
             try:
                 self._supervisor.own()
                 return
-            except StateError:
-                if monotonic_ms() > deadline_ms:
-                    raise
+            except StateError as error:
+                if monotonic_ms() > deadline_ms and not said:
+                    _LOG.error("this one serves, and keeps and tells nothing until then: %s", error)
+                    said = True
             await asyncio.sleep(_RETRY_S)
+
+    async def _measure_soon(self) -> None:
+        """Serve the metrics as soon as their address is free: requests are served already."""
+        from sidecar.metrics import MetricsError
+
+        said = ""
+        while True:
+            try:
+                self._measure()
+                return
+            except MetricsError as error:
+                if str(error) != said:
+                    said = str(error)
+                    _LOG.error("tried again every %g s: %s", _METRICS_RETRY_S, said)
+            await asyncio.sleep(_METRICS_RETRY_S)
 
     # -- Parts -------------------------------------------------------------------------------------
 

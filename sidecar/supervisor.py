@@ -203,7 +203,7 @@ class Supervisor:
         assert path is not None
         try:
             payload = unframe(path.read_bytes())
-            key = self.config.key or (self.state.own_key() if self.state else new_key())
+            key = self.config.key or self._own_key()
             effects = self.subscription.loaded(payload, key, (), now_ms=monotonic_ms())
         except OSError as error:
             why = error.strerror or error
@@ -214,6 +214,21 @@ class Supervisor:
             lines = [f"{v.field}: {v.rule} (is {v.value!r})" for v in error.violations]
             raise FileError("\n".join([f"{path} is refused:", *lines])) from error
         self.perform(effects)
+
+    def _own_key(self) -> bytes:
+        """The key of a sidecar that serves a file; a disk that takes no writes stops nothing."""
+        if self.state is None:
+            return new_key()
+        try:
+            return self.state.own_key()
+        except OSError as error:
+            _LOG.error(
+                "the state directory %s cannot be written (%s): unit hashes and force tokens are "
+                "others' after the next start",
+                self.options.state_dir,
+                error.strerror or error,
+            )
+            return new_key()
 
     def perform(self, effects: Iterable[Effect]) -> None:
         """Carry out what the subscription says, in order."""

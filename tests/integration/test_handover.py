@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ import pytest
 
 from sidecar.handover import Claim, socket_of
 from sidecar.listen import Listen
+from sidecar.service import PREDECESSOR_END_S
 from tests.integration.harness import (
     FakeControl,
     Load,
@@ -23,6 +25,7 @@ from tests.integration.harness import (
     one_target,
     wait_for,
 )
+from tests.integration.waiting import LOOPBACK, free_port
 
 ROUNDS: Final = 3
 # Of all requests, on a machine that does other things beside.
@@ -210,6 +213,48 @@ async def test_old_sidecar_stops_when_it_is_told_twice_or_the_new_one_goes(stage
         await ended(sidecar)
         assert await sidecar.stop() == 0
         writer.close()
+
+
+async def test_new_sidecar_serves_on_when_its_metrics_address_is_somebody_elses(
+    stage: Stage,
+) -> None:
+    """When it finds out, the one before has gone: requests come first."""
+    v1 = await stage.pod("v1")
+    old = await stage.sidecar(snapshot=one_target(v1))
+    await stage.workers_serve()
+    stage.metrics_port = free_port()
+    with socket.create_server((LOOPBACK, stage.metrics_port)):
+        new = await stage.sidecar(snapshot=one_target(v1))
+        await ended(old)
+        await wait_for(lambda: "tried again every" in new.output(), "it says so")
+        assert new.running
+    await wait_for(lambda: measured(stage), "they are served when the address is free")
+    assert new.running
+
+
+async def measured(stage: Stage) -> bool:
+    """Whether somebody answers at the metrics' address."""
+    try:
+        return await stage.metric("turnout_sidecar_workers_ready") == 2
+    except OSError:
+        return False
+
+
+@pytest.mark.soak
+async def test_new_sidecar_serves_on_when_the_old_one_hangs_at_its_end(stage: Stage) -> None:
+    """Longer than the new one waits: the state directory is the old one's until it goes on."""
+    v1 = await stage.pod("v1")
+    old = await stage.sidecar(snapshot=one_target(v1))
+    await stage.workers_serve()
+    new = await stage.sidecar(snapshot=one_target(v1))
+    await wait_for(lambda: "this one drains and ends" in old.output(), "it ends")
+    os.kill(old.pid, signal.SIGSTOP)
+    said = "keeps and tells nothing"
+    await wait_for(lambda: said in new.output(), "it says so", timeout_s=2 * PREDECESSOR_END_S)
+    assert new.running
+    os.kill(old.pid, signal.SIGCONT)
+    await wait_for(lambda: "taken over from" in new.output(), "it has all of it")
+    await ended(old)
 
 
 class Stranger:
