@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
 import typer
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
 
 from sidecar.clock import now_ms
 from sidecar.disk import KEY_FILE, SNAPSHOT_FILE, TOMBSTONES_FILE
@@ -239,6 +240,14 @@ def _claims(text: str) -> Mapping[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{text!r} is no JSON object", param_hint="--claims")
+    try:
+        # What Envoy could not put into its metadata either.
+        claims = Struct()
+        claims.update(found)
+        Struct.FromString(claims.SerializeToString())
+    except (ValueError, OverflowError, RecursionError, DecodeError) as error:
+        rule = f"cannot be claims: {str(error) or 'nested too deeply'}"
+        raise typer.BadParameter(rule, param_hint="--claims") from error
     return found
 
 

@@ -84,6 +84,8 @@ def force(
     if unit_given == "":  # a script's variable that is not set must not widen what is given away
         rule = "is empty: leave it out for a token that is good for whoever bears it"
         raise typer.BadParameter(rule, param_hint="--unit")
+    if not (unit_given or "").isprintable():  # what is no UTF-8 comes as surrogates, which are not
+        raise typer.BadParameter(f"{unit_given!r} is not printable text", param_hint="--unit")
     unit, seconds = unit_given or "", _seconds(ttl)
     known = None
     if key_file is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from control.model.predicates import percentage_salts
 from control.model.rules import check_label, check_salt, check_share
 from control.model.violations import Report, Violation
 from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
@@ -12,6 +13,7 @@ from turnout.v1alpha1.experiment_service_pb2 import HoldoutSpec
 
 # Beyond half of the units it is the experiments that are held out.
 FRACTION_MAX: Final = 0.5
+_OWN_UNITS: Final = "those who are held out would all be among the ones that it takes"
 _OWN_SALT: Final = "those who are held out would all be its first candidate's"
 
 
@@ -40,6 +42,10 @@ def check_held_salts(
     for name, spec in sorted(experiments.items()):
         if holdout.salt and spec.salt == holdout.salt:
             rule = f'is the salt of experiment "{name}", too: {_OWN_SALT}'
-            report.add("spec.salt", holdout.salt, rule)
-            break
+        elif holdout.salt and holdout.salt in percentage_salts(spec):
+            rule = f'is the salt of a percentage of experiment "{name}", too: {_OWN_UNITS}'
+        else:
+            continue
+        report.add("spec.salt", holdout.salt, rule)
+        break
     return report.violations

@@ -15,6 +15,7 @@ import re2
 from control.model.rules import check_header, check_salt, check_share, check_text
 from control.model.violations import Report
 from turnout.v1alpha1.common_pb2 import NumberRange, Percentage, Predicate
+from turnout.v1alpha1.experiment_pb2 import ExperimentSpec
 
 PREDICATE_DEPTH_MAX: Final = 8
 PREDICATE_LEAVES_MAX: Final = 64
@@ -193,6 +194,22 @@ def _check_percentage(report: Report, path: str, percentage: Percentage, use: Us
     if percentage.buckets:
         rule = "is made from fraction; leave it out"
         report.add(f"{path}.buckets", percentage.buckets, rule)
+
+
+def percentage_salts(spec: ExperimentSpec) -> set[str]:
+    """The salts of all percentages in an experiment's segment and strata."""
+    found: set[str] = set()
+    parts = [spec.segment] if spec.HasField("segment") else []
+    for stratum in spec.strata:
+        parts += [*stratum.all, *stratum.any]
+        parts += [stratum.negated] if stratum.HasField("negated") else []
+    while parts:
+        one = parts.pop()
+        if one.HasField("percentage"):
+            found.add(one.percentage.salt)
+        parts += [*one.all, *one.any]
+        parts += [one.negated] if one.HasField("negated") else []
+    return found
 
 
 def alternatives(predicates: Iterable[Predicate]) -> int:

@@ -71,6 +71,11 @@ def validate_target(tenant: str, name: str, spec: TargetSpec) -> list[Violation]
     return report.violations
 
 
+# RFC 3986 section 6.2.2, as Envoy's normalize_path does it before it looks for a route.
+_NEEDLESS: Final = r"%(?:2[dDeE]|3[0-9]|4[1-9a-fA-F]|5[0-9aAfF]|6[1-9a-fA-F]|7[0-9aAeE])"
+_NORMAL: Final = re.compile(rf"(?!.*/\.\.?(?:/|$))(?!.*\\)(?!.*{_NEEDLESS}).*", re.DOTALL)
+
+
 def check_rivals(name: str, spec: TargetSpec, rivals: Mapping[str, TargetSpec]) -> list[Violation]:
     """A violation when another target takes the same requests: one of them would get none.
 
@@ -106,6 +111,12 @@ def _beyond_hosts(match: RequestMatch) -> tuple[object, ...]:
 
 def _in_one_form(predicate: Predicate) -> bytes:
     """The same bytes for what means the same: one value is `equals`, several have one order."""
+    if predicate.HasField("negated"):
+        return b"not " + _in_one_form(predicate.negated)
+    for word, parts in ((b"all", predicate.all), (b"any", predicate.any)):
+        forms = sorted({_in_one_form(part) for part in parts})
+        if forms:
+            return forms[0] if len(forms) == 1 else word + repr(forms).encode()
     one = Predicate()
     one.CopyFrom(predicate)
     values = sorted(set(one.in_values)) or ([one.equals] if one.HasField("equals") else [])
@@ -126,8 +137,9 @@ def _check_match(report: Report, path: str, match: RequestMatch) -> None:
     check_unique(report, f"{path}.hosts", match.hosts[:HOSTS_MAX])
     if match.path_prefix:
         check_path(report, f"{path}.pathPrefix", match.path_prefix)
-        if not {".", ".."}.isdisjoint(match.path_prefix.split("/")):
-            rule = "must not have . or .. in it: Envoy resolves them before it looks"
+        if not _NORMAL.fullmatch(match.path_prefix):
+            rule = "must be as Envoy normalizes it: no . or .. between slashes, no backslash, no "
+            rule += "%-escape of a letter, a digit or one of -._~"
             report.add(f"{path}.pathPrefix", match.path_prefix, rule)
     if len(match.methods) > METHODS_MAX:
         report.add(f"{path}.methods", f"{len(match.methods)} methods", f"at most {METHODS_MAX}")

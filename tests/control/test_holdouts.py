@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import grpc
 import pytest
@@ -151,8 +152,11 @@ async def test_experiments_salt_is_refused_when_the_holdout_comes_later(api: Api
 def test_files_are_refused_when_holdout_and_experiment_have_one_salt() -> None:
     salted = EXPERIMENT.replace("target: fraud", "target: fraud\n  salt: same", 1)
     held = "\nkind: Holdout\nmetadata: {tenant: risk}\nspec: {fraction: 0.1, salt: same}\n"
-    found = violations_of(f"{TARGET}---{salted}---{held}")
-    assert [(item.field, item.value) for item in found] == [("spec.salt", "same")]
+    share = "target: fraud\n  segment: {not: {percentage: {salt: same, fraction: 0.5}}}"
+    taken = re.sub("\n  segment: .*", "", EXPERIMENT).replace("target: fraud", share, 1)
+    for text in (salted, taken):
+        found = violations_of(f"{TARGET}---{text}---{held}")
+        assert [(item.field, item.value) for item in found] == [("spec.salt", "same")]
 
 
 # -- Files and commands ----------------------------------------------------------------------------

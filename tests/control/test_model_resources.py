@@ -599,13 +599,32 @@ def test_target_is_refused_when_the_order_of_methods_and_headers_differs() -> No
     assert len(violations_of(_second_target(one) + "---" + _third_target(two))) == 1
 
 
-@pytest.mark.parametrize(("one", "two"), [("in: [p, q]", "in: [q, p]"), ("in: [p]", "equals: p")])
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("{header: a, in: [p, q]}", "{header: a, in: [q, p]}"),
+        ("{header: a, in: [p]}", "{header: a, equals: p}"),
+        ("{not: {header: a, in: [p, q]}}", "{not: {header: a, in: [q, p]}}"),
+        ("{all: [{header: a, equals: p}]}", "{header: a, equals: p}"),
+        (
+            "{any: [{header: a, prefix: p}, {header: b, equals: q}]}",
+            "{any: [{header: b, equals: q}, {header: a, prefix: p}]}",
+        ),
+    ],
+)
 def test_target_is_refused_when_its_headers_say_the_same_in_other_words(one: str, two: str) -> None:
-    first, second = (f"{{headers: [{{header: a, {leaf}}}]}}" for leaf in (one, two))
+    first, second = (f"{{headers: [{leaf}]}}" for leaf in (one, two))
     assert len(violations_of(_second_target(first) + "---" + _third_target(second))) == 1
 
 
-@pytest.mark.parametrize("path", ["/a/../b", "/..", "/a/./b", "/a/."])
+@pytest.mark.parametrize("path", ["/a%2Fb", "/a/..b/c", "/a/...", "/a.b", "/%20"])
+def test_target_is_good_when_its_path_stays_as_it_is(path: str) -> None:
+    assert not violations_of(_second_target(f"{{pathPrefix: {path}}}"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/../b", "/..", "/a/./b", "/a/.", "/x/%2e%2e/y", "/x\\y", "/%41"]
+)
 def test_target_is_refused_when_no_path_that_envoy_has_resolved_begins_so(path: str) -> None:
     (found,) = violations_of(_second_target(f"{{pathPrefix: {path}}}"))
     assert (found.field, found.value) == ("spec.match.pathPrefix", path)
