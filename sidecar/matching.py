@@ -100,11 +100,13 @@ def _patterns(host: bytes, *, exact: bool) -> list[bytes]:
 
 
 def _without_port(authority: bytes) -> bytes:
+    """What is before the last colon, if it is not inside the brackets of an IPv6 address.
+
+    Whatever is behind it, as to Envoy (ignore_port_in_host_matching; tried on 1.40): `a.com:` and
+    `a.com:x` are a.com, or Envoy would take another target's route than we stamp for.
+    """
     host, colon, port = authority.rpartition(b":")
-    # An IPv6 address has colons of its own, inside its brackets.
-    return (
-        host if colon and port.isdigit() and not (b":" in host and host[-1:] != b"]") else authority
-    )
+    return host if colon and b"]" not in port else authority
 
 
 class _Entry(Generic[T]):

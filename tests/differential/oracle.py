@@ -217,13 +217,9 @@ def host_fits(pattern: bytes, host: bytes) -> bool:
 
 
 def without_port(authority: bytes) -> bytes:
-    """The host of an authority."""
-    host, colon, port = authority.rpartition(b":")
-    if not colon or not values.digits(port):
-        return authority
-    if b":" in host and not host.endswith(b"]"):
-        return authority  # an IPv6 address without its brackets: no port
-    return host
+    """The host of an authority: Envoy cuts at the last colon that is in no brackets."""
+    colon = authority.rfind(b":")
+    return authority if colon < authority.rfind(b"]") or colon < 0 else authority[:colon]
 
 
 def rest_fits(target: TargetPlan, headers: Headers) -> bool:

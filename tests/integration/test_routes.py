@@ -64,6 +64,7 @@ def _targets() -> list[TargetPlan]:
 
 def _requests() -> list[Request]:
     hosts = ["a.risk.svc", "A.Risk.svc:8080", "x.risk.svc", "risk.svc", ".risk.svc", "y.svc"]
+    hosts += ["a.risk.svc:", "a.risk.svc:x", "a.risk.svc:80:80", "x.risk.svc:y.svc"]
     paths = ["/", "/v2", "/v2x", "/v2/models/x?q=/v2/h", "/v2/models"]
     routed = [
         Request(path, {}, b"", method, host)

@@ -39,6 +39,10 @@ def matched(plan: Plan, host: bytes, path: bytes = b"/v2", **headers: bytes) -> 
         (b"svc", "any"),
         (b"[::1]:8080", "address"),
         (b"[::1]", "address"),
+        (b"[::1]:", "address"),
+        (b"api.risk.svc:", "exact"),
+        (b"api.risk.svc:x", "exact"),
+        (b"api.risk.svc:1:2", "any"),
         (b"", "any"),
     ],
 )
