@@ -72,6 +72,8 @@ class Answers:
         # Streams that were answered at the last look, and when that was.
         self._answered_then: list[int] = []
         self._looked_s = 0.0
+        # PINGs in a row: since something was asked or answered.
+        self._pings = 0
         # Costly things done in this turn.
         self._chores = 0
         # What we may send: on the connection, and on a new stream; who waits for the connection's.
@@ -175,6 +177,8 @@ class Answers:
             self._unsent_bytes -= len(part)
             if not unsent or len(part) >= DATA_BYTES_MIN:
                 self._data_frames += 1
+                # grpc-go measures the way's bandwidth by a PING after each answer.
+                self._pings = 0
             last = not unsent and stream.trailers == b""
             flags = END_STREAM if last else 0
             self._out.append(frames.frame(FrameType.DATA, flags, stream.id, part))

@@ -85,7 +85,6 @@ class Handlers(Requests):
         self._frame_since_s = 0.0
         # What the peer may still send on the connection.
         self._allowance = CONNECTION_WINDOW
-        self._pings = 0
         self._pings_since_s = 0.0
         self._settings = Window(SETTINGS_MAX, SETTINGS_WINDOW_S)
         self._control_replies = 0

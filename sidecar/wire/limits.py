@@ -92,8 +92,8 @@ CONNECTION_WINDOW: Final = 2**30
 # an access log alone has some hundred bytes; smaller messages have a budget, as has what comes on a
 # health watch behind its request.
 CRUMB_BYTES: Final = 128
-CRUMBS_BURST: Final = 1_000
-CRUMBS_PER_S: Final = 100.0
+CRUMBS_BURST: Final = 4_000
+CRUMBS_PER_S: Final = 400.0
 # What a message that waits for its turn takes beside its bytes.
 MESSAGE_OVERHEAD_BYTES: Final = 64
 # Answers that wait for the peer's window: beyond it new streams are refused.

@@ -201,6 +201,18 @@ def test_connection_ends_when_it_is_pinged_too_often() -> None:
     assert peer.resets() == {}
 
 
+def test_pings_are_free_when_each_comes_after_an_answer() -> None:
+    """As grpc-go sends them; answers that come late have no request between them."""
+    peer = Peer()
+    streams = range(1, 41, 2)
+    peer.send(*[headers(s, block_of(ACCESS_LOGS, shrink=s == 1)) for s in streams])
+    peer.send(*[data(s, message(b"x" * CRUMB_BYTES), END_STREAM) for s in streams])
+    for stream_id in streams:
+        peer.connection.folded(stream_id, "log")
+        peer.send(PING)
+    assert not peer.connection.closed
+
+
 def test_connection_ends_when_settings_come_too_often() -> None:
     """CVE-2019-9515; one was its first."""
     some = frames.settings({Setting.MAX_CONCURRENT_STREAMS: 1})
